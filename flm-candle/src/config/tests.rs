@@ -1,0 +1,125 @@
+use super::*;
+
+fn released(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/configs").join(name);
+    std::fs::read_to_string(path).expect("fixture")
+}
+
+#[test]
+fn released_configs_open_with_their_published_parameter_counts() {
+    for (file, parameters, scale) in [
+        ("Tele-FLM.json", 52_824_121_344, 0.03125),
+        ("Tele-FLM.early-revision.json", 52_824_121_344, 0.03125),
+        ("FLM-2-52B-Instruct-2407.json", 52_832_509_952, 0.03125),
+        ("Tele-FLM-1T.json", 1_083_813_908_480, 0.025),
+    ] {
+        let config = TeleFlmConfig::from_json(&released(file)).expect(file);
+        assert_eq!(config.parameter_count(), parameters, "{file}");
+        assert_eq!(config.logit_scale(), scale, "{file}");
+        assert_eq!(config.input_scale(), 1.0, "{file}");
+        assert_eq!(config.head_dim, 128, "{file}");
+        assert_eq!(config.eos_token_ids, [2], "{file}");
+        assert_eq!(config.declared_dtype(), Some(candle_core::DType::BF16));
+    }
+}
+
+#[test]
+fn writing_an_unchanged_config_changes_nothing() {
+    for file in ["Tele-FLM.json", "FLM-2-52B-Instruct-2407.json", "Tele-FLM-1T.json"] {
+        let text = released(file);
+        let before: Value = serde_json::from_str(&text).unwrap();
+        let after: Value = serde_json::from_str(&TeleFlmConfig::from_json(&text).unwrap().to_json()).unwrap();
+        assert_eq!(before, after, "{file}");
+    }
+}
+
+#[test]
+fn changed_fields_are_written_and_unknown_keys_kept() {
+    let mut config = TeleFlmConfig::from_json(&released("Tele-FLM.json")).unwrap();
+    config.hidden_size = 10240;
+    config.rms_norm_eps = 8e-6;
+    let again = TeleFlmConfig::from_json(&config.to_json()).unwrap();
+    assert_eq!((again.hidden_size, again.rms_norm_eps, again.head_dim), (10240, 8e-6, 128));
+    assert!(again.raw().contains_key("auto_map"));
+}
+
+#[test]
+fn presets_are_the_released_shapes() {
+    for (name, file) in [("tele-flm-52b", "Tele-FLM.json"), ("tele-flm-1t", "Tele-FLM-1T.json")] {
+        let (a, b) = (preset(name).unwrap(), TeleFlmConfig::from_json(&released(file)).unwrap());
+        assert!(a.tensors().eq(b.tensors()), "{name}");
+        assert_eq!((a.logit_scale(), a.rms_norm_eps), (b.logit_scale(), b.rms_norm_eps));
+    }
+    let middle = preset("tele-flm-102b").unwrap();
+    assert_eq!(middle.parameter_count(), 102_206_351_360);
+    assert_eq!(middle.logit_scale(), preset("tele-flm-52b").unwrap().logit_scale());
+    for name in PRESETS {
+        assert!(preset(name).is_some_and(|c| c.validate().is_ok()), "{name}");
+    }
+    assert_eq!(preset("tele-flm"), None);
+}
+
+/// The smallest config, with one key replaced.
+fn with(key: &str, value: Value) -> Result<TeleFlmConfig, ConfigError> {
+    let mut json: Map<String, Value> = preset("nano-52b").unwrap().raw().clone();
+    json.insert(key.into(), value);
+    TeleFlmConfig::from_json(&Value::Object(json).to_string())
+}
+
+#[test]
+fn each_wrong_value_names_its_key() {
+    for (key, value, says) in [
+        ("hidden_size", Value::from(0), "`hidden_size` is 0"),
+        ("hidden_size", Value::from(-4), "`hidden_size` is -4"),
+        ("hidden_size", Value::from("96"), "`hidden_size` is \"96\""),
+        ("hidden_size", Value::from(97), "hidden_size 97 is not a multiple"),
+        ("num_hidden_layers", Value::Null, "no `num_hidden_layers`"),
+        ("num_hidden_layers", Value::from(1u64 << 40), "num_hidden_layers"),
+        ("num_key_value_heads", Value::from(3), "multiple of num_key_value_heads 3"),
+        ("head_dim", Value::from(7), "head_dim 7 is odd"),
+        ("vocab_size", Value::from(1.5), "`vocab_size` is 1.5"),
+        ("rms_norm_eps", Value::from(-1e-5), "`rms_norm_eps`"),
+        ("rope_theta", Value::from(0.0), "`rope_theta` is 0"),
+        ("rope_scaling", serde_json::json!({"type": "linear", "factor": 2.0}), "`rope_scaling`"),
+        ("hidden_act", Value::from("gelu"), "`hidden_act` = \"gelu\""),
+        ("attention_bias", Value::from(true), "`attention_bias` = true"),
+        ("model_type", Value::from("gpt2"), "model_type is \"gpt2\""),
+        ("use_mup", Value::from("yes"), "`use_mup`"),
+        ("output_mult", Value::Null, "no `output_mult`"),
+        ("mup_scale_factor", Value::from(0.0), "`mup_scale_factor` is 0"),
+        ("eos_token_id", Value::from(-1), "`eos_token_id`"),
+        ("growth", serde_json::json!({"version": 1}), "growth masks"),
+    ] {
+        let error = with(key, value).expect_err(says).to_string();
+        assert!(error.contains(says), "{key}: {error}");
+    }
+    assert!(TeleFlmConfig::from_json("[1]").is_err());
+    assert!(TeleFlmConfig::from_json("{").is_err());
+}
+
+#[test]
+fn sizes_that_multiply_past_64_bits_are_refused() {
+    let mut json: Map<String, Value> = preset("nano-52b").unwrap().raw().clone();
+    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"] {
+        json.insert(key.into(), Value::from(1u64 << 31));
+    }
+    let error = TeleFlmConfig::from_json(&Value::Object(json).to_string()).unwrap_err().to_string();
+    assert!(error.contains("more parameters than can exist"), "{error}");
+}
+
+#[test]
+fn plain_llama_opens_without_multipliers() {
+    let json = r#"{"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}, "max_position_embeddings": 8192,
+        "tie_word_embeddings": true, "eos_token_id": [2, 0]}"#;
+    let config = TeleFlmConfig::from_json(json).unwrap();
+    assert_eq!((config.logit_scale(), config.input_scale()), (1.0, 1.0));
+    assert_eq!(config.rope_theta, 100_000.0);
+    assert_eq!(config.eos_token_ids, [2, 0]);
+    assert_eq!(config.parameter_count(), 134_515_008);
+    assert!(config.tensors().all(|t| t.name != LM_HEAD));
+    let (before, after): (Value, Value) =
+        (serde_json::from_str(json).unwrap(), serde_json::from_str(&config.to_json()).unwrap());
+    assert_eq!(before, after);
+}

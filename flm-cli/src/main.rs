@@ -1,0 +1,2 @@
+//! The flm command.
+fn main() {}

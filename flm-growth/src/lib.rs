@@ -1,0 +1,1 @@
+//! Function-preserving growth of Tele-FLM checkpoints.

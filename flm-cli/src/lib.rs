@@ -1,1 +1,69 @@
-//! The flm command.
+//! The `flm` command: parse, call the libraries, print.
+
+mod arguments;
+mod commands;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+
+use commands::Command;
+use output::Output;
+
+/// Tele-FLM (FLM-2) checkpoints: open, convert, grow, verify, run, evaluate.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flm",
+    version,
+    about,
+    after_help = "Start with `flm demo`: it makes a small checkpoint and takes it through every step.\n\
+                  Every command has `--help` with an example. Results go to stdout, progress to stderr.\n\
+                  Exit status: 0 success, 1 a check failed or the work could not be done, 2 wrong usage."
+)]
+struct Cli {
+    /// Print the result as JSON, with a stable schema.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Show no progress.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Threads to compute and copy with [default: all cores, or RAYON_NUM_THREADS].
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The definition of the command line, for completions and generated documentation.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the command that the process's arguments name.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let usage = !matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // a closed pipe is no reason to fail
+            let _ = error.print();
+            return ExitCode::from(if usage { 2 } else { 0 });
+        }
+    };
+    let output = Output::new(cli.json, cli.quiet);
+    if let Some(threads) = cli.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1));
+        if let Err(error) = pool.build_global() {
+            output.warn(&format!("--threads has no effect: {error}"));
+        }
+    }
+    match cli.command.run(&output) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(1)
+        }
+    }
+}

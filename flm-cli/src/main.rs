@@ -1,2 +1,5 @@
-//! The flm command.
-fn main() {}
+//! The `flm` command; see `flm --help`.
+
+fn main() -> std::process::ExitCode {
+    flm_cli::run()
+}

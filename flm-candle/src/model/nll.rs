@@ -33,9 +33,10 @@ impl CausalLm {
             let logits =
                 self.head(&x.narrow(1, start, len)?.contiguous()?)?.squeeze(0)?.narrow(1, 0, rows)?;
             let targets = Tensor::from_slice(&ids[start + 1..start + 1 + len], (len, 1), self.device())?;
-            let chosen = logits.contiguous()?.gather(&targets, 1)?.squeeze(1)?;
-            let values = (logits.log_sum_exp(1)? - chosen)?.to_dtype(DType::F64)?;
-            nll.extend(values.to_vec1::<f64>()?);
+            // a sum of tens of thousands of exponentials in f32 is biased by some 1e-5 nats
+            let logits = logits.to_dtype(DType::F64)?.contiguous()?;
+            let chosen = logits.gather(&targets, 1)?.squeeze(1)?;
+            nll.extend((logits.log_sum_exp(1)? - chosen)?.to_vec1::<f64>()?);
         }
         Ok(nll)
     }

@@ -1,0 +1,160 @@
+//! Arguments that several commands share.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use candle_core::{DType, Device};
+use clap::{Args, ValueEnum};
+use flm_candle::{
+    checkpoint::Checkpoint,
+    model::{CausalLm, Residency},
+    tokenizer::Tokenizer,
+};
+
+/// A dtype of weights or arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F64 => Self::F64,
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// Where and how a model runs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunArgs {
+    /// Dtype of the arithmetic: f32, bf16 or f64 [default: f32 on a CPU, bf16 on a GPU].
+    #[arg(long, value_name = "DTYPE")]
+    pub(crate) dtype: Option<Dtype>,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub(crate) device: String,
+    /// Keep one block in memory at a time and read the others from disk as they are needed.
+    #[arg(long)]
+    pub(crate) stream: bool,
+}
+
+impl RunArgs {
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        match self.device.split_once(':').unwrap_or((&self.device, "0")) {
+            ("cpu", _) => Ok(Device::Cpu),
+            ("cuda", index) => {
+                let index = index
+                    .parse()
+                    .with_context(|| format!("--device {}: not a device number", self.device))?;
+                if !candle_core::utils::cuda_is_available() {
+                    bail!(
+                        "--device {}: this binary was built without CUDA; build with `--features cuda`",
+                        self.device
+                    );
+                }
+                Ok(Device::new_cuda(index)?)
+            }
+            _ => bail!("--device {}: expected cpu, cuda or cuda:N", self.device),
+        }
+    }
+
+    pub(crate) fn dtype(&self, device: &Device) -> DType {
+        self.dtype.map_or(if device.is_cpu() { DType::F32 } else { DType::BF16 }, DType::from)
+    }
+
+    pub(crate) fn residency(&self) -> Residency {
+        if self.stream { Residency::Streamed } else { Residency::Resident }
+    }
+
+    /// Loads the model of a checkpoint.
+    pub(crate) fn load(&self, checkpoint: &Arc<Checkpoint>) -> anyhow::Result<CausalLm> {
+        let device = self.device()?;
+        let model = CausalLm::load(checkpoint, &device, self.dtype(&device), self.residency());
+        model.with_context(|| format!("cannot load {}", checkpoint.dir().display()))
+    }
+}
+
+/// Opens a checkpoint directory.
+pub(crate) fn open(dir: &Path) -> anyhow::Result<Arc<Checkpoint>> {
+    Checkpoint::open(dir).map(Arc::new).with_context(|| format!("cannot open {}", dir.display()))
+}
+
+/// Opens the tokenizer of a checkpoint directory.
+pub(crate) fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
+    Tokenizer::from_dir(dir).with_context(|| format!("cannot open the tokenizer of {}", dir.display()))
+}
+
+/// Whether a directory has a tokenizer at all.
+pub(crate) fn has_tokenizer(dir: &Path) -> bool {
+    ["tokenizer.json", "tokenizer.model"].iter().any(|name| dir.join(name).is_file())
+}
+
+/// A size such as `5GB`, `500MiB` or a number of bytes.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_lowercase();
+    let scale: u64 = match unit.as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "t" | "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(format!("unknown unit {unit:?}: use B, KB, MB, GB, TB, KiB, MiB, GiB or TiB")),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| format!("{digits:?} is not a number"))?;
+    let bytes = number * scale as f64;
+    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(format!("{text} is not a usable size")) }
+}
+
+/// Token ids separated by commas or spaces.
+pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
+    let parts = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
+    let ids: Vec<u32> = parts
+        .map(|part| part.parse().map_err(|_| format!("{part:?} is not a token id")))
+        .collect::<Result<_, _>>()?;
+    if ids.is_empty() { Err("no token ids: write them as 1,5,17".into()) } else { Ok(ids) }
+}
+
+/// The text of a file, or of standard input for `-`.
+pub(crate) fn read_text(path: &PathBuf) -> anyhow::Result<String> {
+    let bytes = if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::stdin(), &mut bytes)?;
+        bytes
+    } else {
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?
+    };
+    String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_ids_are_parsed_or_named() {
+        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
+        assert_eq!(parse_size("1.5MiB"), Ok(1_572_864));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        for bad in ["", "0", "GB", "5XB", "-1GB", "1e30GB", "nanGB"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_ids("1,5, 17"), Ok(vec![1, 5, 17]));
+        assert!(parse_ids("1,x").is_err_and(|e| e.contains("\"x\"")));
+        assert!(parse_ids(" ").is_err());
+    }
+}

@@ -1,0 +1,21 @@
+use clap::Args;
+use clap_complete::Shell;
+
+use crate::output::Output;
+
+/// Print a completion script for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  flm completions bash > /etc/bash_completion.d/flm")]
+pub(crate) struct Completions {
+    /// The shell.
+    shell: Shell,
+}
+
+impl Completions {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut crate::command(), "flm", &mut script);
+        output.line(&String::from_utf8_lossy(&script))?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,21 @@
+//! `flm eval …`
+
+mod perplexity;
+
+use clap::Subcommand;
+
+use crate::output::Output;
+
+/// Evaluate a model.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Eval {
+    Perplexity(perplexity::Perplexity),
+}
+
+impl Eval {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        match self {
+            Self::Perplexity(command) => command.run(output),
+        }
+    }
+}

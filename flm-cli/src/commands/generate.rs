@@ -1,0 +1,169 @@
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use flm_candle::{
+    generate::{Finish, GenerateOptions, generate},
+    tokenizer::{ChatMessage, ChatTemplate, TextStream, Tokenizer},
+};
+use serde::Serialize;
+
+use crate::{
+    arguments::{RunArgs, open, parse_ids, read_text, tokenizer},
+    output::Output,
+};
+
+/// Continue a prompt; the text goes to stdout.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    flm generate ./Tele-FLM --prompt 'The capital of France is'\n  \
+    flm generate ./FLM-2-52B-Instruct --chat --prompt 'Who wrote 红楼梦?' --repetition-penalty 1.03 --stream")]
+pub(crate) struct Generate {
+    /// Checkpoint directory.
+    dir: PathBuf,
+    /// The prompt.
+    #[arg(long, value_name = "TEXT", required_unless_present_any = ["prompt_file", "ids"])]
+    prompt: Option<String>,
+    /// Read the prompt from a file (- is standard input).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "ids"])]
+    prompt_file: Option<PathBuf>,
+    /// Give the prompt as token ids; the answer is printed as ids.
+    #[arg(long, value_parser = parse_ids, value_name = "IDS", conflicts_with_all = ["prompt", "chat"])]
+    ids: Option<::std::vec::Vec<u32>>,
+    /// Put the prompt through the chat template, as a user's message.
+    #[arg(long)]
+    chat: bool,
+    /// System message for --chat.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// Most tokens to make.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    max_new_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    temperature: f64,
+    /// Sample among the K likeliest tokens.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample among the likeliest tokens with this probability together.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Make tokens seen before less likely; 1 changes nothing.
+    #[arg(long, default_value_t = 1.0, value_name = "R")]
+    repetition_penalty: f32,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Go on after the end-of-text token.
+    #[arg(long)]
+    ignore_eos: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    text: Option<String>,
+    ids: Vec<u32>,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    finish: &'static str,
+    prompt_tokens_per_second: f64,
+    tokens_per_second: f64,
+}
+
+impl Generate {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let checkpoint = open(&self.dir)?;
+        let tokenizer = if self.ids.is_some() { None } else { Some(tokenizer(&self.dir)?) };
+        let prompt = self.prompt_ids(tokenizer.as_ref())?;
+        let model = self.run.load(&checkpoint)?;
+        let vocabulary = tokenizer.as_ref().map_or(model.config().vocab_size, Tokenizer::len);
+        let options = GenerateOptions {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop_tokens: self.stop_tokens(&model.config().eos_token_ids, tokenizer.as_ref()),
+            ..GenerateOptions::greedy(self.max_new_tokens, vocabulary)
+        };
+        let mut stream = tokenizer.as_ref().map(TextStream::new);
+        let (start, mut first, mut failure) = (Instant::now(), None, None);
+        let prompts = std::slice::from_ref(&prompt);
+        let mut answers = generate(&model, prompts, &options, |_, id| {
+            first.get_or_insert_with(|| start.elapsed().as_secs_f64());
+            if output.json() || options.stop_tokens.contains(&id) {
+                return true;
+            }
+            let text = match &mut stream {
+                Some(stream) => stream.push(id).map_err(anyhow::Error::from),
+                None => Ok(Some(format!("{id} "))),
+            };
+            let shown = text.and_then(|text| text.map_or(Ok(()), |text| output.text(&text)));
+            shown.map_err(|error| failure = Some(error)).is_ok()
+        })?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let (total, first) = (start.elapsed().as_secs_f64(), first.unwrap_or(f64::NAN));
+        let answer = answers.remove(0);
+        if output.json() {
+            let text = tokenizer.as_ref().map(|t| t.decode(&answer.ids)).transpose()?;
+            let answer = Answer {
+                text,
+                prompt_tokens: prompt.len(),
+                new_tokens: answer.ids.len(),
+                finish: finish_name(answer.finish),
+                prompt_tokens_per_second: prompt.len() as f64 / first,
+                tokens_per_second: (answer.ids.len() - 1) as f64 / (total - first),
+                ids: answer.ids,
+            };
+            return output.result(&answer, |_| String::new()).map(|()| true);
+        }
+        if let Some(stream) = stream {
+            output.text(&stream.finish()?)?;
+        }
+        output.text("\n")?;
+        Ok(true)
+    }
+
+    fn prompt_ids(&self, tokenizer: Option<&Tokenizer>) -> anyhow::Result<Vec<u32>> {
+        if let Some(ids) = &self.ids {
+            return Ok(ids.clone());
+        }
+        let text = match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) => read_text(path)?,
+            (None, None) => bail!("no prompt: give --prompt, --prompt-file or --ids"),
+        };
+        let tokenizer = tokenizer.context("no tokenizer")?;
+        if !self.chat {
+            return Ok(tokenizer.encode(&text)?);
+        }
+        let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+        let mut messages: Vec<_> = self.system.iter().map(|system| message("system", system)).collect();
+        messages.push(message("user", &text));
+        let built_in = ChatTemplate::tele_flm();
+        let template = tokenizer.chat_template().unwrap_or(&built_in);
+        Ok(tokenizer.encode_chat(&template.render(&messages, true)?)?)
+    }
+
+    fn stop_tokens(&self, config: &[u32], tokenizer: Option<&Tokenizer>) -> Vec<u32> {
+        if self.ignore_eos {
+            return Vec::new();
+        }
+        let mut stop = config.to_vec();
+        stop.extend(tokenizer.and_then(Tokenizer::eos_id));
+        stop
+    }
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Context => "context",
+        Finish::Cancelled => "cancelled",
+    }
+}

@@ -1,0 +1,80 @@
+use std::{collections::HashMap, path::PathBuf, time::Instant};
+
+use anyhow::Context;
+use candle_core::DType;
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    arguments::{RunArgs, open, parse_ids},
+    output::Output,
+};
+
+/// Write the logits of given tokens, to compare with other runtimes.
+///
+/// The output is a safetensors file with `logits` [t, vocab] in f32 and, with --hidden, `hidden`
+/// [layers + 1, t, hidden]: the residual stream after the embedding and after each block.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  flm logits ./Tele-FLM --ids 1,5,17 --dtype f32 --out logits.safetensors")]
+pub(crate) struct Logits {
+    /// Checkpoint directory.
+    dir: PathBuf,
+    /// Token ids, separated by commas.
+    #[arg(long, value_parser = parse_ids, value_name = "IDS")]
+    ids: ::std::vec::Vec<u32>,
+    /// Safetensors file to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Also write the residual stream.
+    #[arg(long)]
+    hidden: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    out: PathBuf,
+    tokens: usize,
+    vocab: usize,
+    argmax: Vec<u32>,
+    seconds: f64,
+}
+
+impl Logits {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let model = self.run.load(&open(&self.dir)?)?;
+        let start = Instant::now();
+        let (logits, hidden) = if self.hidden {
+            let trace = model.trace(&self.ids)?;
+            (trace.logits, Some(trace.hidden))
+        } else {
+            (model.logits(&self.ids)?, None)
+        };
+        let argmax = logits.argmax(1)?.to_vec1::<u32>()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let mut tensors = HashMap::from([("logits", logits.to_dtype(DType::F32)?)]);
+        if let Some(hidden) = hidden {
+            tensors.insert("hidden", hidden.to_dtype(DType::F32)?);
+        }
+        let out = self.out.display();
+        candle_core::safetensors::save(&tensors, &self.out).with_context(|| format!("cannot write {out}"))?;
+        let summary = Summary {
+            out: self.out.clone(),
+            tokens: self.ids.len(),
+            vocab: model.config().vocab_size,
+            argmax,
+            seconds,
+        };
+        output.result(&summary, |s| {
+            format!(
+                "{}: logits [{}, {}], argmax of the last position {}",
+                out,
+                s.tokens,
+                s.vocab,
+                s.argmax[s.tokens - 1]
+            )
+        })?;
+        Ok(true)
+    }
+}

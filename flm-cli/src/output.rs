@@ -1,0 +1,141 @@
+//! The only module that prints: results to stdout, progress and messages to stderr.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::io::{IsTerminal, Write};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+/// How results and progress are shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    json: bool,
+    progress: bool,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
+        Self { json, progress: !quiet && std::io::stderr().is_terminal() }
+    }
+
+    /// Whether the result is to be JSON.
+    pub(crate) fn json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints `value` as JSON, or what `human` makes of it.
+    pub(crate) fn result<T: Serialize>(
+        &self,
+        value: &T,
+        human: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        let text = if self.json { serde_json::to_string_pretty(value)? } else { human(value) };
+        self.line(&text)
+    }
+
+    /// Writes text and a newline to stdout; a reader that went away is not an error.
+    pub(crate) fn line(&self, text: &str) -> anyhow::Result<()> {
+        self.text(&format!("{}\n", text.trim_end_matches('\n')))
+    }
+
+    /// Writes text to stdout as it is, at once.
+    pub(crate) fn text(&self, text: &str) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+            done => Ok(done?),
+        }
+    }
+
+    /// Tells something that is no result.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.json {
+            eprintln!("{text}");
+        }
+    }
+
+    pub(crate) fn warn(&self, text: &str) {
+        eprintln!("warning: {text}");
+    }
+
+    pub(crate) fn error(&self, error: &anyhow::Error) {
+        eprintln!("error: {error:#}");
+    }
+
+    /// A bar over `total` bytes.
+    pub(crate) fn bytes(&self, what: &str, total: u64) -> ProgressBar {
+        let style = "{msg:12} {wide_bar} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>5}";
+        self.bar(what, total, style)
+    }
+
+    /// A bar over `total` steps.
+    pub(crate) fn steps(&self, what: &str, total: u64) -> ProgressBar {
+        self.bar(what, total, "{msg:12} {wide_bar} {pos:>7} / {len:7} {per_sec:>12} {eta:>5}")
+    }
+
+    fn bar(&self, what: &str, total: u64, style: &str) -> ProgressBar {
+        let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::with_draw_target(Some(total), target).with_style(style).with_message(what.to_owned())
+    }
+}
+
+/// A table without frames; the columns after the first are aligned to the right where `numbers` is set.
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, numbers: bool) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if !header.is_empty() {
+        table.set_header(header.to_vec());
+    }
+    for row in rows {
+        table.add_row(row);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding(if index == 0 { (0, 1) } else { (1, 1) });
+        if numbers && index > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// 1234567 as "1,234,567".
+pub(crate) fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// A size in decimal units, as the Hub shows them.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_and_sized() {
+        assert_eq!(
+            [count(0), count(999), count(1000), count(52_824_121_344)],
+            ["0", "999", "1,000", "52,824,121,344"]
+        );
+        assert_eq!([size(999), size(1500), size(2_167_627_816_960)], ["999 B", "1.50 kB", "2.17 TB"]);
+    }
+}

@@ -1,0 +1,79 @@
+//! What can go wrong with a tokenizer: its files, its model, its chat template, the ids given to it.
+
+use std::path::Path;
+
+/// What can be wrong with a tokenizer's files or with what it is asked to do.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The folder holds no tokenizer in a known format.
+    #[error("no tokenizer in {dir}: looked for tokenizer.json and tokenizer.model")]
+    NotFound {
+        /// The folder.
+        dir: String,
+    },
+    /// A file of the tokenizer's folder is wrong; the source says how.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: Box<TokenizerError>,
+    },
+    /// A SentencePiece model is not the protobuf message that it should be.
+    #[error("not a SentencePiece model: {0}")]
+    Protobuf(String),
+    /// A SentencePiece model uses a feature that is not implemented.
+    #[error("SentencePiece feature not supported: {0}")]
+    Unsupported(String),
+    /// A SentencePiece model's list of pieces contradicts itself.
+    #[error("malformed SentencePiece model: {0}")]
+    Pieces(String),
+    /// A SentencePiece model's table of normalisation rules is damaged.
+    #[error("malformed SentencePiece model: precompiled_charsmap: {0}")]
+    Charsmap(String),
+    /// A tokenizer.json that the `tokenizers` crate rejects.
+    #[error("not a valid tokenizer.json: {0}")]
+    Json(String),
+    /// A tokenizer_config.json that is not the JSON object that it should be.
+    #[error("not a valid tokenizer_config.json: {0}")]
+    Config(String),
+    /// tokenizer_config.json names a token that the tokenizer does not have under that id.
+    #[error("`{key}` names the token {token:?}, which the tokenizer does not have{at}")]
+    UnknownToken {
+        /// The key of tokenizer_config.json.
+        key: String,
+        /// The token.
+        token: String,
+        /// " at id N" where the key gives an id, else empty.
+        at: String,
+    },
+    /// An id is not in the vocabulary: a padding row of the model, or another tokenizer's id.
+    #[error("token id {id} is outside the vocabulary of {len} pieces")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// The size of the vocabulary.
+        len: usize,
+    },
+    /// The `tokenizers` crate failed on a text or on ids.
+    #[error("tokenizer.json: {0}")]
+    Backend(String),
+    /// A chat template has wrong syntax, raised an exception or ran out of fuel.
+    #[error("chat template: {0}")]
+    Template(String),
+}
+
+impl TokenizerError {
+    /// Names the file in which the error was found.
+    pub(super) fn in_file(self, path: &Path) -> Self {
+        Self::File { path: path.display().to_string(), source: Box::new(self) }
+    }
+}

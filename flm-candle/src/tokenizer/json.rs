@@ -1,0 +1,157 @@
+//! A tokenizer.json, encoded and decoded by the `tokenizers` crate.
+
+use std::sync::OnceLock;
+
+use tokenizers::Tokenizer;
+
+use super::TokenizerError;
+
+/// A loaded tokenizer.json.
+///
+/// Truncation and padding that the file asks for are switched off: they are for training batches,
+/// and a prompt must never be cut silently.
+#[derive(Debug)]
+pub(super) struct JsonTokenizer {
+    /// Special tokens named in the text are parsed.
+    parsing: Tokenizer,
+    /// The same with special tokens as ordinary text; made when first needed.
+    literal: OnceLock<Tokenizer>,
+    len: usize,
+    byte_fallback: bool,
+}
+
+impl JsonTokenizer {
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
+        let json = |e: tokenizers::Error| TokenizerError::Json(e.to_string());
+        let mut parsing = Tokenizer::from_bytes(bytes).map_err(json)?;
+        parsing.with_truncation(None).map_err(json)?;
+        parsing.with_padding(None);
+        parsing.set_encode_special_tokens(false);
+        let vocab = parsing.get_vocab(true);
+        // Ids may have holes: the first id after the last token is what matters to the model's rows.
+        let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        if len == 0 {
+            return Err(TokenizerError::Json("the vocabulary is empty".into()));
+        }
+        let decoder = parsing.get_decoder().map(|d| format!("{d:?}")).unwrap_or_default();
+        let byte_fallback = decoder.contains("ByteFallback");
+        Ok(Self { parsing, literal: OnceLock::new(), len, byte_fallback })
+    }
+
+    pub(super) fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let tokenizer = if parse_special { &self.parsing } else { self.literal() };
+        let encoding = tokenizer.encode_fast(text, false).map_err(backend)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn literal(&self) -> &Tokenizer {
+        self.literal.get_or_init(|| {
+            let mut tokenizer = self.parsing.clone();
+            tokenizer.set_encode_special_tokens(true);
+            tokenizer
+        })
+    }
+
+    pub(super) fn decode(&self, ids: &[u32], with_special: bool) -> Result<String, TokenizerError> {
+        for &id in ids {
+            self.known(id)?;
+        }
+        self.parsing.decode(ids, !with_special).map_err(backend)
+    }
+
+    fn known(&self, id: u32) -> Result<String, TokenizerError> {
+        self.parsing.id_to_token(id).ok_or(TokenizerError::UnknownId { id, len: self.len })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.parsing.token_to_id(token)
+    }
+
+    pub(super) fn id_to_token(&self, id: u32) -> Option<String> {
+        self.parsing.id_to_token(id)
+    }
+
+    pub(super) fn to_json(&self) -> Result<String, TokenizerError> {
+        self.parsing.to_string(false).map_err(|e| TokenizerError::Json(e.to_string()))
+    }
+}
+
+fn backend(e: tokenizers::Error) -> TokenizerError {
+    TokenizerError::Backend(e.to_string())
+}
+
+/// Decoding one id at a time: the text of a short window of ids with and without the newest ones.
+///
+/// A window is needed because decoders of tokenizer.json look at their neighbours (a leading space
+/// is stripped only at the start). Text is held back while a character may be incomplete: as long as
+/// it ends in U+FFFD, and, where bytes fall back to `<0xHH>` tokens, until another token follows,
+/// since one bad byte turns the whole run into U+FFFD.
+#[derive(Debug, Clone, Default)]
+pub(super) struct JsonDecodeState {
+    /// Ids whose text was given out, kept as context, then ids whose text was not.
+    window: Vec<u32>,
+    /// How many of them are context.
+    context: usize,
+    /// The text of the context alone.
+    context_text: String,
+}
+
+impl JsonTokenizer {
+    /// Decodes one more id; new text goes to `out`.
+    pub(super) fn decode_step(
+        &self,
+        state: &mut JsonDecodeState,
+        id: u32,
+        with_special: bool,
+        out: &mut String,
+    ) -> Result<(), TokenizerError> {
+        let token = self.known(id)?;
+        if !with_special && self.parsing.get_added_vocabulary().is_special_token(&token) {
+            return Ok(());
+        }
+        state.window.push(id);
+        if self.byte_fallback && is_byte(&token) {
+            return Ok(());
+        }
+        let text = self.parsing.decode(&state.window, !with_special).map_err(backend)?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(());
+        }
+        if let Some(new) = text.strip_prefix(state.context_text.as_str()).filter(|new| !new.is_empty()) {
+            out.push_str(new);
+            state.window.drain(..state.context);
+            state.context = state.window.len();
+            state.context_text = self.parsing.decode(&state.window, !with_special).map_err(backend)?;
+        }
+        Ok(())
+    }
+
+    /// Gives out what decoding held back.
+    pub(super) fn decode_rest(
+        &self,
+        state: &mut JsonDecodeState,
+        with_special: bool,
+        out: &mut String,
+    ) -> Result<(), TokenizerError> {
+        let text = self.parsing.decode(&state.window, !with_special).map_err(backend)?;
+        out.push_str(text.strip_prefix(state.context_text.as_str()).unwrap_or_default());
+        state.window.clear();
+        state.context = 0;
+        state.context_text.clear();
+        Ok(())
+    }
+}
+
+/// What the crate's ByteFallback decoder takes for a byte.
+fn is_byte(token: &str) -> bool {
+    token.len() == 6
+        && token.ends_with('>')
+        && token
+            .strip_prefix("<0x")
+            .and_then(|rest| rest.get(..2))
+            .is_some_and(|hex| u8::from_str_radix(hex, 16).is_ok())
+}

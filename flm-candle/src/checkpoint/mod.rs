@@ -169,4 +169,6 @@ fn is_skipped(name: &str) -> bool {
 }
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod tests;

@@ -171,4 +171,6 @@ fn is_skipped(name: &str) -> bool {
 }
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod tests;

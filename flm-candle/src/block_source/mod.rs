@@ -1,1 +1,22 @@
-//! Under construction.
+//! Where a block's weights come from: resident on the device, or streamed from the checkpoint.
+
+mod resident;
+mod streamed;
+
+use std::sync::Arc;
+
+use crate::model::{Block, ModelError};
+
+pub use resident::Resident;
+pub use streamed::Streamed;
+
+/// Hands out blocks by their index.
+///
+/// A model asks for blocks in order, one at a time, and drops each before it asks for the next.
+pub trait BlockSource: Send + Sync + std::fmt::Debug {
+    /// Block `layer`, counted from 0.
+    fn block(&self, layer: usize) -> Result<Arc<Block>, ModelError>;
+
+    /// Number of blocks.
+    fn num_blocks(&self) -> usize;
+}

@@ -1,1 +1,232 @@
-//! Under construction.
+//! Decoding: sampling, stopping, batches of prompts of different lengths.
+
+use candle_core::{DType, Tensor};
+use candle_transformers::{
+    generation::{LogitsProcessor, Sampling},
+    utils::apply_repeat_penalty,
+};
+
+use crate::model::{CausalLm, ModelError, Positions};
+
+/// How to decode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Stop a row after this many new tokens.
+    pub max_new_tokens: usize,
+    /// 0 is greedy; otherwise the logits are divided by it.
+    pub temperature: f64,
+    /// Sample among the `k` likeliest tokens.
+    pub top_k: Option<usize>,
+    /// Sample among the likeliest tokens that together have this probability.
+    pub top_p: Option<f64>,
+    /// Divides positive logits of tokens seen before and multiplies negative ones; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Row `i` draws from a generator seeded with `seed + i`.
+    pub seed: u64,
+    /// Tokens that end a row; they are part of its output.
+    pub stop_tokens: Vec<u32>,
+    /// Size of the tokenizer: ids from here on are padding rows and never sampled.
+    pub vocabulary: usize,
+}
+
+impl GenerateOptions {
+    /// Greedy decoding of at most `max_new_tokens` among `vocabulary` tokens.
+    pub fn greedy(max_new_tokens: usize, vocabulary: usize) -> Self {
+        Self {
+            max_new_tokens,
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            repetition_penalty: 1.0,
+            seed: 0,
+            stop_tokens: Vec::new(),
+            vocabulary,
+        }
+    }
+
+    fn sampling(&self) -> Sampling {
+        let temperature = self.temperature;
+        match (self.top_k, self.top_p) {
+            _ if temperature <= 0.0 => Sampling::ArgMax,
+            (None, None) => Sampling::All { temperature },
+            (Some(k), None) => Sampling::TopK { k, temperature },
+            (None, Some(p)) => Sampling::TopP { p, temperature },
+            (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
+        }
+    }
+}
+
+/// Why a row ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token came.
+    Stop,
+    /// `max_new_tokens` were made.
+    Length,
+    /// The model's `max_position_embeddings` are used up.
+    Context,
+    /// The caller's callback asked for it.
+    Cancelled,
+}
+
+/// What a prompt was continued with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// New tokens, a stop token included.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// What can go wrong while decoding.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A prompt leaves no room for an answer.
+    #[error("prompt {row} has {tokens} tokens, the model's context is {context}: shorten it")]
+    PromptTooLong {
+        /// Index of the prompt.
+        row: usize,
+        /// Its length.
+        tokens: usize,
+        /// `max_position_embeddings`.
+        context: usize,
+    },
+    /// The logits are not numbers.
+    #[error(
+        "the logits of prompt {row} are not finite after {generated} new tokens: the weights or the dtype are broken"
+    )]
+    NotFinite {
+        /// Index of the prompt.
+        row: usize,
+        /// Tokens made before.
+        generated: usize,
+    },
+    /// A sampling setting is out of range.
+    #[error("{0}")]
+    Setting(String),
+}
+
+impl From<candle_core::Error> for GenerateError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// Continues every prompt; `on_token(row, id)` sees each new token and ends its row by returning false.
+///
+/// Prompts of different lengths are padded on the left; a row's tokens do not depend on the others.
+pub fn generate(
+    model: &CausalLm,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generation>, GenerateError> {
+    check(model, prompts, options)?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let context = model.config().max_position_embeddings;
+    let vocabulary = options.vocabulary.min(model.config().vocab_size);
+    let padding: Vec<usize> = prompts.iter().map(|p| longest - p.len()).collect();
+    let mut cache = model.cache(padding.clone(), longest + options.max_new_tokens.min(context));
+    let mut rows: Vec<Row> = (0..prompts.len()).map(|i| Row::new(options, i)).collect();
+    let mut next: Vec<Vec<u32>> =
+        prompts.iter().zip(&padding).map(|(prompt, &pad)| [vec![0; pad], prompt.clone()].concat()).collect();
+    while rows.iter().any(|row| row.finish.is_none()) {
+        let slices: Vec<&[u32]> = next.iter().map(Vec::as_slice).collect();
+        let logits =
+            model.forward(&model.tokens(&slices)?, Some(&mut cache), Positions::Last, |_, _| Ok(()))?;
+        for (i, row) in rows.iter_mut().enumerate() {
+            // a finished row is fed its last token until the others are done; nobody reads it
+            if row.finish.is_none() {
+                let logits = logits.get(i)?.get(0)?.narrow(0, 0, vocabulary)?;
+                let id = row.sample(&logits, &prompts[i], options, i)?;
+                let go_on = on_token(i, id);
+                row.finish = if options.stop_tokens.contains(&id) {
+                    Some(Finish::Stop)
+                } else if !go_on {
+                    Some(Finish::Cancelled)
+                } else if row.ids.len() == options.max_new_tokens {
+                    Some(Finish::Length)
+                } else if prompts[i].len() + row.ids.len() == context {
+                    Some(Finish::Context)
+                } else {
+                    None
+                };
+            }
+            next[i] = row.ids.last().map_or_else(|| vec![0], |&id| vec![id]);
+        }
+    }
+    let done = |row: Row| Generation { ids: row.ids, finish: row.finish.unwrap_or(Finish::Length) };
+    Ok(rows.into_iter().map(done).collect())
+}
+
+fn check(model: &CausalLm, prompts: &[Vec<u32>], options: &GenerateOptions) -> Result<(), GenerateError> {
+    let setting = |text: &str| Err(GenerateError::Setting(text.into()));
+    if !options.temperature.is_finite() || options.temperature < 0.0 {
+        return setting("temperature must be a number ≥ 0 (0 is greedy)");
+    }
+    if options.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+        return setting("top-p must be in (0, 1]");
+    }
+    if options.top_k == Some(0) {
+        return setting("top-k must be at least 1");
+    }
+    if !(options.repetition_penalty.is_finite() && options.repetition_penalty > 0.0) {
+        return setting("repetition penalty must be a number > 0 (1 changes nothing)");
+    }
+    if options.max_new_tokens == 0 || options.vocabulary == 0 {
+        return setting("there must be room for at least one new token");
+    }
+    let context = model.config().max_position_embeddings;
+    for (row, prompt) in prompts.iter().enumerate() {
+        if prompt.is_empty() {
+            return Err(ModelError::Empty.into());
+        }
+        if prompt.len() >= context {
+            return Err(GenerateError::PromptTooLong { row, tokens: prompt.len(), context });
+        }
+    }
+    Ok(())
+}
+
+struct Row {
+    processor: LogitsProcessor,
+    ids: Vec<u32>,
+    finish: Option<Finish>,
+}
+
+impl Row {
+    fn new(options: &GenerateOptions, index: usize) -> Self {
+        let seed = options.seed.wrapping_add(index as u64);
+        Self {
+            processor: LogitsProcessor::from_sampling(seed, options.sampling()),
+            ids: Vec::new(),
+            finish: None,
+        }
+    }
+
+    /// `logits` is `[vocabulary]`.
+    fn sample(
+        &mut self,
+        logits: &Tensor,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        index: usize,
+    ) -> Result<u32, GenerateError> {
+        let logits = logits.to_dtype(DType::F32)?;
+        // a maximum that is not a number shows in the sum of the logits
+        if !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(GenerateError::NotFinite { row: index, generated: self.ids.len() });
+        }
+        let logits = if options.repetition_penalty == 1.0 {
+            logits
+        } else {
+            apply_repeat_penalty(&logits, options.repetition_penalty, &[prompt, &self.ids].concat())?
+        };
+        let id = self.processor.sample(&logits)?;
+        self.ids.push(id);
+        Ok(id)
+    }
+}

@@ -1,0 +1,26 @@
+use std::sync::Arc;
+
+use super::BlockSource;
+use crate::model::{Block, ModelError, WeightLoader};
+
+/// All blocks in the device's memory.
+#[derive(Debug)]
+pub struct Resident(Vec<Arc<Block>>);
+
+impl Resident {
+    /// Loads every block.
+    pub fn load(loader: &WeightLoader) -> Result<Self, ModelError> {
+        let layers = loader.checkpoint().config().num_hidden_layers;
+        (0..layers).map(|layer| loader.block(layer).map(Arc::new)).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl BlockSource for Resident {
+    fn block(&self, layer: usize) -> Result<Arc<Block>, ModelError> {
+        Ok(Arc::clone(&self.0[layer]))
+    }
+
+    fn num_blocks(&self) -> usize {
+        self.0.len()
+    }
+}

@@ -1,0 +1,83 @@
+use candle_core::{D, DType, Result, Tensor};
+
+use super::{KvCache, Linear, Pass, Path, rotary::rotate};
+
+/// Causal self-attention with rotary positions; several query heads may share a key/value head.
+///
+/// Vaswani et al., arXiv 1706.03762; grouped queries: Ainslie et al., arXiv 2305.13245.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    /// `[heads · head_dim, hidden_size]`.
+    pub q_proj: Linear,
+    /// `[kv_heads · head_dim, hidden_size]`.
+    pub k_proj: Linear,
+    /// `[kv_heads · head_dim, hidden_size]`.
+    pub v_proj: Linear,
+    /// `[hidden_size, heads · head_dim]`.
+    pub o_proj: Linear,
+    /// Number of query heads.
+    pub heads: usize,
+    /// Number of key/value heads.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+}
+
+impl Attention {
+    /// `x` is `[b, t, hidden_size]`; `cache` is the cache and the index of this block in it.
+    pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<(&mut KvCache, usize)>) -> Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        // [b, t, heads · d] -> [b, heads, t, d]
+        let split = |y: Tensor, heads| y.reshape((b, t, heads, self.head_dim))?.transpose(1, 2);
+        let q = rotate(&split(self.q_proj.forward(x)?, self.heads)?, pass)?;
+        let k = rotate(&split(self.k_proj.forward(x)?, self.kv_heads)?, pass)?;
+        let v = split(self.v_proj.forward(x)?, self.kv_heads)?;
+        let (k, v) = match cache {
+            Some((cache, layer)) => cache.append(layer, &k, &v)?,
+            None => (k.contiguous()?, v.contiguous()?),
+        };
+        let chunks = pass.chunks.iter().map(|chunk| {
+            let keys = |y: &Tensor| y.narrow(2, 0, chunk.keys);
+            self.attend(
+                &q.narrow(2, chunk.start, chunk.len)?,
+                &keys(&k)?,
+                &keys(&v)?,
+                chunk.mask.as_ref(),
+                pass.path,
+            )
+        });
+        let mut chunks = chunks.collect::<Result<Vec<_>>>()?;
+        // each [b, heads, len, d] -> [b, t, heads · d]
+        let y = if chunks.len() == 1 { chunks.remove(0) } else { Tensor::cat(&chunks, 2)? };
+        self.o_proj.forward(&y.transpose(1, 2)?.reshape((b, t, self.heads * self.head_dim))?)
+    }
+
+    /// `q` is `[b, heads, t, d]`; `k` and `v` are `[b, kv_heads, keys, d]`.
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: Option<&Tensor>,
+        path: Path,
+    ) -> Result<Tensor> {
+        let (b, heads, t, d) = q.dims4()?;
+        let (groups, keys) = (heads / self.kv_heads, k.dim(2)?);
+        let statistics = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        // the query heads of a group are rows of one product with their shared keys
+        let q = q.contiguous()?.reshape((b, self.kv_heads, groups * t, d))?;
+        let scores = q.matmul(&k.transpose(2, 3)?)?.to_dtype(statistics)?;
+        let scores = (scores * (1.0 / (d as f64).sqrt()))?;
+        let scores = match mask {
+            // [b, kv_heads, groups, t, keys] + [b or 1, 1, 1, t, keys]
+            Some(mask) => scores.reshape((b, self.kv_heads, groups, t, keys))?.broadcast_add(mask)?,
+            None => scores,
+        };
+        let weights = match path {
+            Path::Fused => candle_nn::ops::softmax_last_dim(&scores)?,
+            Path::Differentiable => candle_nn::ops::softmax(&scores, D::Minus1)?,
+        };
+        let weights = weights.to_dtype(v.dtype())?.reshape((b, self.kv_heads, groups * t, keys))?;
+        weights.matmul(&v.contiguous()?)?.reshape((b, heads, t, d))
+    }
+}

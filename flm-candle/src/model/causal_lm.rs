@@ -1,0 +1,224 @@
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{KvCache, Linear, ModelError, Pass, Path, RmsNorm, Rotary, WeightLoader, pass::PassShape};
+use crate::{
+    block_source::{BlockSource, Resident, Streamed},
+    checkpoint::Checkpoint,
+    config::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TeleFlmConfig},
+};
+
+/// Where the blocks of a model are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residency {
+    /// In the device's memory.
+    Resident,
+    /// On disk; one block in memory and one on its way.
+    Streamed,
+}
+
+/// The positions whose logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// Every one: `[b, t, vocab_size]`.
+    All,
+    /// The last one: `[b, 1, vocab_size]`.
+    Last,
+}
+
+/// Logits with the residual stream that led to them.
+#[derive(Debug)]
+pub struct Trace {
+    /// `[num_hidden_layers + 1, t, hidden_size]`: after the embedding, then after each block.
+    pub hidden: Tensor,
+    /// `[t, vocab_size]`.
+    pub logits: Tensor,
+}
+
+/// Tele-FLM: embedding, blocks, final norm, head.
+///
+/// It runs layer by layer and asks a [`BlockSource`] for each block, so that resident and streamed
+/// models are the same code.
+#[derive(Debug)]
+pub struct CausalLm {
+    config: TeleFlmConfig,
+    path: Path,
+    device: Device,
+    dtype: DType,
+    embed_tokens: Tensor,
+    blocks: Box<dyn BlockSource>,
+    norm: RmsNorm,
+    lm_head: Linear,
+    rotary: Rotary,
+}
+
+impl CausalLm {
+    /// Loads a checkpoint on `device`, to compute in `dtype`: f32, bf16 or f64.
+    ///
+    /// # Errors
+    /// When the checkpoint does not hold what its config says; see [`Checkpoint::check`].
+    pub fn load(
+        checkpoint: &Arc<Checkpoint>,
+        device: &Device,
+        dtype: DType,
+        residency: Residency,
+    ) -> Result<Self, ModelError> {
+        checkpoint.check()?;
+        let config = checkpoint.config().clone();
+        let loader = WeightLoader::new(Arc::clone(checkpoint), device, dtype)?;
+        let embed_tokens = loader.matrix(EMBED_TOKENS)?;
+        let lm_head =
+            if config.tie_word_embeddings { embed_tokens.clone() } else { loader.matrix(LM_HEAD)? };
+        let norm = loader.norm(FINAL_NORM, config.rms_norm_eps)?;
+        let blocks: Box<dyn BlockSource> = match residency {
+            Residency::Resident => Box::new(Resident::load(&loader)?),
+            Residency::Streamed => Box::new(Streamed::new(loader)),
+        };
+        Ok(Self {
+            path: if dtype == DType::F64 { Path::Differentiable } else { Path::Fused },
+            rotary: Rotary::new(config.head_dim, config.rope_theta),
+            device: device.clone(),
+            lm_head: Linear::new(lm_head),
+            config,
+            dtype,
+            embed_tokens,
+            blocks,
+            norm,
+        })
+    }
+
+    /// The same model on another path; f64 has no fused operations and stays differentiable.
+    pub fn with_path(mut self, path: Path) -> Self {
+        self.path = if self.dtype == DType::F64 { Path::Differentiable } else { path };
+        self
+    }
+
+    /// Shape and multipliers.
+    pub fn config(&self) -> &TeleFlmConfig {
+        &self.config
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The dtype of its activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The dtype of its logits: f32, or f64 for a model that computes in f64.
+    pub fn logits_dtype(&self) -> DType {
+        if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+
+    /// Number of blocks.
+    pub fn num_layers(&self) -> usize {
+        self.blocks.num_blocks()
+    }
+
+    /// Token ids as a tensor `[b, t]`; all rows must have the same length.
+    ///
+    /// # Errors
+    /// [`ModelError::TokenId`] for an id that has no row in the embedding, [`ModelError::Empty`].
+    pub fn tokens(&self, rows: &[&[u32]]) -> Result<Tensor, ModelError> {
+        let len = rows.first().map_or(0, |row| row.len());
+        if len == 0 {
+            return Err(ModelError::Empty);
+        }
+        let ids = rows.concat();
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+            return Err(ModelError::TokenId { id, rows: self.config.vocab_size });
+        }
+        Ok(Tensor::from_vec(ids, (rows.len(), len), &self.device)?)
+    }
+
+    /// An empty cache for rows that start with `padding[i]` padding tokens.
+    pub fn cache(&self, padding: Vec<usize>, capacity: usize) -> KvCache {
+        KvCache::new(self.num_layers(), capacity, padding)
+    }
+
+    /// What the blocks share when `len` tokens a row follow `past` earlier ones.
+    pub fn pass(&self, padding: &[usize], past: usize, len: usize) -> Result<Pass, ModelError> {
+        let shape = PassShape { padding, past, len, heads: self.config.num_attention_heads };
+        Ok(Pass::new(self.path, &self.rotary, shape, self.dtype, &self.device)?)
+    }
+
+    /// The embedding's output, `[b, t, hidden_size]`, of ids `[b, t]`.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
+        let (b, t) = ids.dims2()?;
+        let rows = self.embed_tokens.index_select(&ids.flatten_all()?, 0)?.to_dtype(self.dtype)?;
+        let rows = match self.config.input_scale() {
+            1.0 => rows,
+            scale => (rows * scale)?,
+        };
+        Ok(rows.reshape((b, t, self.config.hidden_size))?)
+    }
+
+    /// The residual stream after block `layer`, `[b, t, hidden_size]`.
+    pub fn forward_block(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor, ModelError> {
+        Ok(self.blocks.block(layer)?.forward(x, pass, cache.map(|c| (c, layer)))?)
+    }
+
+    /// Logits `[b, t, vocab_size]` in f32 (f64) of the residual stream after the last block.
+    pub fn head(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        let x = self.norm.forward(x, self.path)?;
+        let logits = self.lm_head.forward_to(&x, self.logits_dtype())?;
+        Ok(match self.config.logit_scale() {
+            1.0 => logits,
+            scale => (logits * scale)?,
+        })
+    }
+
+    /// Runs ids `[b, t]`; `visit` sees the residual stream after the embedding (0) and after each
+    /// block (its index + 1). Without a cache, rows must not be padded.
+    pub fn forward(
+        &self,
+        ids: &Tensor,
+        mut cache: Option<&mut KvCache>,
+        positions: Positions,
+        mut visit: impl FnMut(usize, &Tensor) -> Result<(), ModelError>,
+    ) -> Result<Tensor, ModelError> {
+        let (b, t) = ids.dims2()?;
+        let pass = match &cache {
+            Some(cache) => self.pass(cache.padding(), cache.len(), t)?,
+            None => self.pass(&vec![0; b], 0, t)?,
+        };
+        let mut x = self.embed(ids)?;
+        visit(0, &x)?;
+        for layer in 0..self.num_layers() {
+            x = self.forward_block(layer, &x, &pass, cache.as_deref_mut())?;
+            visit(layer + 1, &x)?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(t);
+        }
+        match positions {
+            Positions::All => self.head(&x),
+            Positions::Last => self.head(&x.narrow(1, t - 1, 1)?.contiguous()?),
+        }
+    }
+
+    /// Logits of every position of one text, `[t, vocab_size]`.
+    pub fn logits(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
+        Ok(self.forward(&self.tokens(&[ids])?, None, Positions::All, |_, _| Ok(()))?.squeeze(0)?)
+    }
+
+    /// Logits and residual stream of every position of one text.
+    pub fn trace(&self, ids: &[u32]) -> Result<Trace, ModelError> {
+        let mut hidden = Vec::with_capacity(self.num_layers() + 1);
+        let logits = self.forward(&self.tokens(&[ids])?, None, Positions::All, |_, x| {
+            hidden.push(x.squeeze(0)?);
+            Ok(())
+        })?;
+        Ok(Trace { hidden: Tensor::stack(&hidden, 0)?, logits: logits.squeeze(0)? })
+    }
+}

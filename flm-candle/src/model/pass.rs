@@ -1,0 +1,107 @@
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::Rotary;
+
+/// Which implementation of each operation runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Path {
+    /// candle's fused operations: fast, no gradient.
+    #[default]
+    Fused,
+    /// Compositions of operations that all have a gradient.
+    Differentiable,
+}
+
+/// The largest number of attention scores held at once, per device: 16 Mi values, 64 MiB in f32.
+const MAX_SCORES: usize = 16 << 20;
+
+/// What all blocks of one forward pass share: positions, masks, the path.
+///
+/// Rows of a batch may have different lengths: shorter ones are padded on the left, and
+/// `padding[row]` says by how much. Positions count from a row's first real token.
+#[derive(Debug)]
+pub struct Pass {
+    pub(super) path: Path,
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
+    pub(super) chunks: Vec<QueryChunk>,
+}
+
+/// Consecutive queries that attend together: queries `start..start + len` see keys `0..keys`.
+#[derive(Debug)]
+pub(super) struct QueryChunk {
+    pub(super) start: usize,
+    pub(super) len: usize,
+    pub(super) keys: usize,
+    /// 0 or −∞, `[b or 1, 1, 1, len, keys]`; `None` where every key is seen.
+    pub(super) mask: Option<Tensor>,
+}
+
+/// What a [`Pass`] is made for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PassShape<'a> {
+    pub(super) padding: &'a [usize],
+    pub(super) past: usize,
+    pub(super) len: usize,
+    pub(super) heads: usize,
+}
+
+impl Pass {
+    pub(super) fn new(
+        path: Path,
+        rotary: &Rotary,
+        shape: PassShape<'_>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let PassShape { padding, past, len, heads } = shape;
+        let rows = padding.len();
+        let padded = padding.iter().any(|&p| p > 0);
+        let positions: Vec<usize> = if padded {
+            let of_row = |&pad: &usize| (past..past + len).map(move |i| i.saturating_sub(pad));
+            padding.iter().flat_map(of_row).collect()
+        } else {
+            (past..past + len).collect()
+        };
+        let (cos, sin) = rotary.tables(&positions, if padded { Some(rows) } else { None }, dtype, device)?;
+        let step = (MAX_SCORES / (rows * heads * (past + len))).clamp(1, len);
+        let chunks = (0..len)
+            .step_by(step)
+            .map(|start| {
+                let count = step.min(len - start);
+                let keys = past + start + count;
+                let mask = mask(padding, past + start, count, keys, dtype, device)?;
+                Ok(QueryChunk { start, len: count, keys, mask })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { path, cos, sin, chunks })
+    }
+}
+
+/// 0 where query `first + i` of a row may see a key, −∞ where the key is later or padding.
+fn mask(
+    padding: &[usize],
+    first: usize,
+    count: usize,
+    keys: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<Option<Tensor>> {
+    let padded = padding.iter().any(|&p| p > 0);
+    if count == 1 && !padded {
+        return Ok(None);
+    }
+    let rows = if padded { padding } else { &padding[..1] };
+    let mut values = Vec::with_capacity(rows.len() * count * keys);
+    for &pad in rows {
+        for query in first..first + count {
+            // a padding query sees itself, so that its softmax is defined
+            values.extend((0..keys).map(|key| {
+                let seen = key <= query && (key >= pad || key == query);
+                if seen { 0f32 } else { f32::NEG_INFINITY }
+            }));
+        }
+    }
+    let statistics = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    Tensor::from_vec(values, (rows.len(), 1, 1, count, keys), device)?.to_dtype(statistics).map(Some)
+}

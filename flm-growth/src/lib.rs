@@ -31,6 +31,9 @@ pub mod plan;
 pub mod precision;
 pub mod shape;
 
+#[cfg(test)]
+mod reference;
+
 pub use error::GrowthError;
 pub use execute::{ExecuteOptions, ExecuteReport, execute};
 pub use operator::Operator;

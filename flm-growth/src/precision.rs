@@ -55,12 +55,24 @@ impl Precision {
     /// Writes one value, rounded once, to the nearest; `out` holds exactly one.
     pub(crate) fn encode(self, value: f64, out: &mut [u8]) {
         match self {
-            Self::Bf16 => out.copy_from_slice(&bf16::from_f64(value).to_le_bytes()),
-            Self::F16 => out.copy_from_slice(&f16::from_f64(value).to_le_bytes()),
+            Self::Bf16 => out.copy_from_slice(&bf16::from_f32(round_to_odd(value)).to_le_bytes()),
+            Self::F16 => out.copy_from_slice(&f16::from_f32(round_to_odd(value)).to_le_bytes()),
             Self::F32 => out.copy_from_slice(&(value as f32).to_le_bytes()),
             Self::F64 => out.copy_from_slice(&value.to_le_bytes()),
         }
     }
+}
+
+/// The f32 that rounds to the same 16-bit value as `value` does: the nearest, or where `value` lies
+/// between two, the one with an odd last bit (Boldo and Melquiond, "Emulation of FMA and correctly
+/// rounded sums", 2008). Rounding to the nearest twice can end one step off.
+fn round_to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if value.is_nan() || f64::from(nearest) == value {
+        return nearest;
+    }
+    let away = u32::from(f64::from(nearest).abs() > value.abs());
+    f32::from_bits((nearest.to_bits() - away) | 1)
 }
 
 /// The first `N` bytes; the callers cut their slices to size.
@@ -126,10 +138,23 @@ mod tests {
 
     #[test]
     fn bf16_is_rounded_once() {
-        // just above the midpoint of two bf16 values, by less than f32 can hold
-        let mut bytes = [0; 2];
-        Precision::Bf16.encode(1.0 + 2f64.powi(-8) + 2f64.powi(-40), &mut bytes);
-        assert_eq!(Precision::Bf16.decode(&bytes), 1.0 + 2f64.powi(-7));
+        let encoded = |precision: Precision, value: f64| {
+            let mut bytes = [0; 2];
+            precision.encode(value, &mut bytes);
+            precision.decode(&bytes)
+        };
+        for (precision, bits) in [(Precision::Bf16, 8), (Precision::F16, 11)] {
+            let (half, tiny) = (2f64.powi(-bits), 2f64.powi(-40));
+            for sign in [1.0, -1.0] {
+                // a midpoint goes to the even neighbour, whatever is above it by less than f32 holds not
+                assert_eq!(encoded(precision, sign * (1.0 + half)), sign);
+                assert_eq!(encoded(precision, sign * (1.0 + half + tiny)), sign * (1.0 + 2.0 * half));
+                assert_eq!(encoded(precision, sign * (1.0 + 3.0 * half - tiny)), sign * (1.0 + 2.0 * half));
+            }
+            assert_eq!(encoded(precision, 1e-60), 0.0);
+            assert_eq!(encoded(precision, 1e60), f64::INFINITY);
+            assert!(encoded(precision, f64::NAN).is_nan());
+        }
     }
 
     #[test]

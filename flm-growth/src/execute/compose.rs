@@ -7,7 +7,7 @@ use crate::precision::Precision;
 
 /// One target tensor, ready to be written row by row.
 #[derive(Debug)]
-pub(super) struct Composer<'a> {
+pub(crate) struct Composer<'a> {
     plan: &'a TensorPlan,
     cols: usize,
     copied_rows: usize,
@@ -17,11 +17,11 @@ pub(super) struct Composer<'a> {
 }
 
 /// Fills a buffer from a byte offset of the source's tensor.
-pub(super) type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<()> + 'a;
+pub(crate) type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<()> + 'a;
 
 impl<'a> Composer<'a> {
     /// `plan` names every standard deviation by its number.
-    pub(super) fn new(plan: &'a TensorPlan, seed: u64) -> Result<Self> {
+    pub(crate) fn new(plan: &'a TensorPlan, seed: u64) -> Result<Self> {
         let ((rows, cols), (copied_rows, copied_cols)) = (plan.size(), plan.copied());
         if copied_rows > rows || copied_cols > cols {
             return Err(invalid(plan, "its source is larger than itself"));
@@ -40,12 +40,12 @@ impl<'a> Composer<'a> {
     }
 
     /// Bytes of one row of the target.
-    pub(super) fn row_bytes(&self) -> usize {
+    pub(crate) fn row_bytes(&self) -> usize {
         self.cols * self.plan.dtype.bytes()
     }
 
     /// Whether all of rows `start..end` is zero.
-    pub(super) fn is_zero(&self, start: usize, end: usize) -> bool {
+    pub(crate) fn is_zero(&self, start: usize, end: usize) -> bool {
         let zero = |fill: Option<Fill>| fill.is_none_or(|f| f == Fill::Zero);
         let copied = start < self.copied_rows && self.copied_cols > 0;
         let new = end > self.copied_rows;
@@ -53,7 +53,7 @@ impl<'a> Composer<'a> {
     }
 
     /// Writes rows `start..end` into `out`, which is theirs exactly. `scratch` is kept between calls.
-    pub(super) fn rows(
+    pub(crate) fn rows(
         &self,
         start: usize,
         end: usize,

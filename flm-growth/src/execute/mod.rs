@@ -5,7 +5,7 @@
 //! most as much of input, so memory does not depend on the model. Zeros are not written: they stay
 //! holes of the file.
 
-mod compose;
+pub(crate) mod compose;
 mod provenance;
 
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::error::{GrowthError, Result};
 use crate::fill::sample_std;
 use crate::plan::{Fill, GrowthPlan, Std, TensorPlan};
 use crate::precision::Precision;
-use compose::Composer;
+pub(crate) use compose::Composer;
 pub use provenance::{PROVENANCE_FILE, Provenance};
 
 /// How to write.

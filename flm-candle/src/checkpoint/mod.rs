@@ -1,23 +1,47 @@
 //! Checkpoints on disk: one way to open them, one way to write them.
+//!
+//! [`Checkpoint`] opens safetensors and PyTorch files, single or sharded, reads their headers and
+//! checks everything that can be checked without reading weights; reading is by position. Nothing in
+//! a file is executed. [`Writer`] streams a safetensors checkpoint that appears whole or not at all,
+//! [`convert`] joins the two in bounded memory.
+
+mod cast;
+mod check;
+mod convert;
+mod dtype;
+mod error;
+#[doc(hidden)]
+pub mod fuzzing;
+mod layout;
+mod open;
+mod pickle;
+mod pytorch;
+mod ranges;
+mod read;
+mod safetensors_header;
+mod side_files;
+mod source;
+mod staging;
+mod weight_map;
+mod writer;
+mod zip;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::DType;
 
-use crate::config::{ConfigError, TeleFlmConfig};
+use self::source::OpenFile;
+use self::zip::ZipEntry;
+use crate::config::TeleFlmConfig;
 
-/// What can be wrong with a checkpoint.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// Its config.json is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// candle refused.
-    #[error(transparent)]
-    Candle(#[from] candle_core::Error),
-}
-
-type Result<T> = std::result::Result<T, CheckpointError>;
+pub use self::convert::{ConvertOptions, ConvertReport, convert};
+pub use self::error::CheckpointError;
+pub use self::pickle::PickleError;
+pub use self::safetensors_header::HeaderError;
+pub use self::side_files::copy_side_files;
+pub use self::weight_map::IndexError;
+pub use self::writer::Writer;
+pub use self::zip::ZipError;
 
 /// How the weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,53 +83,61 @@ pub struct WeightFile {
 }
 
 /// An open checkpoint; holds names and offsets, no weights.
+///
+/// Its files stay open, so that a checkpoint that is replaced meanwhile is read as it was.
 #[derive(Debug)]
-pub struct Checkpoint {}
+pub struct Checkpoint {
+    dir: PathBuf,
+    format: Format,
+    config: TeleFlmConfig,
+    files: Vec<WeightFile>,
+    /// One for each of `files`.
+    handles: Vec<OpenFile>,
+    /// Sorted by name.
+    entries: Vec<TensorEntry>,
+    /// For each of `files` the archive's entries in the order of the file; empty for safetensors.
+    storages: Vec<Vec<ZipEntry>>,
+}
 
-#[allow(unused_variables, clippy::unimplemented, missing_docs)]
 impl Checkpoint {
-    /// Opens the directory `dir` and reads config.json and every header.
-    pub fn open(dir: &Path) -> Result<Self> {
-        unimplemented!()
-    }
+    /// The directory that was opened.
     pub fn dir(&self) -> &Path {
-        unimplemented!()
+        &self.dir
     }
+
+    /// How the weights are stored.
     pub fn format(&self) -> Format {
-        unimplemented!()
+        self.format
     }
+
+    /// What config.json says.
     pub fn config(&self) -> &TeleFlmConfig {
-        unimplemented!()
+        &self.config
     }
+
+    /// The files that hold weights, in the order of their names.
     pub fn files(&self) -> &[WeightFile] {
-        unimplemented!()
+        &self.files
     }
+
     /// All tensors, sorted by name.
     pub fn entries(&self) -> impl Iterator<Item = &TensorEntry> + '_ {
-        [].iter()
+        self.entries.iter()
     }
+
     /// The tensor `name`; an error that names it if there is none.
-    pub fn entry(&self, name: &str) -> Result<&TensorEntry> {
-        unimplemented!()
+    pub fn entry(&self, name: &str) -> Result<&TensorEntry, CheckpointError> {
+        self.find(name)
+            .ok_or_else(|| CheckpointError::NoSuchTensor { dir: self.dir.clone(), tensor: name.into() })
     }
+
+    /// Whether there is a tensor `name`.
     pub fn contains(&self, name: &str) -> bool {
-        unimplemented!()
+        self.find(name).is_some()
     }
-    /// Names, shapes and dtypes against the config: the first problem as an error.
-    pub fn check(&self) -> Result<()> {
-        unimplemented!()
-    }
-    /// Fills `buf` from byte `offset` of the tensor, by a positioned read; safe from many threads.
-    pub fn read_at(&self, entry: &TensorEntry, offset: u64, buf: &mut [u8]) -> Result<()> {
-        unimplemented!()
-    }
-    /// All bytes of a tensor.
-    pub fn read(&self, entry: &TensorEntry) -> Result<Vec<u8>> {
-        unimplemented!()
-    }
-    /// A tensor on `device`, in its stored dtype.
-    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
-        unimplemented!()
+
+    fn find(&self, name: &str) -> Option<&TensorEntry> {
+        self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok().map(|i| &self.entries[i])
     }
 }
 
@@ -120,39 +152,21 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-/// Streaming writer of a (sharded) safetensors checkpoint directory that appears whole or not at all.
-#[derive(Debug)]
-pub struct Writer {}
-
-#[allow(unused_variables, clippy::unimplemented)]
-impl Writer {
-    /// Lays out the shards of `specs` (in this order, a new shard when `max_shard_size` bytes would be
-    /// exceeded), writes their headers and sets their lengths, in a staging directory beside `dst`.
-    pub fn create(dst: &Path, specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
-        unimplemented!()
-    }
-    /// Writes `bytes` at byte `offset` of tensor `name`; safe from many threads; unwritten bytes are zero
-    /// (holes) if [`Writer::skip`] declared them.
-    pub fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
-        unimplemented!()
-    }
-    /// Declares `len` bytes from `offset` of tensor `name` to be zero: they stay a hole of the file.
-    pub fn skip(&self, name: &str, offset: u64, len: u64) -> Result<()> {
-        unimplemented!()
-    }
-    /// Where other files of the checkpoint can be put (tokenizer, provenance) before [`Writer::finish`].
-    pub fn staging_dir(&self) -> &Path {
-        unimplemented!()
-    }
-    /// Checks that every byte of every tensor was written or skipped, then fsyncs, writes the index and
-    /// `config`, and renames the staging directory to its final name.
-    pub fn finish(self, config: &TeleFlmConfig) -> Result<()> {
-        unimplemented!()
-    }
+/// A tensor of one file, before files are put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct RawTensor {
+    name: String,
+    dtype: DType,
+    shape: Vec<usize>,
+    /// First byte, counted from the start of the file.
+    offset: u64,
+    nbytes: u64,
 }
 
-/// Copies tokenizer, chat template, generation config and licence files from `src` to `dst`, where present.
-#[allow(unused_variables, clippy::unimplemented)]
-pub fn copy_side_files(src: &Path, dst: &Path) -> Result<Vec<String>> {
-    unimplemented!()
+/// Buffers that old versions of transformers saved although they follow from the config.
+fn is_skipped(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
 }
+
+#[cfg(test)]
+mod tests;

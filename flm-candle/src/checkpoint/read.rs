@@ -1,0 +1,56 @@
+//! Reading weights by position.
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+
+use super::error::Result;
+use super::source::Source;
+use super::{Checkpoint, CheckpointError, TensorEntry};
+
+impl Checkpoint {
+    /// Fills `buf` from byte `offset` of the tensor, by a positioned read; safe from many threads.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OutOfRange`] past the tensor's end; [`CheckpointError::Read`] where the
+    /// system refuses or the file was cut after it was opened.
+    pub fn read_at(&self, entry: &TensorEntry, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len() as u64;
+        if offset.checked_add(len).is_none_or(|end| end > entry.nbytes) {
+            let (tensor, nbytes) = (entry.name.clone(), entry.nbytes);
+            return Err(CheckpointError::OutOfRange { tensor, offset, len, nbytes });
+        }
+        let handle = &self.handles[entry.file];
+        handle.read_exact_at(buf, entry.offset + offset).map_err(|source| CheckpointError::Read {
+            tensor: entry.name.clone(),
+            path: self.files[entry.file].path.clone(),
+            source,
+        })
+    }
+
+    /// All bytes of a tensor.
+    pub fn read(&self, entry: &TensorEntry) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; entry.nbytes as usize];
+        self.read_at(entry, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// A tensor on `device`, in its stored dtype.
+    ///
+    /// Bytes are read straight into the vector that becomes the tensor's storage on a CPU.
+    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        let shape = entry.shape.as_slice();
+        let bytes = self.read(entry)?;
+        let tensor = match entry.dtype {
+            DType::BF16 => Tensor::from_vec(decode(&bytes, bf16::from_le_bytes), shape, device),
+            DType::F16 => Tensor::from_vec(decode(&bytes, f16::from_le_bytes), shape, device),
+            DType::F32 => Tensor::from_vec(decode(&bytes, f32::from_le_bytes), shape, device),
+            _ => Tensor::from_vec(decode(&bytes, f64::from_le_bytes), shape, device),
+        };
+        Ok(tensor?)
+    }
+}
+
+fn decode<const N: usize, T>(bytes: &[u8], from: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|&chunk| from(chunk)).collect()
+}

@@ -8,6 +8,7 @@
 pub(crate) mod compose;
 mod provenance;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -70,7 +71,7 @@ pub fn execute(
 ) -> Result<ExecuteReport> {
     let started = Instant::now();
     let config = plan.target_config(source.config())?;
-    let tensors: Vec<Source<'_>> =
+    let mut tensors: Vec<Source<'_>> =
         plan.tensors.par_iter().map(|t| Source::new(t, source)).collect::<Result<_>>()?;
     let specs: Vec<TensorSpec> = plan
         .tensors
@@ -78,6 +79,9 @@ pub fn execute(
         .map(|t| TensorSpec { name: t.name.clone(), dtype: t.dtype.into(), shape: t.shape.clone() })
         .collect();
     let writer = Writer::create(dst, &specs, options.max_shard_bytes)?;
+    let order: HashMap<&str, usize> =
+        writer.disk_order().into_iter().enumerate().map(|(place, name)| (name, place)).collect();
+    tensors.sort_by_key(|t| order.get(t.plan.name.as_str()).copied());
     let run = Run { plan, source, writer: &writer, progress, holes: AtomicU64::new(0) };
     run.all(&tensors, options.chunk_bytes)?;
     let hole_bytes = run.holes.into_inner();

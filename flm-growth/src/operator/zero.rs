@@ -17,7 +17,7 @@ use crate::precision::{Precision, is_power_of_two};
 use crate::shape::Shape;
 
 pub(super) fn rms_norm_eps(eps: f64, from: &Shape, to: &Shape) -> f64 {
-    eps * (from.hidden_size as f64 / to.hidden_size as f64)
+    eps * from.hidden_size as f64 / to.hidden_size as f64
 }
 
 /// √(D/D').

@@ -5,7 +5,9 @@ mod forward;
 mod preservation;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use flm_candle::checkpoint::{Checkpoint, TensorSpec, Writer};
 use flm_candle::config::TeleFlmConfig;
 
 use crate::execute::Composer;
@@ -113,6 +115,29 @@ impl Model {
             (t.name.clone(), (t.dtype, bytes))
         });
         Self { tensors: tensors.collect(), config: plan.target_config(&self.config).unwrap() }
+    }
+
+    /// As a checkpoint in `dir`, in shards of at most `shard` bytes.
+    pub(crate) fn save(&self, dir: &Path, shard: u64) -> Checkpoint {
+        let specs: Vec<TensorSpec> = self
+            .config
+            .tensors()
+            .map(|t| TensorSpec { dtype: self.tensors[&t.name].0.into(), name: t.name, shape: t.shape })
+            .collect();
+        let writer = Writer::create(dir, &specs, shard).unwrap();
+        for (name, (_, bytes)) in &self.tensors {
+            writer.write_at(name, 0, bytes).unwrap();
+        }
+        writer.finish(&self.config).unwrap();
+        Checkpoint::open(dir).unwrap()
+    }
+
+    /// What a checkpoint holds.
+    pub(crate) fn load(checkpoint: &Checkpoint) -> Self {
+        let tensors = checkpoint
+            .entries()
+            .map(|e| (e.name.clone(), (Precision::try_from(e.dtype).unwrap(), checkpoint.read(e).unwrap())));
+        Self { config: checkpoint.config().clone(), tensors: tensors.collect() }
     }
 
     /// A tensor's values.

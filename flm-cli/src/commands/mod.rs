@@ -4,6 +4,7 @@ mod completions;
 mod convert;
 mod eval;
 mod generate;
+mod grow;
 mod inspect;
 mod logits;
 mod models;
@@ -17,6 +18,7 @@ use crate::output::Output;
 pub(crate) enum Command {
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
+    Grow(grow::Grow),
     Logits(logits::Logits),
     Generate(generate::Generate),
     #[command(subcommand)]
@@ -31,6 +33,7 @@ impl Command {
         match self {
             Self::Inspect(command) => command.run(output),
             Self::Convert(command) => command.run(output),
+            Self::Grow(command) => command.run(output),
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),
             Self::Eval(command) => command.run(output),

@@ -33,6 +33,7 @@ pub struct LayerDifference {
     /// After this layer of the target.
     pub target: usize,
     /// ‖source − target‖ / ‖source‖ over the source's entries of the stream.
+    #[serde(rename = "rel_l2")]
     pub relative_l2: f64,
 }
 
@@ -52,6 +53,7 @@ pub struct VerifyReport {
     /// Mean difference of a logit.
     pub mean_abs: f64,
     /// ‖source − target‖ / ‖source‖ of all logits.
+    #[serde(rename = "rel_l2")]
     pub relative_l2: f64,
     /// Mean over positions of KL(source ‖ target), in nats.
     pub kl_mean: f64,

@@ -5,7 +5,7 @@
 //! an index into a table of 65,536 equally likely quantiles. The table is scaled by the standard
 //! deviation and rounded to the tensor's dtype once, so that drawing is a look-up.
 //!
-//! The distribution is the normal one in steps of 1/65536 of probability: values are within ±4.33
+//! The distribution is the normal one in steps of 1/65536 of probability: values are within ±4.325
 //! standard deviations, and a tensor of any dtype holds at most 65,536 different ones.
 
 mod quantile;

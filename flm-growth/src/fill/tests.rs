@@ -113,7 +113,7 @@ fn flipping_a_counter_bit_flips_half_of_the_bits() {
     let mixer = Mixer::new(3, TENSOR);
     for bit in 0..40 {
         let flips: u32 =
-            (0..4096).map(|i| (mixer.mix(i * 977) ^ mixer.mix(i * 977 ^ (1 << bit))).count_ones()).sum();
+            (0..4096).map(|i| (mixer.mix(i * 977) ^ mixer.mix((i * 977) ^ (1 << bit))).count_ones()).sum();
         let mean = f64::from(flips) / 4096.0;
         assert!((mean - 32.0).abs() < 0.5, "bit {bit}: {mean}");
     }
@@ -163,5 +163,41 @@ fn the_std_scales_before_rounding_and_is_reached_in_every_dtype() {
 fn a_std_that_is_no_number_is_refused() {
     for std in [f64::NAN, -1.0, f64::INFINITY] {
         assert!(matches!(NormalFill::new(0, "t", Precision::F32, std), Err(GrowthError::Std(_))));
+    }
+}
+
+#[test]
+fn known_answers_of_an_independent_implementation() {
+    // SplitMix64's published first output for seed 0
+    assert_eq!(Mixer { start: 0, key: 0 }.mix(1), 0xe220_a839_7b1d_cdaf);
+    // Python: blake3 1.0 for the keys, whole-number arithmetic for the mix, statistics.NormalDist
+    // for the quantiles
+    let mixer = Mixer::new(7, "lm_head.weight");
+    assert_eq!((mixer.start, mixer.key), (0x0948_84ae_6924_5e5c, 0xb3f0_ee81_0027_a4bd));
+    for (index, expected) in [
+        (0, -0.44977245867977683),
+        (1, 0.32381776599889545),
+        (2, 0.4454600327055398),
+        (3, -0.5651498998655232),
+        (4, -2.252744044178133),
+        (1_000_003, -0.5899598810802851),
+        (2_000_000_000_002, -1.8606950674274736),
+    ] {
+        let got = draw(7, "lm_head.weight", index, 1)[0];
+        assert!((got - expected).abs() < 1e-13, "{index}: {got}");
+    }
+}
+
+#[test]
+fn bits_are_the_same_on_every_machine() {
+    // recorded once; a difference means that checkpoints can no longer be reproduced
+    for (precision, digest) in [
+        (Precision::Bf16, "b30e7f069cecb98d"),
+        (Precision::F32, "baccb8bd5e81255d"),
+        (Precision::F64, "7a041bc5c5917d21"),
+    ] {
+        let mut bytes = vec![0; 1_000_000 * precision.bytes()];
+        NormalFill::new(1, TENSOR, precision, 0.02).unwrap().write(12345, &mut bytes);
+        assert_eq!(blake3::hash(&bytes).to_hex()[..16], *digest, "{precision}");
     }
 }

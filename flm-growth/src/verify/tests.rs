@@ -94,7 +94,7 @@ fn a_double_precision_checkpoint_agrees_to_double_precision() {
 fn the_sources_numbers_are_those_of_the_reference_forward_pass() {
     let stored = pair(Precision::F64, &loud(), TARGET, |_| ());
     let report = run(&stored, |o| o.dtype = DType::F64);
-    let (mut nll, mut count) = (0.0, 0.0);
+    let (mut nll, mut count) = (0.0f64, 0.0);
     for text in texts() {
         let tokens: Vec<usize> = text.iter().map(|&t| t as usize).collect();
         for (logits, &next) in stored.model.logits(&tokens).iter().zip(tokens.iter().skip(1)) {
@@ -102,7 +102,7 @@ fn the_sources_numbers_are_those_of_the_reference_forward_pass() {
             count += 1.0;
         }
     }
-    let (expected, got) = ((nll / count as f64).exp(), report.source_perplexity.unwrap());
+    let (expected, got) = ((nll / count).exp(), report.source_perplexity.unwrap());
     assert!((got / expected - 1.0).abs() < 1e-12, "{got} {expected}");
     assert!((report.target_perplexity.unwrap() / expected - 1.0).abs() < 1e-12);
 }

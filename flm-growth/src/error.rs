@@ -77,16 +77,6 @@ pub enum GrowthError {
         /// What was given.
         value: f64,
     },
-    /// Embedding and head share a tensor but need different scales.
-    #[error(
-        "the embedding would have to be multiplied by {embed} and the head by {head}, and they are one tensor (tie_word_embeddings): untie them (--untie), or keep the multipliers"
-    )]
-    TiedScale {
-        /// Scale of the embedding.
-        embed: f64,
-        /// Scale of the head.
-        head: f64,
-    },
     /// No operator has this name.
     #[error("no operator {0:?}; known are zero, clone and stack")]
     UnknownOperator(String),

@@ -42,6 +42,11 @@ impl Precision {
         }
     }
 
+    /// Whether values times `factor` are stored with no rounding, or with one that f32 has anyway.
+    pub(crate) fn holds_scaled(self, factor: f64) -> bool {
+        matches!(self, Self::F32 | Self::F64) || is_power_of_two(factor.abs())
+    }
+
     /// Reads one value; `bytes` holds exactly one.
     pub(crate) fn decode(self, bytes: &[u8]) -> f64 {
         match self {

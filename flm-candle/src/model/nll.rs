@@ -1,4 +1,5 @@
-use candle_core::{DType, Tensor};
+use candle_core::DType;
+use rayon::prelude::*;
 
 use super::{CausalLm, ModelError, Positions};
 
@@ -32,12 +33,18 @@ impl CausalLm {
             let len = POSITIONS.min(ids.len() - 1 - start);
             let logits =
                 self.head(&x.narrow(1, start, len)?.contiguous()?)?.squeeze(0)?.narrow(1, 0, rows)?;
-            let targets = Tensor::from_slice(&ids[start + 1..start + 1 + len], (len, 1), self.device())?;
-            // a sum of tens of thousands of exponentials in f32 is biased by some 1e-5 nats
-            let logits = logits.to_dtype(DType::F64)?.contiguous()?;
-            let chosen = logits.gather(&targets, 1)?.squeeze(1)?;
-            nll.extend((logits.log_sum_exp(1)? - chosen)?.to_vec1::<f64>()?);
+            let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let targets = &ids[start + 1..start + 1 + len];
+            nll.par_extend(logits.par_chunks(rows).zip(targets).map(|(row, &id)| surprise(row, id)));
         }
         Ok(nll)
     }
+}
+
+/// −log softmax(row)[id]; the sum is in f64, since tens of thousands of terms in f32 are biased by
+/// some 1e-5 nats.
+fn surprise(row: &[f32], id: u32) -> f64 {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&x| f64::from((x - max).exp())).sum();
+    sum.ln() + f64::from(max) - f64::from(row[id as usize])
 }

@@ -46,6 +46,7 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
         Role::Embedding => vocabulary(context.embed_scale),
         Role::Head => vocabulary(head_scale(context)),
         Role::Norm => tile(1.0),
+        Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, |_| Fill::Tile),
         Role::Reader => tile(1.0 / hidden_copies(context)),
         Role::AttentionWriter | Role::FeedForwardWriter if new_layer => Rule::silent(dtype),
         Role::AttentionWriter => tile(1.0 / times(from.num_attention_heads, to.num_attention_heads)),

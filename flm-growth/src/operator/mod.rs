@@ -33,6 +33,8 @@ pub enum Operator {
 pub(crate) enum Role {
     Embedding,
     Norm,
+    /// The norm before the head.
+    FinalNorm,
     /// Query, key, value, gate, up: reads the normed residual stream.
     Reader,
     /// Output projection: reads heads, writes the residual stream.
@@ -47,7 +49,7 @@ impl Role {
     pub(crate) fn of(name: &str) -> Option<(Self, Option<usize>)> {
         match name {
             EMBED_TOKENS => return Some((Self::Embedding, None)),
-            FINAL_NORM => return Some((Self::Norm, None)),
+            FINAL_NORM => return Some((Self::FinalNorm, None)),
             LM_HEAD => return Some((Self::Head, None)),
             _ => {}
         }
@@ -71,8 +73,10 @@ pub(crate) struct Context {
     pub(crate) to: Shape,
     /// What a change of `input_mult` asks the embedding to be multiplied by.
     pub(crate) embed_scale: f64,
-    /// What a change of the logit scale asks the head to be multiplied by.
+    /// What a change of the logit scale asks the head to be multiplied by, as far as the head takes it.
     pub(crate) head_scale: f64,
+    /// What the final norm's gain takes of it: all, where the head is tied or would be rounded.
+    pub(crate) final_norm_scale: f64,
     /// The row that new vocabulary rows copy; zeros where there is none.
     pub(crate) padding_row: Option<usize>,
     pub(crate) std: Std,
@@ -106,6 +110,15 @@ impl Rule {
     /// All zeros, nothing copied: a projection that writes nothing.
     fn silent(dtype: Precision) -> Self {
         Self { copy: false, ..Self::copy(dtype, 1.0, Fill::Zero) }
+    }
+
+    /// A norm's gain, times `scale`, with what is new filled by `fill(scale)`.
+    ///
+    /// Gains are few, and rounding them to 8 bits would be the only error of the growth: those that a
+    /// factor moves off the dtype's grid are stored as f32.
+    fn gain(dtype: Precision, scale: f64, fill: impl Fn(f64) -> Fill) -> Self {
+        let dtype = if dtype.holds_scaled(scale) { dtype } else { Precision::F32 };
+        Self::copy(dtype, scale, fill(scale))
     }
 }
 

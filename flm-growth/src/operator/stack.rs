@@ -17,6 +17,7 @@ pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
     match role {
         Role::Embedding => vocabulary(context.embed_scale),
         Role::Head => vocabulary(context.head_scale),
+        Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, |_| Fill::Zero),
         _ => Rule::copy(dtype, 1.0, Fill::Zero),
     }
 }

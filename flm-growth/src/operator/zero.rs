@@ -13,7 +13,7 @@
 
 use super::{Context, Role, Rule};
 use crate::plan::Fill;
-use crate::precision::{Precision, is_power_of_two};
+use crate::precision::Precision;
 use crate::shape::Shape;
 
 pub(super) fn rms_norm_eps(eps: f64, from: &Shape, to: &Shape) -> f64 {
@@ -34,21 +34,10 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
         Role::Head => {
             Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, context.head_scale, noise) }
         }
-        Role::Norm => {
-            let scale = gain_scale(context);
-            Rule::copy(gain_precision(dtype, scale), scale, Fill::Constant(scale))
-        }
+        Role::Norm => Rule::gain(dtype, gain_scale(context), Fill::Constant),
+        Role::FinalNorm => Rule::gain(dtype, gain_scale(context) * context.final_norm_scale, Fill::Constant),
         Role::Reader => Rule::copy(dtype, 1.0, noise),
         Role::AttentionWriter | Role::FeedForwardWriter if new_layer => Rule::silent(dtype),
         Role::AttentionWriter | Role::FeedForwardWriter => Rule::copy(dtype, 1.0, Fill::Zero),
-    }
-}
-
-/// Gains are few, and rounding them to 8 bits would be the only error of the growth: those that a
-/// factor moves off the dtype's grid are stored as f32.
-fn gain_precision(dtype: Precision, scale: f64) -> Precision {
-    match dtype {
-        Precision::Bf16 | Precision::F16 if !is_power_of_two(scale) => Precision::F32,
-        other => other,
     }
 }

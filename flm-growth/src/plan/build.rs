@@ -19,7 +19,7 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
     };
     let layers = placement.layer_map(from.num_hidden_layers, target.num_hidden_layers)?;
     let change = config_change(config, target, options)?;
-    let context = context(config, &from, target, &change, options)?;
+    let context = context(source, &from, target, &change, options)?;
     let mut plan = GrowthPlan {
         version: 1,
         operator: options.operator,
@@ -105,25 +105,37 @@ fn config_change(config: &TeleFlmConfig, target: &Shape, options: &GrowthOptions
 }
 
 fn context(
-    config: &TeleFlmConfig,
+    source: &SourceModel,
     from: &Shape,
     to: &Shape,
     change: &ConfigChange,
     options: &GrowthOptions,
 ) -> Result<Context> {
+    let config = source.config();
     let mut target = config.clone();
     target.input_mult = change.input_mult;
     target.output_mult = change.output_mult;
     target.mup_scale_factor = change.mup_scale_factor;
-    let embed_scale = ratio(config.input_scale(), target.input_scale());
-    let head_scale = ratio(config.logit_scale(), target.logit_scale());
     let padding_row =
         options.tokenizer_size.filter(|&tokens| from.vocab_size > tokens).map(|_| from.vocab_size - 1);
-    let context = Context { from: *from, to: *to, embed_scale, head_scale, padding_row, std: options.std };
-    let (embed, head) = (options.operator.embed_scale(&context), options.operator.head_scale(&context));
-    if change.tie_word_embeddings && embed != head {
-        return Err(GrowthError::TiedScale { embed, head });
+    let mut context = Context {
+        from: *from,
+        to: *to,
+        embed_scale: ratio(config.input_scale(), target.input_scale()),
+        head_scale: ratio(config.logit_scale(), target.logit_scale()),
+        final_norm_scale: 1.0,
+        padding_row,
+        std: options.std,
+    };
+    let head = options.operator.head_scale(&context);
+    let stored = source.tensor(if config.tie_word_embeddings { EMBED_TOKENS } else { LM_HEAD })?.dtype;
+    // what a tied head already has, and what rounding would spoil, the final norm's gain takes over
+    if change.tie_word_embeddings {
+        context.final_norm_scale = ratio(head, options.operator.embed_scale(&context));
+    } else if !stored.holds_scaled(head) {
+        context.final_norm_scale = head;
     }
+    context.head_scale /= context.final_norm_scale;
     Ok(context)
 }
 

@@ -192,9 +192,10 @@ impl Run<'_> {
             starts.push(count);
             count += job.nbytes.div_ceil(CHUNK) as usize;
         }
+        let largest = jobs.iter().map(|j| j.nbytes).max().unwrap_or(0);
         let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let worker = || {
-            let (mut buf, mut converted) = (vec![0; CHUNK.min(self.largest(jobs)) as usize], Vec::new());
+            let (mut buf, mut converted) = (vec![0; CHUNK.min(largest) as usize], Vec::new());
             while !stop.load(Ordering::Relaxed) {
                 let chunk = next.fetch_add(1, Ordering::Relaxed);
                 if chunk >= count {
@@ -222,10 +223,6 @@ impl Run<'_> {
             }
             result
         })
-    }
-
-    fn largest(&self, jobs: &[Job<'_>]) -> u64 {
-        jobs.iter().map(|j| j.nbytes).max().unwrap_or(0)
     }
 
     fn chunk(&self, job: &Job<'_>, index: u64, buf: &mut [u8], converted: &mut Vec<u8>) -> Result<()> {

@@ -94,14 +94,16 @@ pub enum CheckpointError {
         /// The file.
         file: PathBuf,
     },
-    /// Two files hold a tensor of the same name.
-    #[error("tensor {tensor} is in {first} and again in {second}")]
+    /// A file holds a tensor that the index places in another file.
+    #[error(
+        "tensor {tensor} is in {second} and, by the index, in {first}: one of the files is of another checkpoint"
+    )]
     DuplicateTensor {
         /// The tensor.
         tensor: String,
-        /// The first file.
+        /// The file that the index names.
         first: PathBuf,
-        /// The second file.
+        /// The file that holds it.
         second: PathBuf,
     },
     /// A safetensors header is malformed.

@@ -56,7 +56,8 @@ impl Checkpoint {
             None => checkpoint.add_file(path)?,
             Some(map) => checkpoint.add_shards(&path, &map)?,
         }
-        checkpoint.finish_entries()?;
+        // No name stands twice: each file's reader saw to that, and an index places a name in one file.
+        checkpoint.entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(checkpoint)
     }
 
@@ -76,7 +77,13 @@ impl Checkpoint {
             for entry in &self.entries[first..] {
                 if !tensors.remove(entry.name.as_str()) {
                     let tensor = entry.name.clone();
-                    return Err(CheckpointError::NotInIndex { index: index.into(), tensor, file: path });
+                    return Err(match map.get(&tensor) {
+                        None => CheckpointError::NotInIndex { index: index.into(), tensor, file: path },
+                        Some(other) => {
+                            let first = self.dir.join(other);
+                            CheckpointError::DuplicateTensor { tensor, first, second: path }
+                        }
+                    });
                 }
             }
             if let Some(tensor) = tensors.pop_first() {
@@ -106,18 +113,6 @@ impl Checkpoint {
             nbytes: t.nbytes,
         }));
         Ok(())
-    }
-
-    fn finish_entries(&mut self) -> Result<()> {
-        self.entries.sort_by(|a, b| a.name.cmp(&b.name));
-        match self.entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            None => Ok(()),
-            Some(pair) => Err(CheckpointError::DuplicateTensor {
-                tensor: pair[0].name.clone(),
-                first: self.files[pair[0].file].path.clone(),
-                second: self.files[pair[1].file].path.clone(),
-            }),
-        }
     }
 }
 

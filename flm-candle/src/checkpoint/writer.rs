@@ -36,8 +36,10 @@ struct OpenShard {
     file: Mutex<Option<Arc<File>>>,
     /// Bytes not yet written or skipped.
     missing: AtomicU64,
-    /// The early fsync, once the shard is complete.
-    sync: Mutex<Option<JoinHandle<std::io::Result<()>>>>,
+    /// Bytes written since the last early fsync began.
+    unsynced: AtomicU64,
+    /// The early fsyncs; at most the last still runs.
+    syncs: Mutex<Vec<JoinHandle<std::io::Result<()>>>>,
 }
 
 /// A tensor's place and what of it is accounted for.
@@ -67,7 +69,13 @@ impl Writer {
             file.set_len(shard.size).map_err(io("set the length of", &path))?;
             file.write_all_at(&shard.header, 0).map_err(io("write", &path))?;
             let missing = AtomicU64::new(shard.size - shard.header.len() as u64);
-            writer.shards.push(OpenShard { path, file: Mutex::default(), missing, sync: Mutex::default() });
+            writer.shards.push(OpenShard {
+                path,
+                file: Mutex::default(),
+                missing,
+                unsynced: AtomicU64::new(0),
+                syncs: Mutex::default(),
+            });
             for tensor in shard.tensors {
                 let (offset, nbytes) = (tensor.offset, tensor.nbytes);
                 let slot = Slot { shard: number, offset, nbytes, done: Mutex::default() };
@@ -132,9 +140,11 @@ impl Writer {
         config.validate()?;
         self.require_complete()?;
         for shard in &self.shards {
-            // Its error counts: the system reports a failed write-back once.
-            if let Some(Ok(synced)) = unpoisoned(&shard.sync).take().map(JoinHandle::join) {
-                synced.map_err(io("sync", &shard.path))?;
+            for sync in unpoisoned(&shard.syncs).drain(..) {
+                // Its error counts: the system reports a failed write-back once.
+                if let Ok(synced) = sync.join() {
+                    synced.map_err(io("sync", &shard.path))?;
+                }
             }
         }
         if let Some(index) = &self.index {
@@ -165,19 +175,22 @@ impl Writer {
         Ok(slot)
     }
 
-    /// Counts bytes as done; starts writing a complete shard back, so that `finish` waits less.
+    /// Counts bytes as done, and closes a file that is complete.
     fn account(&self, slot: &Slot, offset: u64, len: u64) {
         let new = unpoisoned(&slot.done).insert(offset, offset + len);
         let shard = &self.shards[slot.shard];
-        if new == 0 || shard.missing.fetch_sub(new, Ordering::Relaxed) != new {
-            return;
+        let complete = new > 0 && shard.missing.fetch_sub(new, Ordering::Relaxed) == new;
+        if shard.unsynced.fetch_add(len, Ordering::Relaxed) + len >= WRITE_BACK || complete {
+            shard.write_back();
         }
-        if let Some(file) = unpoisoned(&shard.file).take() {
-            let sync = std::thread::Builder::new().spawn(move || file.sync_data());
-            *unpoisoned(&shard.sync) = sync.ok();
+        if complete {
+            unpoisoned(&shard.file).take();
         }
     }
 }
+
+/// Bytes after which the disk starts to write while more is computed.
+const WRITE_BACK: u64 = 128 << 20;
 
 impl OpenShard {
     fn open(&self) -> Result<Arc<File>> {
@@ -187,6 +200,17 @@ impl OpenShard {
         }
         let file = File::options().write(true).open(&self.path).map_err(io("open", &self.path))?;
         Ok(Arc::clone(slot.insert(Arc::new(file))))
+    }
+
+    /// Begins an fsync beside the writes, unless one is under way: `finish` waits less, and memory does
+    /// not fill with what the disk has yet to take.
+    fn write_back(&self) {
+        let mut syncs = unpoisoned(&self.syncs);
+        let Some(file) = unpoisoned(&self.file).clone() else { return };
+        if syncs.last().is_none_or(JoinHandle::is_finished) {
+            self.unsynced.store(0, Ordering::Relaxed);
+            syncs.extend(std::thread::Builder::new().spawn(move || file.sync_data()));
+        }
     }
 }
 

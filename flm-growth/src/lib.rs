@@ -9,8 +9,8 @@
 //! - [`operator`]: the rules that make a growth preserve the function
 //! - [`plan`]: the plan and its numbers, from a checkpoint or from a `config.json` alone
 //! - [`fill`]: reproducible random weights
-//! - [`execute`]: streams a source checkpoint through a plan into a new one
-//! - [`verify`]: runs source and target side by side and compares
+//! - [`mod@execute`]: streams a source checkpoint through a plan into a new one
+//! - [`mod@verify`]: runs source and target side by side and compares
 //!
 //! ```
 //! use flm_growth::{GrowthOptions, GrowthPlan, Shape, SourceModel};

@@ -38,7 +38,9 @@ pub struct ExecuteOptions {
 
 impl Default for ExecuteOptions {
     fn default() -> Self {
-        Self { chunk_bytes: 64 << 20, max_shard_bytes: 10_000_000_000, command: Vec::new() }
+        // chunks that a core's share of the cache nearly holds; shards that are synced while the next
+        // is written
+        Self { chunk_bytes: 16 << 20, max_shard_bytes: 5_000_000_000, command: Vec::new() }
     }
 }
 

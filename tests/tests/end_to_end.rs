@@ -188,7 +188,12 @@ fn a_streamed_model_holds_two_blocks_and_gives_the_same_bits() {
     let (block, ends) = part_bytes(&large);
     assert!(all > base + 20 * block + ends, "a resident model holds all blocks: {all}");
     let bound = base + 2 * block + ends;
-    assert!(peak < bound + (8 << 20), "streamed: {peak} bytes, two blocks with embedding and head: {bound}");
+    // working memory, less than another block
+    let slack = 16 << 20;
+    assert!(
+        slack < block && peak < bound + slack,
+        "streamed: {peak}, two blocks, embedding and head: {bound}"
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod eval;
 mod output;
 
 use std::process::ExitCode;

@@ -85,7 +85,8 @@ fn the_strict_total_leaves_out_what_cannot_be_read_or_is_off_the_scale() {
     let ledger = &found["ledger"];
     let of = |name: &str| ledger[name].as_u64().unwrap();
     assert_eq!(of("parsed") + of("fallback") + of("failed"), 683);
-    let off_scale = rows("judgments-quirks.jsonl").iter().filter(|r| r["score"].as_f64() > Some(10.0)).count();
+    let off_scale =
+        rows("judgments-quirks.jsonl").iter().filter(|r| r["score"].as_f64() > Some(10.0)).count();
     assert_eq!(of("out_of_range"), off_scale as u64);
     let overall = found["strict"]["overall"].as_f64().unwrap();
     let interval = &found["intervals"]["strict"]["overall"];

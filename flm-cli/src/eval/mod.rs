@@ -8,7 +8,11 @@
 //! Every row carries what it was made with (`identity`), and rows that do not belong together are
 //! not compared.
 
+pub(crate) mod answer;
 pub(crate) mod identity;
+mod journal;
+pub(crate) mod judge;
+pub(crate) mod local_model;
 pub(crate) mod questions;
 pub(crate) mod rubric;
 pub(crate) mod score;

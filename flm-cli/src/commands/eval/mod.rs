@@ -1,5 +1,7 @@
 //! `flm eval …`
 
+mod alignbench;
+mod judge;
 mod perplexity;
 mod score;
 
@@ -10,6 +12,9 @@ use crate::output::Output;
 /// Evaluate a model.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Eval {
+    #[command(name = "alignbench")]
+    AlignBench(Box<alignbench::AlignBench>),
+    Judge(Box<judge::JudgeAnswers>),
     Perplexity(perplexity::Perplexity),
     Score(score::Score),
 }
@@ -17,6 +22,8 @@ pub(crate) enum Eval {
 impl Eval {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         match self {
+            Self::AlignBench(command) => command.run(output),
+            Self::Judge(command) => command.run(output),
             Self::Perplexity(command) => command.run(output),
             Self::Score(command) => command.run(output),
         }

@@ -83,17 +83,18 @@ impl Score {
                 Some(Baseline { identity: other, ratio: scores.strict.ratios(&strict), strict })
             }
         };
-        output.result(&Report { scores, identity, baseline }, human)?;
+        output.result(&Report { scores, identity, baseline }, |report| {
+            tables(&report.scores, &report.identity, report.baseline.as_ref().map(|b| &b.ratio))
+        })?;
         Ok(true)
     }
 }
 
-fn human(report: &Report) -> String {
-    let s = &report.scores;
+/// Scores for people; `ratio` is to a baseline.
+pub(super) fn tables(s: &Scores, identity: &Identity, ratio: Option<&Ratios>) -> String {
     let number = |value: Option<f64>| value.map_or_else(|| "–".into(), |value| format!("{value:.2}"));
     let range = |value: Option<[f64; 2]>| value.map_or_else(String::new, |[a, b]| format!("{a:.2} – {b:.2}"));
     let interval = |value: Option<&Value>| range(value.and_then(|v| serde_json::from_value(v.clone()).ok()));
-    let ratio = report.baseline.as_ref().map(|baseline| &baseline.ratio);
     let percent = |value: Option<f64>| value.map_or_else(String::new, |r| format!("{:.1} %", 100.0 * r));
     let mut rows: Vec<Vec<String>> = Vec::new();
     let intervals = &s.intervals.strict;
@@ -135,7 +136,7 @@ fn human(report: &Report) -> String {
     let l = &s.ledger;
     let mut text = format!(
         "judge: {}\n\n{}\n{}\n{} rows: {} parsed, {} by fallback, {} failed, {} out of range",
-        report.identity.judge_label(),
+        identity.judge_label(),
         table(&header, rows, true),
         table(&["dimension", "mean", "rows"], dimensions, true),
         l.rows,

@@ -83,6 +83,17 @@ impl Journal {
     }
 }
 
+/// Writes a file so that it is there whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent)?;
+    let mut file = tempfile::NamedTempFile::new_in(parent)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
 /// The rows of a journal, the length that they take, and whether the last lacks only its newline.
 fn whole_rows(bytes: &[u8]) -> anyhow::Result<(Vec<Map<String, Value>>, u64, bool)> {
     let mut rows = Vec::new();

@@ -10,9 +10,10 @@
 
 pub(crate) mod answer;
 pub(crate) mod identity;
-mod journal;
+pub(crate) mod journal;
 pub(crate) mod judge;
 pub(crate) mod local_model;
 pub(crate) mod questions;
+pub(crate) mod report;
 pub(crate) mod rubric;
 pub(crate) mod score;

@@ -10,6 +10,7 @@ use crate::{
     eval::{
         answer::{AnswerOptions, Answered, answer},
         identity::Identity,
+        journal::write_whole,
         judge::{Judged, read_answers, run},
         local_model::{Decoding, LocalModel},
         questions::Questions,
@@ -106,7 +107,7 @@ impl AlignBench {
             report.identity = Some(Identity::of(&rows, false)?);
             report.scores = Some(score(&rows, Some(&questions.ids())));
             report.judgments = Some(judged);
-            std::fs::write(self.out.join("scores.json"), serde_json::to_vec_pretty(&report)?)?;
+            write_whole(&self.out.join("scores.json"), &serde_json::to_vec_pretty(&report)?)?;
         }
         let complete = report.judgments.as_ref().is_none_or(|judged| judged.failed.is_empty());
         output.result(&report, |report| self.human(report))?;

@@ -3,6 +3,7 @@
 mod alignbench;
 mod judge;
 mod perplexity;
+mod report;
 mod score;
 
 use clap::Subcommand;
@@ -17,6 +18,7 @@ pub(crate) enum Eval {
     Judge(Box<judge::JudgeAnswers>),
     Perplexity(perplexity::Perplexity),
     Score(score::Score),
+    Report(report::MakeReport),
 }
 
 impl Eval {
@@ -26,6 +28,7 @@ impl Eval {
             Self::Judge(command) => command.run(output),
             Self::Perplexity(command) => command.run(output),
             Self::Score(command) => command.run(output),
+            Self::Report(command) => command.run(output),
         }
     }
 }

@@ -19,7 +19,8 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     env.set_auto_escape_callback(|_| AutoEscape::Html);
     env.add_template("page", TEMPLATE)?;
     let variables = json!({
-        "title": report.series.iter().map(|s| s.label.as_str()).collect::<Vec<_>>().join(" · "),
+        "title": title(report),
+        "verdicts": verdicts(report),
         "flm": report.flm,
         "style": STYLE,
         "script": SCRIPT,
@@ -37,6 +38,32 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     });
     let page = env.get_template("page").and_then(|page| page.render(Value::from(Serde(&variables))));
     page.context("the report page")
+}
+
+fn title(report: &Report) -> String {
+    let labels: Vec<&str> = report.series.iter().map(|series| series.label.as_str()).collect();
+    match &report.baseline {
+        Some(baseline) if labels.len() > 1 => format!("{} against {baseline}", labels[1..].join(" · ")),
+        _ => labels.join(" · "),
+    }
+}
+
+/// What a reader wants to know first of a comparison with a baseline.
+fn verdicts(report: &Report) -> Vec<String> {
+    let Some((first, others)) = report.series.split_first().filter(|_| report.baseline.is_some()) else {
+        return Vec::new();
+    };
+    let verdict = |other: &super::Series| {
+        let (a, b) = (first.scores.strict.overall?, other.scores.strict.overall?);
+        let (ia, ib) = (first.scores.intervals.strict.overall?, other.scores.intervals.strict.overall?);
+        let apart = if ia[1] < ib[0] || ib[1] < ia[0] {
+            "the intervals do not overlap"
+        } else {
+            "the intervals overlap"
+        };
+        Some(format!("{} differs from {} by {:+.2}; {apart}.", other.label, first.label, b - a))
+    };
+    others.iter().filter_map(verdict).collect()
 }
 
 fn series(index: usize, series: &super::Series) -> Json {

@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod eval;
+mod demo;
 mod output;
 
 use std::process::ExitCode;

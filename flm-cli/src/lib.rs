@@ -2,8 +2,8 @@
 
 mod arguments;
 mod commands;
-mod eval;
 mod demo;
+mod eval;
 mod output;
 
 use std::process::ExitCode;

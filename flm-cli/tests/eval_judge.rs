@@ -1,5 +1,7 @@
 //! `flm eval judge` over HTTP: a server with every fault, and kills at random moments.
 
+#![allow(clippy::unwrap_used)]
+
 mod judge_server;
 
 use std::{

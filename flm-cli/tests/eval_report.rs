@@ -1,5 +1,7 @@
 //! `flm eval report`: hostile answers stay text, the page loads nothing, judges are kept apart.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

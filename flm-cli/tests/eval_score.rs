@@ -1,5 +1,7 @@
 //! `flm eval score` against tables and readings made by AlignBench's released scripts.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{path::PathBuf, process::Command};
 
 use serde_json::Value;

@@ -17,6 +17,9 @@ use serde_json::{Map, Value};
 /// How long rows may wait for the disk.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
 
+/// Rows of a journal.
+type Rows = Vec<Map<String, Value>>;
+
 /// An open journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -28,11 +31,11 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Opens or makes a journal; returns it with the rows that are in it.
-    pub(crate) fn open(path: &Path) -> anyhow::Result<(Self, Vec<Map<String, Value>>)> {
+    pub(crate) fn open(path: &Path) -> anyhow::Result<(Self, Rows)> {
         Self::open_or_make(path).with_context(|| format!("cannot use {}", path.display()))
     }
 
-    fn open_or_make(path: &Path) -> anyhow::Result<(Self, Vec<Map<String, Value>>)> {
+    fn open_or_make(path: &Path) -> anyhow::Result<(Self, Rows)> {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent)?;
         }
@@ -100,7 +103,7 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 /// The rows of a journal, the length that they take, and whether the last lacks only its newline.
-fn whole_rows(bytes: &[u8]) -> anyhow::Result<(Vec<Map<String, Value>>, u64, bool)> {
+fn whole_rows(bytes: &[u8]) -> anyhow::Result<(Rows, u64, bool)> {
     let mut rows = Vec::new();
     let mut start = 0;
     for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {

@@ -201,7 +201,10 @@ impl LocalModel {
             Finish::Context => "context",
             Finish::Cancelled => "cancelled",
         };
-        Ok(Completion { text: self.tokenizer.decode(ids)?.trim().to_owned(), tokens: ids.len(), finish })
+        // a character that the last token has cut
+        let text = self.tokenizer.decode(ids)?;
+        let text = text.trim_end_matches('\u{FFFD}').trim().to_owned();
+        Ok(Completion { text, tokens: ids.len(), finish })
     }
 }
 

@@ -56,7 +56,8 @@ impl Questions {
         Self::read(&data, rubric, temperatures)
     }
 
-    /// Benchmarks that are part of the program.
+    /// A benchmark's text, with AlignBench's rules.
+    #[cfg(test)]
     pub(crate) fn from_text(text: &str) -> anyhow::Result<Self> {
         Self::parse(text.as_bytes(), Rubric::built_in(), BTreeMap::new())
     }

@@ -26,6 +26,7 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
         "script": SCRIPT,
         "script_hash": base64(&Sha256::digest(SCRIPT)),
         "series": report.series.iter().enumerate().map(|(i, s)| series(i, s)).collect::<Vec<_>>(),
+        "all_rule": report.series.iter().all(|s| s.identity.judge_label().starts_with("rule")),
         "baseline": report.baseline,
         "differences": report.differences,
         "radar": chart::radar(report),

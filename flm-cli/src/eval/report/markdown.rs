@@ -60,6 +60,7 @@ pub(crate) fn markdown(report: &Report) -> String {
         let means: Vec<String> = row.categories.iter().map(|mean| format!("{mean:.2}")).collect();
         let _ = writeln!(text, "| {} | {:.2} | {} |", row.model, row.overall, means.join(" | "));
     }
+    let _ = writeln!(text, "\n{}", published::CAVEAT);
     text
 }
 

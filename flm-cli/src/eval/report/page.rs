@@ -35,6 +35,7 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
         "questions": questions(report),
         "published": report.published,
         "published_judge": published::JUDGE,
+        "published_caveat": published::CAVEAT,
         "published_categories": published::CATEGORIES.map(|name| json!({"name": name, "gloss": gloss(name)})),
     });
     let page = env.get_template("page").and_then(|page| page.render(Value::from(Serde(&variables))));

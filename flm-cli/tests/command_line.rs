@@ -18,7 +18,8 @@ fn help_goes_to_stdout_and_succeeds() {
 
 #[test]
 fn every_command_shows_an_example() {
-    let mut commands = vec![vec!["eval", "perplexity"]];
+    let mut commands: Vec<Vec<&str>> =
+        ["perplexity", "alignbench", "judge", "score", "report"].map(|name| vec!["eval", name]).into();
     let names =
         ["inspect", "convert", "grow", "verify", "logits", "generate", "models", "demo", "completions"];
     commands.extend(names.map(|name| vec![name]));

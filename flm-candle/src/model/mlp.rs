@@ -1,4 +1,4 @@
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::Linear;
 
@@ -16,7 +16,8 @@ pub struct Mlp {
 impl Mlp {
     /// `x` is `[b, t, hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let activation = (self.gate_proj.forward(x)?.silu()? * self.up_proj.forward(x)?)?;
-        self.down_proj.forward(&activation)
+        let statistics = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let gate = self.gate_proj.forward(x)?.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())?;
+        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
     }
 }

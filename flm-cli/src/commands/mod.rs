@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod models;
+mod pull;
 
 use clap::Subcommand;
 
@@ -15,13 +16,14 @@ use crate::output::Output;
 /// What `flm` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Models(models::Models),
+    Pull(Box<pull::Pull>),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
     Logits(logits::Logits),
     Generate(generate::Generate),
     #[command(subcommand)]
     Eval(eval::Eval),
-    Models(models::Models),
     Completions(completions::Completions),
 }
 
@@ -35,6 +37,7 @@ impl Command {
             Self::Generate(command) => command.run(output),
             Self::Eval(command) => command.run(output),
             Self::Models(command) => command.run(output),
+            Self::Pull(command) => command.run(output),
             Self::Completions(command) => command.run(output),
         }
     }

@@ -1,6 +1,13 @@
 //! The Hub's API through the hf-hub crate: revisions, listings, URLs, endpoint, token and cache.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use hf_hub::{
     Cache, Repo, RepoType,
@@ -14,6 +21,7 @@ use super::{
     error::Result,
     file_name,
     manifest::is_digest,
+    retry,
     transport::{Source, Transport},
 };
 
@@ -22,7 +30,18 @@ pub(crate) struct Hub {
     api: Api,
     cache: Cache,
     pub(super) transport: Transport,
-    timeout: Duration,
+    access: Access,
+}
+
+/// How patient to be, and when to end.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    /// Time without a byte that is a stall.
+    pub(crate) timeout: Duration,
+    /// Failures in a row after which something is given up.
+    pub(crate) retries: u32,
+    /// Set when the user has had enough.
+    pub(crate) interrupted: Arc<AtomicBool>,
 }
 
 /// A repository at a commit.
@@ -68,9 +87,9 @@ struct Lfs {
 const MAX_LISTING: u64 = 64 << 20;
 
 impl Hub {
-    /// With HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME and HF_HUB_CACHE; `timeout` without a byte is a stall.
-    pub(crate) fn from_env(timeout: Duration) -> Result<Self> {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    /// With HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME and HF_HUB_CACHE.
+    pub(crate) fn from_env(access: Access) -> Result<Self> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let cache = match variable("HF_HUB_CACHE") {
             Some(path) => Cache::new(path.into()),
             None => Cache::from_env(),
@@ -84,8 +103,8 @@ impl Hub {
             .with_user_agent("flm", env!("CARGO_PKG_VERSION"));
         let failed = |reason: String| HubError::Network { url: endpoint.clone(), reason };
         let api = builder.build().map_err(|e| failed(e.to_string()))?;
-        let transport = Transport::new(&endpoint, token, timeout)?;
-        Ok(Self { api, cache, transport, timeout })
+        let transport = Transport::new(&endpoint, token, access.timeout)?;
+        Ok(Self { api, cache, transport, access })
     }
 
     fn repo(&self, repository: &str, revision: &str) -> ApiRepo {
@@ -100,16 +119,28 @@ impl Hub {
 
     /// Resolves a revision and lists its files.
     pub(crate) fn list(&self, repository: &str, revision: &str) -> Result<Listing> {
+        self.persist(|| self.try_list(repository, revision))
+    }
+
+    fn persist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        let is_stopped = || self.access.interrupted.load(Ordering::Relaxed);
+        let done = retry::persist(self.access.retries, &is_stopped, &mut |_| attempt(), &|_, _| {});
+        if is_stopped() { Err(HubError::Interrupted) } else { done }
+    }
+
+    fn try_list(&self, repository: &str, revision: &str) -> Result<Listing> {
+        let timeout = Some(self.access.timeout);
         let request = self.repo(repository, revision).info_request().query("blobs", "true");
         let url = request.uri_ref().map(ToString::to_string).unwrap_or_default();
         let configured = request
             .config()
             .http_status_as_error(false)
-            .timeout_connect(Some(self.timeout))
-            .timeout_per_read(Some(self.timeout))
-            .timeout_recv_response(Some(self.timeout))
+            .timeout_connect(timeout)
+            .timeout_per_read(timeout)
+            .timeout_recv_response(timeout)
             .build();
-        let mut response = configured.call().map_err(|e| HubError::Network { url: url.clone(), reason: e.to_string() })?;
+        let mut response =
+            configured.call().map_err(|e| HubError::Network { url: url.clone(), reason: e.to_string() })?;
         self.transport.check_status(&response, repository, &url)?;
         let wrong = |reason: String| HubError::WrongAnswer { url: url.clone(), reason };
         let body = response.body_mut().with_config().limit(MAX_LISTING).read_to_vec();
@@ -125,7 +156,7 @@ impl Hub {
     /// Size and digest of one file, where the listing does not tell them.
     pub(crate) fn describe(&self, repository: &str, commit: &str, name: &str) -> Result<RemoteFile> {
         let source = self.source(repository, commit, name);
-        let (bytes, digest) = self.transport.head(&source)?;
+        let (bytes, digest) = self.persist(|| self.transport.head(&source))?;
         Ok(RemoteFile { name: name.into(), bytes, digest })
     }
 
@@ -136,18 +167,15 @@ impl Hub {
         let meta = path.symlink_metadata().ok()?;
         (meta.is_file() && meta.len() == bytes).then_some(path)
     }
-
-    /// Where the repository's page is.
-    pub(crate) fn page(&self, repository: &str) -> String {
-        self.transport.page(repository)
-    }
 }
 
 impl Sibling {
     fn checked(self) -> Result<RemoteFile> {
         file_name::check(&self.rfilename)?;
         let (bytes, digest) = match self.lfs {
-            Some(lfs) => (lfs.size.or(self.size), is_digest(&lfs.sha256, 64).then_some(Digest::Sha256(lfs.sha256))),
+            Some(lfs) => {
+                (lfs.size.or(self.size), is_digest(&lfs.sha256, 64).then_some(Digest::Sha256(lfs.sha256)))
+            }
             None => (self.size, self.blob_id.filter(|id| is_digest(id, 40)).map(Digest::GitSha1)),
         };
         Ok(RemoteFile { name: self.rfilename, bytes, digest })

@@ -47,7 +47,11 @@ impl Digest {
     /// The digest of the same kind of a file on disk.
     ///
     /// `progress` is told the bytes done and may stop the work by returning false: then the result is `None`.
-    pub(super) fn of_file(&self, path: &Path, mut progress: impl FnMut(u64) -> bool) -> Result<Option<String>> {
+    pub(super) fn of_file(
+        &self,
+        path: &Path,
+        mut progress: impl FnMut(u64) -> bool,
+    ) -> Result<Option<String>> {
         let mut file = File::open(path).map_err(io("open", path))?;
         let mut hasher = self.hasher(file.metadata().map_err(io("look at", path))?.len());
         let mut buf = vec![0; super::PIECE];

@@ -31,7 +31,9 @@ pub(crate) enum HubError {
     #[error("no file of {repository} at {revision} matches")]
     NothingMatches { repository: String, revision: String },
     /// A file of the manifest or lock that the Hub does not list.
-    #[error("{file}: the Hub does not list it at {revision}; see the files with --dry-run, choose with --files")]
+    #[error(
+        "{file}: the Hub does not list it at {revision}; see the files with --dry-run, choose with --files"
+    )]
     NotListed { file: String, revision: String },
     /// No digest or size could be found.
     #[error("{file}: the Hub tells no {what}, so that it could not be verified: refused")]
@@ -52,7 +54,9 @@ pub(crate) enum HubError {
     )]
     Gated { repository: String, page: String },
     /// 401 for another reason: the Hub does not tell a private repository from none.
-    #[error("{repository} does not exist or is private: check the name; for a private repository set HF_TOKEN")]
+    #[error(
+        "{repository} does not exist or is private: check the name; for a private repository set HF_TOKEN"
+    )]
     Unauthorized { repository: String },
     /// 404.
     #[error("{what} is not on the Hub: {url}")]

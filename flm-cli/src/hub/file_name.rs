@@ -7,7 +7,9 @@ use super::{HubError, error::Result};
 /// Allowed are relative paths of plain parts, as the Hub writes them: `onnx/model.onnx`.
 pub(super) fn check(name: &str) -> Result<()> {
     let plain = |part: &str| {
-        !matches!(part, "" | "." | "..") && part.len() <= 240 && !part.contains(|c: char| c == '\\' || c.is_control())
+        !matches!(part, "" | "." | "..")
+            && part.len() <= 240
+            && !part.contains(|c: char| c == '\\' || c.is_control())
     };
     let drive = name.as_bytes().get(1) == Some(&b':');
     if name.len() <= 1024 && !drive && name.split('/').all(plain) && !is_ours(name) {
@@ -30,7 +32,9 @@ pub(super) fn url_path(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for byte in name.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(byte as char),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                out.push(byte as char)
+            }
             _ => out.push_str(&format!("%{byte:02X}")),
         }
     }
@@ -48,8 +52,24 @@ mod tests {
         }
         let long = "x".repeat(300);
         let bad = [
-            "", ".", "..", "../a", "a/../b", "/etc/passwd", "a//b", "a/", "a\\b", "a\0b", "a\nb", "C:a", &long,
-            "flm.lock", ".flm-pull.lock", "a/.flm-pull.journal", "model.bin.part", "x.part.ranges",
+            "",
+            ".",
+            "..",
+            "../a",
+            "a/../b",
+            "/etc/passwd",
+            "a//b",
+            "a/",
+            "a\\b",
+            "a\0b",
+            "a\nb",
+            "C:a",
+            &long,
+            "flm.lock",
+            ".flm-pull.lock",
+            "a/.flm-pull.journal",
+            "model.bin.part",
+            "x.part.ranges",
         ];
         for name in bad {
             assert!(matches!(check(name), Err(HubError::BadFileName(n)) if n == name), "{name}");

@@ -91,7 +91,13 @@ impl Journal {
         self.append(Entry::Verified { file: file.into(), digest: digest.into(), stamp })
     }
 
-    pub(super) fn add_converted(&self, file: &str, digest: &str, output: &str, tensors: Vec<String>) -> Result<()> {
+    pub(super) fn add_converted(
+        &self,
+        file: &str,
+        digest: &str,
+        output: &str,
+        tensors: Vec<String>,
+    ) -> Result<()> {
         let stamp = self.stamp(output)?;
         let (file, digest, output) = (file.into(), digest.into(), output.into());
         self.append(Entry::Converted { file, digest, output, tensors, stamp })
@@ -156,7 +162,9 @@ mod tests {
         let mut log = File::options().append(true).open(dir.path().join(NAME)).unwrap();
         log.write_all(b"{\"done\":\"veri").unwrap();
         let journal = Journal::read(dir.path());
-        assert!(journal.is_verified("a", "d") && !journal.is_verified("a", "e") && !journal.is_verified("b", "d"));
+        assert!(
+            journal.is_verified("a", "d") && !journal.is_verified("a", "e") && !journal.is_verified("b", "d")
+        );
         journal.add_converted("x.bin", "d", "a", vec!["t".into()]).unwrap();
         let journal = Journal::read(dir.path());
         assert_eq!(journal.converted("x.bin", "d").unwrap().tensors, ["t"]);

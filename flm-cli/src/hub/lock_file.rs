@@ -72,7 +72,8 @@ impl LockFile {
         let path = dir.join(NAME);
         let text = toml::to_string(self)
             .map_err(|e| HubError::Malformed { path: path.display().to_string(), reason: e.to_string() })?;
-        let text = format!("# Written by flm pull: later pulls into this directory fetch exactly this.\n{text}");
+        let text =
+            format!("# Written by flm pull: later pulls into this directory fetch exactly this.\n{text}");
         if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
             return Ok(());
         }
@@ -111,7 +112,9 @@ mod tests {
         assert_eq!(read.files, lock.files);
         assert_eq!(read.files[0], file("a.json", Digest::GitSha1("2".repeat(40))));
 
-        for (from, to) in [("a.json", "../a"), ("22222222", "zz222222"), ("o/r", "o"), ("version = 1", "version = 2")] {
+        for (from, to) in
+            [("a.json", "../a"), ("22222222", "zz222222"), ("o/r", "o"), ("version = 1", "version = 2")]
+        {
             let path = dir.path().join(NAME);
             let good = std::fs::read_to_string(&path).unwrap();
             std::fs::write(&path, good.replace(from, to)).unwrap();

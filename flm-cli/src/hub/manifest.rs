@@ -116,13 +116,17 @@ impl Model {
             _ => {}
         }
         if let Some(shape) = &self.shape {
-            if shape.heads == 0 || !shape.hidden.is_multiple_of(shape.heads) || shape.mup_scale_factor <= 0.0 {
-                return Err("the shape is impossible: hidden is no multiple of heads, or mup_scale_factor ≤ 0".into());
+            if shape.heads == 0 || !shape.hidden.is_multiple_of(shape.heads) || shape.mup_scale_factor <= 0.0
+            {
+                return Err(
+                    "the shape is impossible: hidden is no multiple of heads, or mup_scale_factor ≤ 0".into(),
+                );
             }
         }
         let mut names = HashSet::new();
         for file in &self.files {
-            file_name::check(&file.name).map_err(|_| format!("file name {:?} is not a plain relative path", file.name))?;
+            file_name::check(&file.name)
+                .map_err(|_| format!("file name {:?} is not a plain relative path", file.name))?;
             if !names.insert(file.name.as_str()) {
                 return Err(format!("file {:?} stands twice", file.name));
             }
@@ -197,18 +201,26 @@ mod tests {
     #[test]
     fn wrong_manifests_are_refused() {
         let digest = "0".repeat(64);
-        let model = |files: &str| format!("version = 1\n[[model]]\nname = \"a\"\nrepository = \"o/r\"\nfiles = [{files}]\n");
+        let model = |files: &str| {
+            format!("version = 1\n[[model]]\nname = \"a\"\nrepository = \"o/r\"\nfiles = [{files}]\n")
+        };
         let cases = [
             ("version = 2\n".into(), "version is 2"),
             ("version = 1\nmodels = []\n".into(), "unknown field"),
-            ("version = 1\n[[model]]\nname = \"a\"\n[[model]]\nname = \"a\"\n".into(), "two models are named \"a\""),
+            (
+                "version = 1\n[[model]]\nname = \"a\"\n[[model]]\nname = \"a\"\n".into(),
+                "two models are named \"a\"",
+            ),
             ("version = 1\n[[model]]\nname = \"a/b\"\n".into(), "one word"),
             ("version = 1\n[[model]]\nname = \"a\"\nrepository = \"../x\"\n".into(), "OWNER/NAME"),
             (model("{ name = \"../x\" }"), "not a plain relative path"),
             (model("{ name = \"/x\" }"), "not a plain relative path"),
             (model("{ name = \"x\" }, { name = \"x\" }"), "stands twice"),
             (model("{ name = \"x\", sha256 = \"00\" }"), "64 lower-case"),
-            (model(&format!("{{ name = \"x\", sha256 = \"{}\" }}", digest.replace('0', "A"))), "64 lower-case"),
+            (
+                model(&format!("{{ name = \"x\", sha256 = \"{}\" }}", digest.replace('0', "A"))),
+                "64 lower-case",
+            ),
             (model("{ name = \"x\", bytes = -1 }"), "bytes"),
             ("version = 1\n[[model]]\nname = \"a\"\nfiles = [{ name = \"x\" }]\n".into(), "no repository"),
         ];

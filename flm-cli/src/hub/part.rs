@@ -15,7 +15,6 @@ use std::{
 };
 
 use super::{
-    HubError,
     digest::Digest,
     durable,
     error::{Result, io},
@@ -65,7 +64,13 @@ impl Part {
             durable::remove(&path)?;
         }
         let open = |path: &Path| {
-            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(io("open", path))
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .map_err(io("open", path))
         };
         let (file, mut log) = (open(&path)?, open(&log_path)?);
         file.set_len(bytes).map_err(io("set the length of", &path))?;
@@ -86,7 +91,8 @@ impl Part {
 
     /// How many bytes an earlier process left, without opening anything.
     pub(super) fn left_behind(target: &Path, bytes: u64, digest: &Digest) -> u64 {
-        let records = read_records(&log_path(target), &header(bytes, digest)).filter(|_| part_path(target).is_file());
+        let records =
+            read_records(&log_path(target), &header(bytes, digest)).filter(|_| part_path(target).is_file());
         let mut free = Ranges::all(bytes);
         for (offset, len, _) in records.unwrap_or_default() {
             free.remove(offset..(offset + u64::from(len)).min(bytes));
@@ -169,7 +175,8 @@ impl Part {
     }
 
     /// Bytes on disk.
-    pub(super) fn have(&self) -> u64 {
+    #[cfg(test)]
+    fn have(&self) -> u64 {
         self.pieces.values().map(|(len, _)| u64::from(*len)).sum()
     }
 
@@ -227,12 +234,6 @@ fn read_records(path: &Path, header: &[u8; HEADER]) -> Option<Vec<(u64, u32, u32
     Some(records.chunks_exact(RECORD).map_while(whole).collect())
 }
 
-impl From<&Part> for HubError {
-    fn from(part: &Part) -> Self {
-        Self::Io { action: "read", path: part.path.clone(), reason: "it was changed by another program".into() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,7 +260,10 @@ mod tests {
 
         let mut part = Part::open(&target, 100, &digest()).unwrap();
         assert_eq!(part.have(), 30);
-        assert_eq!((part.claim(1000), part.claim(1000), part.claim(1000)), (Some(20..50), Some(60..100), None));
+        assert_eq!(
+            (part.claim(1000), part.claim(1000), part.claim(1000)),
+            (Some(20..50), Some(60..100), None)
+        );
         let (start, len, crc) = part.piece_at(55).unwrap();
         let mut buf = vec![0; len as usize];
         assert!(start == 50 && read_piece(&part.file().unwrap(), start, &mut buf, crc) && buf == [2; 10]);

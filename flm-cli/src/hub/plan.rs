@@ -100,14 +100,17 @@ impl Plan {
             return Err(HubError::Differs { file: repository, what, expected, found, holder: "flm.lock" });
         }
         let mut lock = lock.unwrap_or_else(|| LockFile::new(&repository, &revision, &listing.commit));
-        let remote: BTreeMap<&str, &RemoteFile> = listing.files.iter().map(|f| (f.name.as_str(), f)).collect();
+        let remote: BTreeMap<&str, &RemoteFile> =
+            listing.files.iter().map(|f| (f.name.as_str(), f)).collect();
         let names = select(&listing, &known, &request.globs);
         let (mut files, mut absent) = (Vec::new(), Vec::new());
         let journal = Journal::read(&request.dir);
         for name in names {
             let from_manifest = known.iter().find(|f| f.name == name);
             let Some(remote) = remote.get(name.as_str()) else {
-                let essential = is_shard(&name) || name == "config.json" || from_manifest.is_some_and(|f| f.sha256.is_some());
+                let essential = is_shard(&name)
+                    || name == "config.json"
+                    || from_manifest.is_some_and(|f| f.sha256.is_some());
                 if essential || lock.find(&name).is_some() {
                     return Err(HubError::NotListed { file: name, revision: listing.commit });
                 }
@@ -123,7 +126,8 @@ impl Plan {
         }
         // Small files first: they tell early what is wrong, and the index is needed to convert.
         files.sort_by_key(|f| (is_shard(&f.name), f.name.clone()));
-        let (bytes, missing) = (files.iter().map(|f| f.bytes).sum(), files.iter().map(PlannedFile::missing).sum());
+        let (bytes, missing) =
+            (files.iter().map(|f| f.bytes).sum(), files.iter().map(PlannedFile::missing).sum());
         Ok(Self {
             repository,
             revision,
@@ -161,7 +165,8 @@ impl PlannedFile {
         let convert = request.convert && is_shard(&name);
         let there = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == bytes);
         let left = Part::left_behind(&path, bytes, &digest);
-        let (state, have) = if convert && !request.check && journal.converted(&name, digest.hex()).is_some() {
+        let converted = journal.converted(&name, digest.hex()).is_some();
+        let (state, have) = if converted && (convert || !there) {
             (State::Converted, bytes)
         } else if there && !request.check && journal.is_verified(&name, digest.hex()) {
             (State::Verified, bytes)
@@ -199,7 +204,12 @@ fn resolve(manifest: &Manifest, name: &str) -> Result<(String, Option<String>, V
 }
 
 /// The revision to ask for; the lock is not left for another.
-fn revision(repository: &str, lock: Option<&LockFile>, request: &Request, pinned: Option<String>) -> Result<String> {
+fn revision(
+    repository: &str,
+    lock: Option<&LockFile>,
+    request: &Request,
+    pinned: Option<String>,
+) -> Result<String> {
     let asked = request.revision.clone();
     let Some(lock) = lock else {
         return Ok(asked.or(pinned).unwrap_or_else(|| "main".into()));
@@ -210,7 +220,9 @@ fn revision(repository: &str, lock: Option<&LockFile>, request: &Request, pinned
         return Err(HubError::Locked { path, held, asked: repository.into() });
     }
     match asked {
-        Some(asked) if asked != lock.commit && asked != lock.revision => Err(HubError::Locked { path, held, asked }),
+        Some(asked) if asked != lock.commit && asked != lock.revision => {
+            Err(HubError::Locked { path, held, asked })
+        }
         _ => Ok(lock.revision.clone()),
     }
 }
@@ -224,7 +236,8 @@ fn select(listing: &Listing, known: &[ManifestFile], globs: &[Pattern]) -> Vec<S
     } else if !known.is_empty() {
         known.iter().map(|f| f.name.clone()).collect()
     } else {
-        let safetensors = listing.files.iter().any(|f| f.name.ends_with(".safetensors") && !f.name.contains('/'));
+        let safetensors =
+            listing.files.iter().any(|f| f.name.ends_with(".safetensors") && !f.name.contains('/'));
         let wanted = |name: &&str| is_wanted(name) && !(safetensors && name.starts_with("pytorch_model"));
         listed.filter(wanted).map(str::to_owned).collect()
     };
@@ -239,7 +252,9 @@ fn is_wanted(name: &str) -> bool {
     let weights = extension == "safetensors" || (extension == "bin" && name.starts_with("pytorch_model"));
     !name.contains('/')
         && !name.starts_with('.')
-        && (weights || matches!(extension, "json" | "model" | "txt" | "md" | "jinja") || name.starts_with("LICENSE"))
+        && (weights
+            || matches!(extension, "json" | "model" | "txt" | "md" | "jinja")
+            || name.starts_with("LICENSE"))
 }
 
 /// What a file must be, by the lock, the manifest and the Hub, which must agree.
@@ -268,9 +283,11 @@ fn identity(
         found: found.into(),
         holder,
     };
-    let from_manifest = |f: &ManifestFile| (f.bytes, f.sha256.clone().map(Digest::Sha256), "weights-manifest.toml");
+    let from_manifest =
+        |f: &ManifestFile| (f.bytes, f.sha256.clone().map(Digest::Sha256), "weights-manifest.toml");
     let from_lock = |f: &LockedFile| (Some(f.bytes), Some(f.digest.clone()), "flm.lock");
-    for (held_bytes, held_digest, holder) in known.map(from_manifest).into_iter().chain(locked.map(from_lock)) {
+    for (held_bytes, held_digest, holder) in known.map(from_manifest).into_iter().chain(locked.map(from_lock))
+    {
         if let Some(held) = held_bytes.filter(|held| *held != bytes) {
             return Err(differs("size", &held.to_string(), &bytes.to_string(), holder));
         }
@@ -336,10 +353,20 @@ mod tests {
                 .collect(),
         };
         let both = listing(&[
-            ".gitattributes", "LICENSE", "modeling.py", "config.json", "model.safetensors", "pytorch_model.bin",
-            "onnx/model.json", "tokenizer.model", "training_args.bin",
+            ".gitattributes",
+            "LICENSE",
+            "modeling.py",
+            "config.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "onnx/model.json",
+            "tokenizer.model",
+            "training_args.bin",
         ]);
-        assert_eq!(select(&both, &[], &[]), ["LICENSE", "config.json", "model.safetensors", "tokenizer.model"]);
+        assert_eq!(
+            select(&both, &[], &[]),
+            ["LICENSE", "config.json", "model.safetensors", "tokenizer.model"]
+        );
         let only = listing(&["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"]);
         assert_eq!(select(&only, &[], &[]).len(), 2);
         let globs = [Pattern::new("onnx/*").unwrap(), Pattern::new("*.py").unwrap()];

@@ -1,11 +1,8 @@
 //! How far a pull is: counters that only grow, and news.
 
-use std::{
-    sync::{
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::Sender,
-    },
-    time::Duration,
+use std::sync::{
+    atomic::{AtomicBool, AtomicU64, Ordering},
+    mpsc::Sender,
 };
 
 use serde::Serialize;
@@ -87,18 +84,6 @@ impl Progress {
 
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Waits, unless the pull is stopped meanwhile.
-    pub(super) fn sleep(&self, time: Duration) {
-        let end = std::time::Instant::now() + time;
-        while !self.is_stopped() {
-            let left = end.saturating_duration_since(std::time::Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            std::thread::sleep(left.min(Duration::from_millis(50)));
-        }
     }
 }
 

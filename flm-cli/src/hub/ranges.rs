@@ -109,11 +109,9 @@ mod tests {
         let mut ranges = Ranges::all(10);
         ranges.remove(4..6);
         assert_eq!(ranges.within(3..8), [3..4, 6..8]);
-        assert_eq!([ranges.take_first(3), ranges.take_first(9), ranges.take_first(9), ranges.take_first(9)], [
-            Some(0..3),
-            Some(3..4),
-            Some(6..10),
-            None
-        ]);
+        assert_eq!(
+            [ranges.take_first(3), ranges.take_first(9), ranges.take_first(9), ranges.take_first(9)],
+            [Some(0..3), Some(3..4), Some(6..10), None]
+        );
     }
 }

@@ -40,7 +40,8 @@ impl Target {
             Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),
         }
         let pid = format!("{}\n", std::process::id());
-        let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(pid.as_bytes()));
+        let written =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(pid.as_bytes()));
         written.map_err(io("write", &path))?;
         Ok(Self { _lock: file })
     }
@@ -63,7 +64,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let held = Target::hold(dir.path()).unwrap();
         let error = Target::hold(dir.path()).unwrap_err();
-        assert!(matches!(&error, HubError::InUse { holder, .. } if *holder == std::process::id().to_string()), "{error}");
+        assert!(
+            matches!(&error, HubError::InUse { holder, .. } if *holder == std::process::id().to_string()),
+            "{error}"
+        );
         drop(held);
         assert!(Target::hold(dir.path()).is_ok());
         assert!(free_disk(&dir.path().join("not/yet")).unwrap() > 0);

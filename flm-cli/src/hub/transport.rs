@@ -105,7 +105,12 @@ impl Transport {
     }
 
     /// Asks for `range` of a file, or for all of it.
-    pub(super) fn get(&self, source: &Source, range: Option<Range<u64>>, expected: Expected<'_>) -> Result<Answer> {
+    pub(super) fn get(
+        &self,
+        source: &Source,
+        range: Option<Range<u64>>,
+        expected: Expected<'_>,
+    ) -> Result<Answer> {
         let known = source.direct().clone();
         let mut url = known.clone().unwrap_or_else(|| source.url.clone());
         for _ in 0..=MAX_REDIRECTS {
@@ -140,9 +145,8 @@ impl Transport {
         if !is_redirect(response.status()) {
             self.check_status(&response, &source.repository, &source.url)?;
         }
-        let linked = text(headers, "x-linked-size").or_else(|| {
-            (!is_redirect(response.status())).then(|| text(headers, "content-length")).flatten()
-        });
+        let linked = text(headers, "x-linked-size")
+            .or_else(|| (!is_redirect(response.status())).then(|| text(headers, "content-length")).flatten());
         let etag = etag(headers, "x-linked-etag").or_else(|| etag(headers, "etag"));
         let digest = etag.and_then(|etag| match etag.len() {
             64 if is_digest(&etag, 64) => Some(Digest::Sha256(etag)),
@@ -178,7 +182,8 @@ impl Transport {
                 _ => {}
             }
         }
-        let retry_after = text(headers, "retry-after").and_then(|s| s.trim().parse().ok()).map(Duration::from_secs);
+        let retry_after =
+            text(headers, "retry-after").and_then(|s| s.trim().parse().ok()).map(Duration::from_secs);
         Err(HubError::Status { url: shown(url), status: status.as_u16(), retry_after })
     }
 
@@ -186,7 +191,8 @@ impl Transport {
         let mut request = if method == "HEAD" { self.agent.head(url) } else { self.agent.get(url) };
         request = request.header("Accept-Encoding", "identity");
         if let Some(range) = range {
-            request = request.header("Range", format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+            request =
+                request.header("Range", format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
         }
         if let Some(token) = self.token.as_ref().filter(|_| self.is_ours(url)) {
             request = request.header("Authorization", format!("Bearer {token}"));
@@ -345,8 +351,12 @@ mod tests {
         for ours in ["https://hub.example/x", "https://HUB.example:443/x"] {
             assert!(transport.is_ours(ours), "{ours}");
         }
-        let others =
-            ["http://hub.example/x", "https://hub.example:444/x", "https://hub.example.evil/x", "https://a@hub.example/"];
+        let others = [
+            "http://hub.example/x",
+            "https://hub.example:444/x",
+            "https://hub.example.evil/x",
+            "https://a@hub.example/",
+        ];
         for other in others {
             assert!(!transport.is_ours(other), "{other}");
         }

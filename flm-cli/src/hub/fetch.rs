@@ -148,7 +148,10 @@ impl Fetcher {
             }
             result
         });
-        active.state().part.release(rest);
+        // after an error nobody is to take the range up: the pull ends
+        if done.is_ok() {
+            active.state().part.release(rest);
+        }
         done
     }
 

@@ -3,6 +3,7 @@
 mod conversion;
 mod faults;
 mod kills;
+mod large;
 mod protocol;
 mod run;
 mod server;

@@ -34,7 +34,18 @@ fn checkpoint(dir: &Path, megabytes: u64) {
     let dtype = candle_core::DType::BF16;
     let specs: Vec<_> =
         config.tensors().map(|t| TensorSpec { name: t.name, dtype, shape: t.shape }).collect();
-    let shard = config.parameter_count() * 2 / 9 + 6_000_000;
+    let even = config.parameter_count() * 2 / 9;
+    let nine = |most: &u64| {
+        let (mut shards, mut filled) = (1, 0);
+        for bytes in specs.iter().map(|s| s.shape.iter().product::<usize>() as u64 * 2) {
+            filled += bytes;
+            if filled > *most {
+                (shards, filled) = (shards + 1, bytes);
+            }
+        }
+        shards == 9
+    };
+    let shard = (0..200).map(|i| even + i * even / 100).find(nine).unwrap();
     let mut seed = 0;
     write_pytorch_checkpoint(dir, &config, &specs, shard, |spec, bytes| {
         seed += 1;

@@ -75,6 +75,15 @@ pub(crate) struct ServedFile {
     pub(crate) bytes: Arc<Vec<u8>>,
     /// Stored as LFS: known by SHA-256, else by git's SHA-1.
     pub(crate) lfs: bool,
+    sha256: String,
+    git_sha1: String,
+}
+
+impl ServedFile {
+    fn new(name: &str, bytes: Vec<u8>) -> Self {
+        let (sha256, git_sha1) = (sha256(&bytes), git_sha1(&bytes));
+        Self { bytes: Arc::new(bytes), lfs: !name.ends_with(".json"), sha256, git_sha1 }
+    }
 }
 
 struct State {
@@ -108,8 +117,8 @@ pub(crate) struct HubServer {
 
 impl HubServer {
     pub(crate) fn start(files: &[(&str, Vec<u8>)], options: Options) -> Self {
-        let served = |bytes: &Vec<u8>, lfs| ServedFile { bytes: Arc::new(bytes.clone()), lfs };
-        let files = files.iter().map(|(n, b)| ((*n).to_owned(), served(b, !n.ends_with(".json")))).collect();
+        let served = |(n, b): &(&str, Vec<u8>)| ((*n).to_owned(), ServedFile::new(n, b.clone()));
+        let files = files.iter().map(served).collect();
         let state = Arc::new(State {
             files: Mutex::new(files),
             fault: Mutex::new(Arc::new(|_: &Asked| Fault::None)),
@@ -164,8 +173,7 @@ impl HubServer {
     }
 
     pub(crate) fn replace(&self, name: &str, bytes: Vec<u8>) {
-        let lfs = !name.ends_with(".json");
-        self.state.files.lock().unwrap().insert(name.into(), ServedFile { bytes: Arc::new(bytes), lfs });
+        self.state.files.lock().unwrap().insert(name.into(), ServedFile::new(name, bytes));
     }
 }
 
@@ -283,8 +291,8 @@ impl Answer<'_> {
                     return json!({ "rfilename": name });
                 }
                 let size = file.bytes.len();
-                let lfs = json!({ "sha256": sha256(&file.bytes), "size": size, "pointerSize": 134 });
-                let mut entry = json!({ "rfilename": name, "size": size, "blobId": git_sha1(&file.bytes) });
+                let lfs = json!({ "sha256": file.sha256, "size": size, "pointerSize": 134 });
+                let mut entry = json!({ "rfilename": name, "size": size, "blobId": file.git_sha1 });
                 if file.lfs {
                     entry["lfs"] = lfs;
                 }
@@ -315,11 +323,11 @@ impl Answer<'_> {
             headers.push(("X-Repo-Commit", COMMIT.into()));
             if file.lfs {
                 let wrong = matches!(fault, Fault::WrongEtag);
-                let etag = if wrong { sha256(b"another") } else { sha256(&file.bytes) };
+                let etag = if wrong { sha256(b"another") } else { file.sha256.clone() };
                 headers.push(("X-Linked-Etag", format!("\"{etag}\"")));
                 headers.push(("X-Linked-Size", total.to_string()));
             } else {
-                headers.push(("ETag", format!("W/\"{}\"", git_sha1(&file.bytes))));
+                headers.push(("ETag", format!("W/\"{}\"", file.git_sha1)));
             }
         }
         if self.state.options.redirect && file.lfs && !on_cdn {

@@ -227,7 +227,11 @@ impl Pull {
         if !plan.absent.is_empty() {
             text += &format!("not in the repository: {}\n", plan.absent.join(", "));
         }
-        if self.dry_run { output.line(&text) } else { Ok(output.note(&text)) }
+        if self.dry_run {
+            return output.line(&text);
+        }
+        output.note(&text);
+        Ok(())
     }
 }
 

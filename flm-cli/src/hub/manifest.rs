@@ -115,13 +115,12 @@ impl Model {
             None if !self.files.is_empty() => return Err("it has files but no repository".into()),
             _ => {}
         }
-        if let Some(shape) = &self.shape {
-            if shape.heads == 0 || !shape.hidden.is_multiple_of(shape.heads) || shape.mup_scale_factor <= 0.0
-            {
-                return Err(
-                    "the shape is impossible: hidden is no multiple of heads, or mup_scale_factor ≤ 0".into(),
-                );
-            }
+        let impossible =
+            |s: &Shape| s.heads == 0 || !s.hidden.is_multiple_of(s.heads) || s.mup_scale_factor <= 0.0;
+        if self.shape.as_ref().is_some_and(impossible) {
+            return Err(
+                "the shape is impossible: hidden is no multiple of heads, or mup_scale_factor ≤ 0".into()
+            );
         }
         let mut names = HashSet::new();
         for file in &self.files {

@@ -264,10 +264,12 @@ fn check_identity(headers: &HeaderMap, expected: Expected<'_>) -> Result<()> {
         found,
         holder: "what was planned",
     };
-    if let (Digest::Sha256(sha256), Some(found)) = (expected.digest, etag(headers, "x-linked-etag")) {
-        if &found != sha256 {
+    let found = etag(headers, "x-linked-etag");
+    match (expected.digest, found) {
+        (Digest::Sha256(sha256), Some(found)) if found != *sha256 => {
             return Err(differs("SHA-256", found, sha256.clone()));
         }
+        _ => {}
     }
     match text(headers, "x-linked-size") {
         Some(found) if found.parse() != Ok(expected.bytes) => {

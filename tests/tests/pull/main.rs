@@ -1,5 +1,8 @@
 //! `flm pull` against a Hub on the loopback: every fault and what comes of it.
 
+// clippy's exception for tests does not reach their helper functions
+#![allow(clippy::unwrap_used)]
+
 mod conversion;
 mod faults;
 mod kills;

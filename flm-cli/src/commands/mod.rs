@@ -9,6 +9,7 @@ mod grow;
 mod inspect;
 mod logits;
 mod models;
+mod pull;
 mod verify;
 
 use clap::Subcommand;
@@ -19,6 +20,8 @@ use crate::output::Output;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Demo(demo::Demo),
+    Models(models::Models),
+    Pull(Box<pull::Pull>),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
     Grow(grow::Grow),
@@ -27,7 +30,6 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     #[command(subcommand)]
     Eval(eval::Eval),
-    Models(models::Models),
     Completions(completions::Completions),
 }
 
@@ -44,6 +46,7 @@ impl Command {
             Self::Generate(command) => command.run(output),
             Self::Eval(command) => command.run(output),
             Self::Models(command) => command.run(output),
+            Self::Pull(command) => command.run(output),
             Self::Completions(command) => command.run(output),
         }
     }

@@ -21,7 +21,7 @@ fn every_command_shows_an_example() {
     let mut commands: Vec<Vec<&str>> =
         ["perplexity", "alignbench", "judge", "score", "report"].map(|name| vec!["eval", name]).into();
     let names =
-        ["inspect", "convert", "grow", "verify", "logits", "generate", "models", "pull", "demo", "completions"];
+        ["inspect", "convert", "grow", "verify", "logits", "generate", "models", "pull", "sft", "demo", "completions"];
     commands.extend(names.map(|name| vec![name]));
     for mut command in commands {
         command.push("--help");

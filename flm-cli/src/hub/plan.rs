@@ -344,6 +344,32 @@ mod tests {
     }
 
     #[test]
+    fn too_little_room_is_refused_with_the_numbers() {
+        let mut plan = Plan {
+            repository: "o/r".into(),
+            revision: "main".into(),
+            commit: "c".repeat(40),
+            dir: "d".into(),
+            files: vec![file("a", 10, 0, State::Missing, true)],
+            bytes: 10,
+            bytes_to_fetch: 10,
+            disk_needed: 5_000_000_000,
+            disk_free: 2_000_000_000,
+            absent: Vec::new(),
+            lock: LockFile::new("o/r", "main", &"c".repeat(40)),
+        };
+        let error = plan.check_disk(false).unwrap_err().to_string();
+        for words in
+            ["d: 5.00 GB more are needed, 2.00 GB are free: 3.00 GB short", "--to", "--delete-source"]
+        {
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(!plan.check_disk(true).unwrap_err().to_string().contains("--delete-source"));
+        plan.disk_free = 5_000_000_000;
+        assert!(plan.check_disk(false).is_ok());
+    }
+
+    #[test]
     fn a_repository_without_a_manifest_gives_its_weights_and_texts() {
         let listing = |names: &[&str]| Listing {
             commit: String::new(),

@@ -1,6 +1,6 @@
 use candle_core::{DType, Result, Tensor};
 
-use super::widening::WideningMatmul;
+use super::{differentiable::linear, widening::WideningMatmul};
 
 /// A matrix without bias: `y = x · Wᵀ`.
 #[derive(Debug, Clone)]
@@ -38,6 +38,8 @@ impl Linear {
         let y = if self.weight.dtype() == DType::BF16 && x.device().is_cpu() {
             let wide = x.to_dtype(DType::F32)?.contiguous()?;
             wide.apply_op2_no_bwd(&self.weight, &WideningMatmul)?
+        } else if self.weight.is_variable() {
+            linear(&x, &self.weight)?
         } else {
             x.matmul(&self.weight.t()?)?
         };

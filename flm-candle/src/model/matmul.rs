@@ -20,6 +20,17 @@ impl<'a, T> Matrix<'a, T> {
         matrix
     }
 
+    /// Row `i`, of a matrix that is not transposed.
+    pub(crate) fn row(&self, i: usize) -> &'a [T] {
+        assert_eq!(self.column_stride, 1, "a row of a transposed matrix is not a slice");
+        &self.data[i * self.row_stride..][..self.columns]
+    }
+
+    /// `len` rows from row `start` on.
+    pub(crate) fn rows(self, start: usize, len: usize) -> Self {
+        Self::new(&self.data[start * self.row_stride..], len, self.columns, self.row_stride)
+    }
+
     /// The transpose.
     pub(crate) fn t(self) -> Self {
         let (rows, columns) = (self.columns, self.rows);
@@ -37,27 +48,14 @@ pub(crate) enum Output {
 }
 
 /// f32 and f64.
-pub(crate) trait Real:
-    Copy
-    + Send
-    + Sync
-    + 'static
-    + PartialOrd
-    + std::ops::Add<Output = Self>
-    + std::ops::Sub<Output = Self>
-    + std::ops::Mul<Output = Self>
-    + std::ops::Div<Output = Self>
-    + std::ops::Neg<Output = Self>
-    + std::ops::AddAssign
-    + std::ops::MulAssign
-    + candle_core::WithDType
-{
+pub(crate) trait Real: candle_core::WithDType + std::ops::Neg<Output = Self> {
     const ZERO: Self;
     const ONE: Self;
     const NEG_INFINITY: Self;
     fn of(value: f64) -> Self;
+    /// eˣ, in a form that vectorises.
     fn exponential(self) -> Self;
-    fn root(self) -> Self;
+    fn is_not_a_number(self) -> bool;
 }
 
 impl Real for f32 {
@@ -84,8 +82,8 @@ impl Real for f32 {
         // below the clamp the result is 0 and NaN stays NaN
         if self < -87.3 { 0.0 } else if self <= 88.7 { y * scale } else { self * Self::INFINITY }
     }
-    fn root(self) -> Self {
-        self.sqrt()
+    fn is_not_a_number(self) -> bool {
+        self.is_nan()
     }
 }
 
@@ -99,8 +97,8 @@ impl Real for f64 {
     fn exponential(self) -> Self {
         self.exp()
     }
-    fn root(self) -> Self {
-        self.sqrt()
+    fn is_not_a_number(self) -> bool {
+        self.is_nan()
     }
 }
 

@@ -1,6 +1,9 @@
 use candle_core::{Result, Tensor};
 
-use super::Linear;
+use super::{
+    Linear,
+    differentiable::{supports, swiglu},
+};
 
 /// SwiGLU: `down(silu(gate(x)) · up(x))`. Shazeer, arXiv 2002.05202.
 #[derive(Debug, Clone)]
@@ -16,7 +19,8 @@ pub struct Mlp {
 impl Mlp {
     /// `x` is `[b, t, hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let activation = (self.gate_proj.forward(x)?.silu()? * self.up_proj.forward(x)?)?;
+        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
+        let activation = if supports(&gate) { swiglu(&gate, &up)? } else { (gate.silu()? * up)? };
         self.down_proj.forward(&activation)
     }
 }

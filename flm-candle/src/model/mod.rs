@@ -6,6 +6,7 @@
 mod attention;
 mod block;
 mod causal_lm;
+mod differentiable;
 mod kv_cache;
 mod linear;
 mod loader;

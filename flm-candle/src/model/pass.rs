@@ -106,21 +106,22 @@ impl Pass {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let late = |(i, &start): (usize, &u32)| start as usize > i % len;
-        if len == 0 || !starts.len().is_multiple_of(len) || starts.iter().enumerate().any(late) {
-            bail!("the documents of a packed row must start before their tokens");
+        let late = |(i, &start): (usize, &u32)| start as usize > i;
+        let wrong = |row: &[u32]| row.iter().enumerate().any(late) || !row.is_sorted();
+        if len == 0 || !starts.len().is_multiple_of(len) || starts.chunks(len).any(wrong) {
+            bail!("the documents of a packed row must follow each other and start before their tokens");
         }
         let rows = starts.len() / len;
         let positions: Vec<usize> =
             starts.iter().enumerate().map(|(i, &start)| i % len - start as usize).collect();
         let (cos, sin) = rotary.tables(&positions, Some(rows), dtype, device)?;
         let documents = Documents { starts: Arc::new(starts.to_vec()), rotary: rotary.clone() };
-        let fused = false;
+        // the CPU's own attention asks the documents, not a mask
+        let fused = device.is_cpu() && matches!(dtype, DType::F32 | DType::F64);
         let step = (MAX_SCORES / (rows * heads * len)).clamp(1, len);
         let chunks = (0..len).step_by(if fused { len } else { step }).map(|start| {
             let count = step.min(len - start);
             let keys = start + count;
-            // the CPU's own attention asks the documents, not a mask
             let mask = if fused { None } else { Some(document_mask(starts, len, start, count, dtype, device)?) };
             Ok(QueryChunk { start, len: count, keys, mask })
         });

@@ -1,6 +1,9 @@
 use candle_core::{D, DType, Result, Tensor};
 
-use super::Path;
+use super::{
+    Path,
+    differentiable::{rms_norm, supports},
+};
 
 /// `x / √(mean(x²) + eps) · gain`, statistics and gain in f32 (f64 for f64 inputs).
 ///
@@ -20,6 +23,9 @@ impl RmsNorm {
 
     /// Normalises the last dimension; the result has the dtype of `x`.
     pub fn forward(&self, x: &Tensor, path: Path) -> Result<Tensor> {
+        if path == Path::Differentiable && supports(x) && x.dtype() == self.gain.dtype() {
+            return rms_norm(x, &self.gain, self.eps);
+        }
         let wide = x.to_dtype(self.gain.dtype())?;
         let normed = if path == Path::Fused && self.gain.dtype() == DType::F32 {
             candle_nn::ops::rms_norm(&wide.contiguous()?, &self.gain, self.eps as f32)?

@@ -16,6 +16,7 @@ mod layout;
 mod open;
 mod pickle;
 mod pytorch;
+mod pytorch_writer;
 mod ranges;
 mod read;
 mod safetensors_header;
@@ -37,6 +38,7 @@ use crate::config::TeleFlmConfig;
 pub use self::convert::{ConvertOptions, ConvertReport, convert};
 pub use self::error::CheckpointError;
 pub use self::pickle::PickleError;
+pub use self::pytorch_writer::write_pytorch_checkpoint;
 pub use self::safetensors_header::HeaderError;
 pub use self::side_files::copy_side_files;
 pub use self::weight_map::IndexError;
@@ -168,5 +170,7 @@ fn is_skipped(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }
 
+#[cfg(test)]
+mod fixtures;
 #[cfg(test)]
 mod tests;

@@ -142,3 +142,6 @@ fn read_config(path: &Path) -> Result<TeleFlmConfig> {
     let text = std::str::from_utf8(&bytes).map_err(|e| ConfigError::NotAnObject(e.to_string()))?;
     Ok(TeleFlmConfig::from_json(text)?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -646,3 +646,6 @@ fn is_contiguous(shape: &[usize], stride: &[usize]) -> bool {
             ok
         })
 }
+
+#[cfg(test)]
+mod tests;

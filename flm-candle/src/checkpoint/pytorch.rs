@@ -56,6 +56,11 @@ pub(super) fn read(source: &impl Source) -> Result<PyTorchFile, PyTorchError> {
         return Err(PickleError::TooLong(pickle.size).into());
     }
     let bytes = source.bytes_at(pickle.offset, pickle.size as usize).map_err(ZipError::Read)?;
+    // A flipped bit in a storage's key would exchange two tensors of the same shape.
+    let got = crc32fast::hash(&bytes);
+    if got != pickle.crc32 {
+        return Err(ZipError::Checksum { entry: pickle.name, expected: pickle.crc32, got }.into());
+    }
     let pickled = pickle::read(&bytes)?;
 
     let data = format!("{prefix}data/");
@@ -106,3 +111,6 @@ fn check_byte_order(source: &impl Source, entries: &[ZipEntry], prefix: &str) ->
         other => Err(PickleError::ByteOrder(String::from_utf8_lossy(other).into()).into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

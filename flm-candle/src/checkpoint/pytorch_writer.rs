@@ -49,13 +49,18 @@ pub fn write_pytorch_checkpoint(
         let stem = format!("pytorch_model-{:05}-of-{:05}", i + 1, shards.len());
         let path = dir.join(format!("{stem}.bin"));
         let file = File::create(&path).map_err(io(&path))?;
-        write_shard(file, &stem, shard, &mut fill)
-            .map_err(|error| CheckpointError::Io { action: "write", path, source: error.into() })?;
+        write_shard(file, &stem, shard, &mut fill).map_err(|error| CheckpointError::Io {
+            action: "write",
+            path,
+            source: error.into(),
+        })?;
         weight_map.extend(shard.iter().map(|spec| (spec.name.as_str(), format!("{stem}.bin"))));
     }
     let total: u64 = shards.iter().map(|(size, _)| size).sum();
     let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-    for (name, text) in [("pytorch_model.bin.index.json", format!("{index:#}\n")), ("config.json", config.to_json())] {
+    for (name, text) in
+        [("pytorch_model.bin.index.json", format!("{index:#}\n")), ("config.json", config.to_json())]
+    {
         let path = dir.join(name);
         std::fs::write(&path, text).map_err(io(&path))?;
     }
@@ -83,7 +88,8 @@ fn write_shard(
         bytes.clear();
         fill(spec, &mut bytes);
         if bytes.len() as u64 != byte_len(spec) {
-            let text = format!("{}: {} bytes given, its shape needs {}", spec.name, bytes.len(), byte_len(spec));
+            let text =
+                format!("{}: {} bytes given, its shape needs {}", spec.name, bytes.len(), byte_len(spec));
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, text).into());
         }
         let large = bytes.len() as u64 >= u64::from(u32::MAX);

@@ -168,3 +168,6 @@ impl<'de> Deserialize<'de> for Header {
         deserializer.deserialize_map(HeaderVisitor)
     }
 }
+
+#[cfg(test)]
+mod tests;

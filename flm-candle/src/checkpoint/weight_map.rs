@@ -85,3 +85,6 @@ impl<'de> Deserialize<'de> for Pairs {
         deserializer.deserialize_map(PairsVisitor)
     }
 }
+
+#[cfg(test)]
+mod tests;

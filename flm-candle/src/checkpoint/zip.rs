@@ -57,6 +57,16 @@ pub enum ZipError {
         /// On what.
         what: &'static str,
     },
+    /// The bytes of an entry are not those that were saved.
+    #[error("entry {entry} has CRC-32 {got:08x}, the archive says {expected:08x}: download the file again")]
+    Checksum {
+        /// The entry.
+        entry: String,
+        /// CRC-32 by the archive.
+        expected: u32,
+        /// CRC-32 of its bytes.
+        got: u32,
+    },
     /// An entry reaches into the next or past the data.
     #[error("entry {0} overlaps what follows it")]
     Overlap(String),
@@ -327,3 +337,6 @@ impl Fields<'_> {
         self.array(at).map(u64::from_le_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

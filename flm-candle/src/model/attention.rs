@@ -75,9 +75,9 @@ impl Attention {
         let (groups, keys) = (heads / self.kv_heads, k.dim(2)?);
         let statistics = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         // the query heads of a group are rows of one product with their shared keys
-        let q = q.contiguous()?.reshape((b, self.kv_heads, groups * t, d))?;
-        let scores = q.matmul(&k.transpose(2, 3)?)?.to_dtype(statistics)?;
-        let scores = (scores * (1.0 / (d as f64).sqrt()))?;
+        let grouped = q.contiguous()?.reshape((b, self.kv_heads, groups * t, d))?;
+        let scores =
+            (grouped.matmul(&k.transpose(2, 3)?)? * (1.0 / (d as f64).sqrt()))?.to_dtype(statistics)?;
         let scores = match mask {
             // [b, kv_heads, groups, t, keys] + [b or 1, 1, 1, t, keys]
             Some(mask) => scores.reshape((b, self.kv_heads, groups, t, keys))?.broadcast_add(mask)?,

@@ -171,7 +171,7 @@ impl CausalLm {
     /// Logits `[b, t, vocab_size]` in f32 (f64) of the residual stream after the last block.
     pub fn head(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         let x = self.norm.forward(x, self.path)?;
-        let logits = self.lm_head.forward_to(&x, self.logits_dtype())?;
+        let logits = self.lm_head.forward(&x)?.to_dtype(self.logits_dtype())?;
         Ok(match self.config.logit_scale() {
             1.0 => logits,
             scale => (logits * scale)?,

@@ -23,26 +23,20 @@ impl Linear {
 
     /// `x` is `[…, in_features]`; the result is `[…, out_features]` in the dtype of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_to(x, x.dtype())
-    }
-
-    /// As [`Linear::forward`], with the result in `dtype`; on a CPU a bf16 model's sums reach f32
-    /// without having been rounded to bf16.
-    pub fn forward_to(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        let (out_features, in_features) = self.weight.dims2()?;
         let mut shape = x.dims().to_vec();
-        let (features, rows) = (self.weight.dim(1)?, x.elem_count() / self.weight.dim(1)?.max(1));
         if let Some(last) = shape.last_mut() {
-            *last = self.weight.dim(0)?;
+            *last = out_features;
         }
-        let x = x.reshape((rows, features))?;
+        let rows = x.reshape(((), in_features))?;
         let y = if self.weight.dtype() == DType::BF16 && x.device().is_cpu() {
-            let wide = x.to_dtype(DType::F32)?.contiguous()?;
-            wide.apply_op2_no_bwd(&self.weight, &WideningMatmul)?
+            let wide = rows.to_dtype(DType::F32)?.contiguous()?;
+            wide.apply_op2_no_bwd(&self.weight, &WideningMatmul)?.to_dtype(x.dtype())?
         } else if self.weight.is_variable() {
-            linear(&x, &self.weight)?
+            linear(&rows, &self.weight)?
         } else {
-            x.matmul(&self.weight.t()?)?
+            rows.matmul(&self.weight.t()?)?
         };
-        y.to_dtype(dtype)?.reshape(shape)
+        y.reshape(shape)
     }
 }

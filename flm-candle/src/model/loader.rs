@@ -47,10 +47,12 @@ impl WeightLoader {
         Ok(if keep { stored } else { stored.to_dtype(self.compute)? })
     }
 
-    /// A norm; its gain is f32, or f64 for a model that computes in f64.
+    /// A norm; its gain has the compute dtype, except that a gain stored in f32 stays f32 in bf16.
     pub fn norm(&self, name: &str, eps: f64) -> Result<RmsNorm, ModelError> {
-        let dtype = if self.compute == DType::F64 { DType::F64 } else { DType::F32 };
-        Ok(RmsNorm::new(self.checkpoint.tensor(name, &self.device)?.to_dtype(dtype)?, eps))
+        let stored = self.checkpoint.tensor(name, &self.device)?;
+        let wide = matches!(stored.dtype(), DType::F32 | DType::F64);
+        let dtype = if self.compute == DType::BF16 && wide { DType::F32 } else { self.compute };
+        Ok(RmsNorm::new(stored.to_dtype(dtype)?, eps))
     }
 
     /// Block `layer`.

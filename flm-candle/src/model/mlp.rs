@@ -1,4 +1,4 @@
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::{
     Linear,
@@ -20,7 +20,11 @@ impl Mlp {
     /// `x` is `[b, t, hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        let activation = if supports(&gate) { swiglu(&gate, &up)? } else { (gate.silu()? * up)? };
-        self.down_proj.forward(&activation)
+        if supports(x) {
+            return self.down_proj.forward(&swiglu(&gate, &up)?);
+        }
+        let statistics = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let gate = gate.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())?;
+        self.down_proj.forward(&(gate * up)?)
     }
 }

@@ -106,8 +106,10 @@ impl Pass {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let late = |(i, &start): (usize, &u32)| start as usize > i;
-        let wrong = |row: &[u32]| row.iter().enumerate().any(late) || !row.is_sorted();
+        let misplaced = |row: &[u32], (i, &start): (usize, &u32)| {
+            start as usize > i || row[start as usize] != start
+        };
+        let wrong = |row: &[u32]| !row.is_sorted() || row.iter().enumerate().any(|at| misplaced(row, at));
         if len == 0 || !starts.len().is_multiple_of(len) || starts.chunks(len).any(wrong) {
             bail!("the documents of a packed row must follow each other and start before their tokens");
         }

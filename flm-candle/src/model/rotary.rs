@@ -6,7 +6,7 @@ use super::{Pass, Path};
 /// Rotary position embedding, half-split: dimension `i` turns with dimension `i + head_dim / 2`.
 ///
 /// Angles are `position · theta^(−2i / head_dim)`, computed in f32 as the released models' code does
-/// (f64 when the model computes in f64). Su et al., arXiv 2104.09864.
+/// (f64 when the model computes in f64); their cosines and sines are then rounded to the compute dtype. Su et al., arXiv 2104.09864.
 #[derive(Debug, Clone)]
 pub struct Rotary {
     /// `theta^(−2i / head_dim)` for `i` in `0..head_dim / 2`.
@@ -45,35 +45,33 @@ impl Rotary {
                 _ => (p as f32 * f as f32) as f64,
             })
         });
-        let statistics = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let table = |function: fn(f64) -> f64| {
             let values: Vec<f64> = angles.clone().map(function).collect();
             let tensor = match rows {
                 Some(b) => Tensor::from_vec(values, (b, positions.len() / b, half), device)?,
                 None => Tensor::from_vec(values, (positions.len(), half), device)?,
             };
-            tensor.to_dtype(statistics)
+            tensor.to_dtype(dtype)
         };
         Ok((table(f64::cos)?, table(f64::sin)?))
     }
 }
 
-/// Turns `x`, `[b, heads, t, head_dim]`, to the positions of `pass`; the arithmetic is in f32 or f64.
+/// Turns `x`, `[b, heads, t, head_dim]`, to the positions of `pass`, in the dtype of `x`.
 pub(super) fn rotate(x: &Tensor, pass: &Pass) -> Result<Tensor> {
-    let wide = x.to_dtype(pass.cos.dtype())?.contiguous()?;
-    let turned = match pass.path {
-        Path::Fused => rotary_emb::rope(&wide, &pass.cos, &pass.sin)?,
+    let x = x.contiguous()?;
+    match pass.path {
+        Path::Fused => rotary_emb::rope(&x, &pass.cos, &pass.sin),
         Path::Differentiable => {
             let half = x.dim(3)? / 2;
             // [t, half] or [b, t, half] -> broadcast over heads
             let over_heads =
                 |table: &Tensor| if table.rank() == 3 { table.unsqueeze(1) } else { Ok(table.clone()) };
             let (cos, sin) = (over_heads(&pass.cos)?, over_heads(&pass.sin)?);
-            let (a, b) = (wide.narrow(3, 0, half)?, wide.narrow(3, half, half)?);
+            let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
             let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
             let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-            Tensor::cat(&[first, second], 3)?
+            Tensor::cat(&[first, second], 3)
         }
-    };
-    turned.to_dtype(x.dtype())
+    }
 }

@@ -146,7 +146,7 @@ impl Generate {
         messages.push(message("user", &text));
         let built_in = ChatTemplate::tele_flm();
         let template = tokenizer.chat_template().unwrap_or(&built_in);
-        Ok(tokenizer.encode_chat(&template.render(&messages, true)?)?)
+        Ok(tokenizer.encode_special(&template.render(&messages, true)?)?)
     }
 
     fn stop_tokens(&self, config: &[u32], tokenizer: Option<&Tokenizer>) -> Vec<u32> {

@@ -95,7 +95,7 @@ fn a_whole_block() {
 fn tiles_and_documents_equal_the_composition() {
     // longer than a tile, documents that cross tiles, in f32
     let (rotary, t) = (Rotary::new(8, 10_000.0), 200);
-    let starts: Vec<u32> = (0..t as u32).map(|i| [0, 0, 50, 130][(i / 50) as usize].min(i)).collect();
+    let starts: Vec<u32> = (0..t as u32).map(|i| [130, 50, 0].into_iter().find(|&start| start <= i).unwrap()).collect();
     let x = |width: usize, seed| values(&[1, t, width], seed).to_dtype(DType::F32).unwrap();
     let (q, k, v) = (x(32, 0.1), x(16, 0.2), x(16, 0.3));
     let documents = Documents { starts: Arc::new(starts.clone()), rotary: rotary.clone() };

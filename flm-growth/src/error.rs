@@ -1,0 +1,163 @@
+//! What can go wrong in a growth.
+
+use flm_candle::checkpoint::CheckpointError;
+use flm_candle::config::ConfigError;
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, GrowthError>;
+
+/// What can go wrong in a growth.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowthError {
+    /// A dimension of the target is smaller than the source's.
+    #[error("{dimension} would shrink from {from} to {to}; a growth only adds")]
+    Shrinks {
+        /// The key of config.json.
+        dimension: &'static str,
+        /// The source's size.
+        from: usize,
+        /// The target's size.
+        to: usize,
+    },
+    /// The target's heads have another width.
+    #[error(
+        "head_dim would change from {from} to {to}; growth adds heads of the same width: choose another number of heads or another hidden_size"
+    )]
+    HeadDim {
+        /// The source's head width.
+        from: usize,
+        /// The target's head width.
+        to: usize,
+    },
+    /// The number of query heads for each key/value head would change.
+    #[error(
+        "{heads} query heads on {kv_heads} key/value heads: the source has {group} query heads for each key/value head, and new heads come in such groups"
+    )]
+    HeadGroups {
+        /// The target's query heads.
+        heads: usize,
+        /// The target's key/value heads.
+        kv_heads: usize,
+        /// The source's query heads per key/value head.
+        group: usize,
+    },
+    /// A placement could not be read.
+    #[error("placement {text:?}: {problem}; known are after:LAYER,LAYER,…, interpolate, uniform and stack")]
+    PlacementSyntax {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A placement lists another number of layers than are to be added.
+    #[error("the placement names {listed} layers, but {needed} layers are to be added")]
+    PlacementCount {
+        /// Layers in the list.
+        listed: usize,
+        /// Layers to add.
+        needed: usize,
+    },
+    /// A placement names a layer that the source does not have.
+    #[error("the placement names layer {layer}; the source has layers 0 to {last}")]
+    PlacementLayer {
+        /// The layer named.
+        layer: usize,
+        /// The source's last layer.
+        last: usize,
+    },
+    /// A multiplier was asked of a model without multipliers.
+    #[error("{0} was set, but the model has no multipliers (use_mup is false)")]
+    NoMultipliers(&'static str),
+    /// A multiplier is not usable.
+    #[error("{name} is {value}; it must be a finite number other than 0")]
+    Multiplier {
+        /// The key of config.json.
+        name: &'static str,
+        /// What was given.
+        value: f64,
+    },
+    /// Embedding and head share a tensor but need different scales.
+    #[error(
+        "the embedding would have to be multiplied by {embed} and the head by {head}, and they are one tensor (tie_word_embeddings): untie them (--untie), or keep the multipliers"
+    )]
+    TiedScale {
+        /// Scale of the embedding.
+        embed: f64,
+        /// Scale of the head.
+        head: f64,
+    },
+    /// No operator has this name.
+    #[error("no operator {0:?}; known are zero, clone and stack")]
+    UnknownOperator(String),
+    /// The operator cannot make this target.
+    #[error("the operator `{operator}` {problem}")]
+    Operator {
+        /// The operator's name.
+        operator: &'static str,
+        /// What it cannot do.
+        problem: String,
+    },
+    /// A plan contradicts itself; plans made by [`crate::GrowthPlan::new`] do not.
+    #[error("the plan of tensor {name} is wrong: {problem}")]
+    Plan {
+        /// The tensor.
+        name: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A standard deviation is not usable.
+    #[error("standard deviation {0}: it must be a finite number ≥ 0")]
+    Std(f64),
+    /// The standard deviation was to be measured where there is nothing to measure.
+    #[error("tensor {0} has no source to measure the standard deviation of: give a number")]
+    StdWithoutSource(String),
+    /// The source holds NaN or infinities.
+    #[error("tensor {0} of the source holds values that are not finite")]
+    NotFinite(String),
+    /// The source holds a tensor that no rule covers.
+    #[error("the source holds {0}, which is no part of the model that its config.json describes")]
+    UnknownTensor(String),
+    /// The source lacks a tensor.
+    #[error("the source lacks {0}")]
+    MissingTensor(String),
+    /// A tensor has another shape than config.json says, or than the plan was made for.
+    #[error("tensor {name} has shape {got:?}, expected {expected:?}")]
+    TensorShape {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        got: Vec<usize>,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A tensor is stored in another dtype than the plan was made for.
+    #[error("tensor {name} is stored as {got}, the plan was made for {expected}: plan again")]
+    TensorDtype {
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        got: String,
+        /// The plan's.
+        expected: String,
+    },
+    /// Weights are stored in a dtype that growth does not handle.
+    #[error("dtype {0} cannot be grown; bf16, f16, f32 and f64 can: convert first")]
+    Dtype(String),
+    /// A file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The plan could not be put into words.
+    #[error("cannot serialise: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A config is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A checkpoint is wrong, or could not be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}

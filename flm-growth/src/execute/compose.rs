@@ -1,0 +1,206 @@
+//! Rows of a target tensor, from the source's rows and the plan.
+
+use crate::error::{GrowthError, Result};
+use crate::fill::NormalFill;
+use crate::plan::{Fill, Std, TensorPlan};
+use crate::precision::Precision;
+
+/// One target tensor, ready to be written row by row.
+#[derive(Debug)]
+pub(crate) struct Composer<'a> {
+    plan: &'a TensorPlan,
+    cols: usize,
+    copied_rows: usize,
+    copied_cols: usize,
+    /// One generator for each standard deviation that the plan names; in practice one.
+    normal: Vec<(f64, NormalFill)>,
+}
+
+/// Fills a buffer from a byte offset of the source's tensor.
+pub(crate) type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<()> + 'a;
+
+impl<'a> Composer<'a> {
+    /// `plan` names every standard deviation by its number.
+    pub(crate) fn new(plan: &'a TensorPlan, seed: u64) -> Result<Self> {
+        let ((rows, cols), (copied_rows, copied_cols)) = (plan.size(), plan.copied());
+        if copied_rows > rows || copied_cols > cols {
+            return Err(invalid(plan, "its source is larger than itself"));
+        }
+        let mut normal: Vec<(f64, NormalFill)> = Vec::new();
+        for fill in [plan.new_cols, plan.new_rows, plan.new_corner].into_iter().flatten() {
+            match fill {
+                Fill::Normal(Std::Match) => return Err(GrowthError::StdWithoutSource(plan.name.clone())),
+                Fill::Normal(Std::Value(std)) if normal.iter().all(|(s, _)| *s != std) => {
+                    normal.push((std, NormalFill::new(seed, &plan.name, plan.dtype, std)?));
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { plan, cols, copied_rows, copied_cols, normal })
+    }
+
+    /// Bytes of one row of the target.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.cols * self.plan.dtype.bytes()
+    }
+
+    /// Whether all of rows `start..end` is zero.
+    pub(crate) fn is_zero(&self, start: usize, end: usize) -> bool {
+        let zero = |fill: Option<Fill>| fill.is_none_or(|f| f == Fill::Zero);
+        let copied = start < self.copied_rows && self.copied_cols > 0;
+        let new = end > self.copied_rows;
+        !copied && (!new || (zero(self.plan.new_rows) && zero(self.plan.new_corner)))
+    }
+
+    /// Writes rows `start..end` into `out`, which is theirs exactly. `scratch` is kept between calls.
+    pub(crate) fn rows(
+        &self,
+        start: usize,
+        end: usize,
+        read: &Read<'_>,
+        scratch: &mut Vec<u8>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let middle = end.min(self.copied_rows.max(start));
+        let (old, new) = out.split_at_mut((middle - start) * self.row_bytes());
+        if !old.is_empty() {
+            self.copied_rows(start, start, middle, self.plan.new_cols, read, scratch, old)?;
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        match self.plan.new_rows {
+            Some(Fill::Row(row)) if row < self.copied_rows => {
+                for (index, slot) in new.chunks_exact_mut(self.row_bytes()).enumerate() {
+                    let corner = self.plan.new_corner;
+                    self.copied_rows(middle + index, row, row + 1, corner, read, scratch, slot)?;
+                }
+                Ok(())
+            }
+            Some(Fill::Tile) if self.copied_rows > 0 => self.tiled_rows(middle, end, read, scratch, new),
+            fill => self.new_rows(middle, end, fill, new),
+        }
+    }
+
+    /// Target rows from `target` on, made of source rows `start..end` and a fill of the new columns.
+    #[allow(clippy::too_many_arguments)]
+    fn copied_rows(
+        &self,
+        target: usize,
+        start: usize,
+        end: usize,
+        new_cols: Option<Fill>,
+        read: &Read<'_>,
+        scratch: &mut Vec<u8>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let Some(source) = &self.plan.source else { return Ok(()) };
+        let size = self.plan.dtype.bytes();
+        let source_row = self.copied_cols * source.dtype.bytes();
+        let offset = start as u64 * source_row as u64;
+        if self.copied_cols == self.cols && self.plan.is_verbatim() {
+            return read(offset, out);
+        }
+        let bytes = (end - start) * source_row;
+        if scratch.len() < bytes {
+            scratch.resize(bytes, 0);
+        }
+        let scratch = &mut scratch[..bytes];
+        read(offset, scratch)?;
+        let rows = scratch.chunks_exact(source_row).zip(out.chunks_exact_mut(self.row_bytes()));
+        for (index, (from, to)) in rows.enumerate() {
+            let (left, right) = to.split_at_mut(self.copied_cols * size);
+            if self.plan.is_verbatim() {
+                left.copy_from_slice(from);
+            } else {
+                scale(source.dtype, from, self.plan.scale, self.plan.dtype, left);
+            }
+            if right.is_empty() {
+                continue;
+            }
+            if new_cols == Some(Fill::Tile) {
+                for tile in right.chunks_mut(left.len()) {
+                    let length = tile.len();
+                    tile.copy_from_slice(&left[..length]);
+                }
+            } else {
+                let element = (target + index) as u64 * self.cols as u64 + self.copied_cols as u64;
+                self.fill(new_cols, element, right)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// New rows `start..end` that repeat the source's from the first.
+    fn tiled_rows(
+        &self,
+        start: usize,
+        end: usize,
+        read: &Read<'_>,
+        scratch: &mut Vec<u8>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let mut row = start;
+        let mut rest = out;
+        while row < end {
+            let from = row % self.copied_rows;
+            let run = (self.copied_rows - from).min(end - row);
+            let (now, later) = rest.split_at_mut(run * self.row_bytes());
+            self.copied_rows(row, from, from + run, self.plan.new_corner, read, scratch, now)?;
+            (row, rest) = (row + run, later);
+        }
+        Ok(())
+    }
+
+    /// New rows `start..end` that hold nothing of the source.
+    fn new_rows(&self, start: usize, end: usize, left_fill: Option<Fill>, out: &mut [u8]) -> Result<()> {
+        let corner = self.plan.new_corner;
+        let first = start as u64 * self.cols as u64;
+        // one fill from end to end
+        if self.copied_cols == 0 || left_fill == corner {
+            return self.fill(corner, first, out);
+        }
+        if self.copied_cols == self.cols {
+            return self.fill(left_fill, first, out);
+        }
+        for (row, slot) in (start..end).zip(out.chunks_exact_mut(self.row_bytes())) {
+            let element = row as u64 * self.cols as u64;
+            let (left, right) = slot.split_at_mut(self.copied_cols * self.plan.dtype.bytes());
+            self.fill(left_fill, element, left)?;
+            self.fill(corner, element + self.copied_cols as u64, right)?;
+        }
+        Ok(())
+    }
+
+    /// Elements from `element` on, of a fill that needs nothing of the source.
+    fn fill(&self, fill: Option<Fill>, element: u64, out: &mut [u8]) -> Result<()> {
+        let size = self.plan.dtype.bytes();
+        match fill {
+            None | Some(Fill::Zero) => out.fill(0),
+            Some(Fill::Constant(value)) => {
+                out.chunks_exact_mut(size).for_each(|slot| self.plan.dtype.encode(value, slot));
+            }
+            Some(Fill::Normal(std)) => match self.normal.iter().find(|(s, _)| Std::Value(*s) == std) {
+                Some((_, generator)) => generator.write(element, out),
+                None => return Err(GrowthError::StdWithoutSource(self.plan.name.clone())),
+            },
+            Some(Fill::Row(_) | Fill::Tile) => {
+                return Err(invalid(self.plan, "a block repeats the source where there is none"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn invalid(plan: &TensorPlan, problem: &'static str) -> GrowthError {
+    GrowthError::Plan { name: plan.name.clone(), problem }
+}
+
+/// `from` times `factor`, in another dtype.
+fn scale(from_dtype: Precision, from: &[u8], factor: f64, to_dtype: Precision, to: &mut [u8]) {
+    // a table of all 65,536 values would not pay: only heads and gains are scaled
+    let values = from.chunks_exact(from_dtype.bytes()).zip(to.chunks_exact_mut(to_dtype.bytes()));
+    for (from, to) in values {
+        to_dtype.encode(from_dtype.decode(from) * factor, to);
+    }
+}

@@ -1,0 +1,54 @@
+//! Cloning (HyperCloning, arXiv 2409.12903): every feature, head and unit is repeated a whole number of
+//! times, and what reads n copies divides by n. Norms are unchanged: the mean square of a repeated
+//! vector is the vector's. Exact in any dtype where n is a power of two.
+
+use super::{Context, Role, Rule};
+use crate::plan::Fill;
+use crate::precision::Precision;
+use crate::shape::Shape;
+
+pub(super) fn check(from: &Shape, to: &Shape) -> Result<(), String> {
+    for (key, from, to) in [
+        ("hidden_size", from.hidden_size, to.hidden_size),
+        ("num_attention_heads", from.num_attention_heads, to.num_attention_heads),
+        ("intermediate_size", from.intermediate_size, to.intermediate_size),
+    ] {
+        if !to.is_multiple_of(from) {
+            return Err(format!("needs {key} to be a multiple of {from}; {to} is not: use `zero`"));
+        }
+    }
+    Ok(())
+}
+
+fn times(from: usize, to: usize) -> f64 {
+    (to / from) as f64
+}
+
+/// A reader of the residual stream reads every feature this many times.
+fn hidden_copies(context: &Context) -> f64 {
+    times(context.from.hidden_size, context.to.hidden_size)
+}
+
+pub(super) fn head_scale(context: &Context) -> f64 {
+    context.head_scale / hidden_copies(context)
+}
+
+pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
+    let (from, to) = (&context.from, &context.to);
+    let tile = |scale| Rule::copy(dtype, scale, Fill::Tile);
+    // new vocabulary rows are no clones of old ones
+    let vocabulary = |scale| {
+        let rows = context.vocabulary_rows();
+        let new_corner = if rows == Fill::Zero { Fill::Zero } else { Fill::Tile };
+        Rule { new_rows: rows, new_corner, ..tile(scale) }
+    };
+    match role {
+        Role::Embedding => vocabulary(context.embed_scale),
+        Role::Head => vocabulary(head_scale(context)),
+        Role::Norm => tile(1.0),
+        Role::Reader => tile(1.0 / hidden_copies(context)),
+        Role::AttentionWriter | Role::FeedForwardWriter if new_layer => Rule::silent(dtype),
+        Role::AttentionWriter => tile(1.0 / times(from.num_attention_heads, to.num_attention_heads)),
+        Role::FeedForwardWriter => tile(1.0 / times(from.intermediate_size, to.intermediate_size)),
+    }
+}

@@ -1,0 +1,189 @@
+//! The rules that new weights follow, one module an operator.
+
+mod clone;
+mod stack;
+mod zero;
+
+use std::fmt;
+use std::str::FromStr;
+
+use flm_candle::config::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{GrowthError, Result};
+use crate::plan::{Fill, Std};
+use crate::precision::Precision;
+use crate::shape::Shape;
+
+/// A way to fill what is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operator {
+    /// Zeros where new weights write, noise where they read; a plain checkpoint, any sizes.
+    Zero,
+    /// Features duplicated, consumers divided by the number of duplicates (HyperCloning,
+    /// arXiv 2409.12903); widths must be multiples of the source's.
+    Clone,
+    /// The stack of layers repeated (G_stack, arXiv 2405.15319); depth only. Changes the function.
+    Stack,
+}
+
+/// What a tensor does in the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Embedding,
+    Norm,
+    /// Query, key, value, gate, up: reads the normed residual stream.
+    Reader,
+    /// Output projection: reads heads, writes the residual stream.
+    AttentionWriter,
+    /// Down projection: reads feed-forward units, writes the residual stream.
+    FeedForwardWriter,
+    Head,
+}
+
+impl Role {
+    /// The role of the tensor `name`, and its layer.
+    pub(crate) fn of(name: &str) -> Option<(Self, Option<usize>)> {
+        match name {
+            EMBED_TOKENS => return Some((Self::Embedding, None)),
+            FINAL_NORM => return Some((Self::Norm, None)),
+            LM_HEAD => return Some((Self::Head, None)),
+            _ => {}
+        }
+        let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let role = match part.strip_suffix(".weight")? {
+            "input_layernorm" | "post_attention_layernorm" => Self::Norm,
+            "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" | "mlp.gate_proj"
+            | "mlp.up_proj" => Self::Reader,
+            "self_attn.o_proj" => Self::AttentionWriter,
+            "mlp.down_proj" => Self::FeedForwardWriter,
+            _ => return None,
+        };
+        Some((role, Some(layer.parse().ok()?)))
+    }
+}
+
+/// What an operator's rules depend on besides the tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) from: Shape,
+    pub(crate) to: Shape,
+    /// What a change of `input_mult` asks the embedding to be multiplied by.
+    pub(crate) embed_scale: f64,
+    /// What a change of the logit scale asks the head to be multiplied by.
+    pub(crate) head_scale: f64,
+    /// The row that new vocabulary rows copy; zeros where there is none.
+    pub(crate) padding_row: Option<usize>,
+    pub(crate) std: Std,
+}
+
+impl Context {
+    /// Fill of new vocabulary rows.
+    fn vocabulary_rows(&self) -> Fill {
+        self.padding_row.map_or(Fill::Zero, Fill::Row)
+    }
+}
+
+/// What fills the blocks of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rule {
+    /// Whether the source's tensor fills the leading corner; else all is `new_corner`.
+    pub(crate) copy: bool,
+    pub(crate) scale: f64,
+    pub(crate) new_cols: Fill,
+    pub(crate) new_rows: Fill,
+    pub(crate) new_corner: Fill,
+    pub(crate) dtype: Precision,
+}
+
+impl Rule {
+    /// A copy times `scale`, with everything new filled alike.
+    fn copy(dtype: Precision, scale: f64, fill: Fill) -> Self {
+        Self { copy: true, scale, new_cols: fill, new_rows: fill, new_corner: fill, dtype }
+    }
+
+    /// All zeros, nothing copied: a projection that writes nothing.
+    fn silent(dtype: Precision) -> Self {
+        Self { copy: false, ..Self::copy(dtype, 1.0, Fill::Zero) }
+    }
+}
+
+impl Operator {
+    /// Every operator.
+    pub const ALL: [Self; 3] = [Self::Zero, Self::Clone, Self::Stack];
+
+    /// Name, as in a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zero => "zero",
+            Self::Clone => "clone",
+            Self::Stack => "stack",
+        }
+    }
+
+    /// Whether the grown model computes the source's function.
+    pub fn preserves(self) -> bool {
+        match self {
+            Self::Zero | Self::Clone => true,
+            Self::Stack => false,
+        }
+    }
+
+    /// Checks that the operator can make `to` of `from`.
+    pub(crate) fn check(self, from: &Shape, to: &Shape) -> Result<()> {
+        let refused = |problem| GrowthError::Operator { operator: self.name(), problem };
+        match self {
+            Self::Zero => Ok(()),
+            Self::Clone => clone::check(from, to).map_err(refused),
+            Self::Stack => stack::check(from, to).map_err(refused),
+        }
+    }
+
+    /// The target's `rms_norm_eps`.
+    pub(crate) fn rms_norm_eps(self, eps: f64, from: &Shape, to: &Shape) -> f64 {
+        match self {
+            Self::Zero => zero::rms_norm_eps(eps, from, to),
+            Self::Clone | Self::Stack => eps,
+        }
+    }
+
+    /// What the source's embedding is multiplied by.
+    pub(crate) fn embed_scale(self, context: &Context) -> f64 {
+        context.embed_scale
+    }
+
+    /// What the source's head is multiplied by.
+    pub(crate) fn head_scale(self, context: &Context) -> f64 {
+        match self {
+            Self::Zero | Self::Stack => context.head_scale,
+            Self::Clone => clone::head_scale(context),
+        }
+    }
+
+    /// What fills a tensor of `role` that the source stores as `dtype`.
+    pub(crate) fn rule(self, role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
+        match self {
+            Self::Zero => zero::rule(role, new_layer, dtype, context),
+            Self::Clone => clone::rule(role, new_layer, dtype, context),
+            Self::Stack => stack::rule(role, dtype, context),
+        }
+    }
+}
+
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Operator {
+    type Err = GrowthError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|o| o.name() == text)
+            .ok_or_else(|| GrowthError::UnknownOperator(text.into()))
+    }
+}

@@ -1,0 +1,22 @@
+//! Stacking (G_stack, arXiv 2405.15319): the layers again on top of themselves. The baseline that does
+//! not preserve the function.
+
+use super::{Context, Role, Rule};
+use crate::plan::Fill;
+use crate::precision::Precision;
+use crate::shape::Shape;
+
+pub(super) fn check(from: &Shape, to: &Shape) -> Result<(), String> {
+    let deeper = Shape { num_hidden_layers: to.num_hidden_layers, vocab_size: to.vocab_size, ..*from };
+    if deeper == *to { Ok(()) } else { Err("grows only the number of layers: use `zero` for widths".into()) }
+}
+
+pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
+    let vocabulary =
+        |scale| Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, scale, Fill::Zero) };
+    match role {
+        Role::Embedding => vocabulary(context.embed_scale),
+        Role::Head => vocabulary(context.head_scale),
+        _ => Rule::copy(dtype, 1.0, Fill::Zero),
+    }
+}

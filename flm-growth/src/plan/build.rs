@@ -1,0 +1,134 @@
+use flm_candle::config::{EMBED_TOKENS, LM_HEAD, TeleFlmConfig};
+
+use super::source::SourceModel;
+use super::tensor::{SourceTensor, TensorPlan, matrix};
+use super::{ConfigChange, GrowthOptions, GrowthPlan};
+use crate::error::{GrowthError, Result};
+use crate::operator::{Context, Operator, Role, Rule};
+use crate::placement::{LayerSource, Placement};
+use crate::shape::Shape;
+
+pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan> {
+    let config = source.config();
+    let from = Shape::of(config);
+    from.check_growth_to(target)?;
+    options.operator.check(&from, target)?;
+    let placement = match options.operator {
+        Operator::Stack => Placement::Stack,
+        _ => options.placement.clone(),
+    };
+    let layers = placement.layer_map(from.num_hidden_layers, target.num_hidden_layers)?;
+    let change = config_change(config, target, options)?;
+    let context = context(config, &from, target, &change, options)?;
+    let mut plan = GrowthPlan {
+        version: 1,
+        operator: options.operator,
+        placement,
+        seed: options.seed,
+        source: from,
+        target: *target,
+        config: change,
+        layers,
+        tensors: Vec::new(),
+    };
+    let shapes = plan.target_config(config)?;
+    for tensor in shapes.tensors() {
+        let (role, layer) = Role::of(&tensor.name).ok_or(GrowthError::UnknownTensor(tensor.name.clone()))?;
+        let layer = layer.and_then(|l| plan.layers.get(l)).copied();
+        let stored = source.tensor(&source_name(&tensor.name, layer, config.tie_word_embeddings))?;
+        let new_layer = layer.is_some_and(|l| l.new);
+        let rule = options.operator.rule(role, new_layer, stored.dtype, &context);
+        plan.tensors.push(tensor_plan(tensor.name, tensor.shape, stored, rule));
+    }
+    Ok(plan)
+}
+
+/// The source tensor that belongs to a target tensor.
+fn source_name(target: &str, layer: Option<LayerSource>, source_tied: bool) -> String {
+    match layer {
+        // model.layers.N.part
+        Some(layer) => {
+            let part = target.splitn(4, '.').nth(3).unwrap_or_default();
+            format!("model.layers.{}.{part}", layer.source)
+        }
+        None if target == LM_HEAD && source_tied => EMBED_TOKENS.into(),
+        None => target.into(),
+    }
+}
+
+fn tensor_plan(name: String, shape: Vec<usize>, stored: &SourceTensor, rule: Rule) -> TensorPlan {
+    let source = rule.copy.then(|| stored.clone());
+    let (rows, cols) = matrix(&shape);
+    let (r, c) = source.as_ref().map_or((0, 0), |s| matrix(&s.shape));
+    TensorPlan {
+        name,
+        dtype: rule.dtype,
+        shape,
+        source,
+        scale: rule.scale,
+        new_cols: (r > 0 && cols > c).then_some(rule.new_cols),
+        new_rows: (c > 0 && rows > r).then_some(rule.new_rows),
+        new_corner: (rows > r && cols > c).then_some(rule.new_corner),
+    }
+}
+
+fn config_change(config: &TeleFlmConfig, target: &Shape, options: &GrowthOptions) -> Result<ConfigChange> {
+    let multipliers = options.multipliers;
+    let pair = multipliers.output_pair;
+    for (name, value) in [
+        ("input_mult", multipliers.input_mult),
+        ("output_mult", pair.map(|p| p.0)),
+        ("mup_scale_factor", pair.map(|p| p.1)),
+    ] {
+        let Some(value) = value else { continue };
+        if !config.use_mup {
+            return Err(GrowthError::NoMultipliers(name));
+        }
+        if !value.is_finite() || value == 0.0 {
+            return Err(GrowthError::Multiplier { name, value });
+        }
+    }
+    let wider = target.hidden_size as f64 / config.hidden_size as f64;
+    let (output_mult, mup_scale_factor) = match pair {
+        Some(pair) => pair,
+        None if config.use_mup => (config.output_mult * wider, config.mup_scale_factor * wider),
+        None => (config.output_mult, config.mup_scale_factor),
+    };
+    let from = Shape::of(config);
+    Ok(ConfigChange {
+        rms_norm_eps: options.operator.rms_norm_eps(config.rms_norm_eps, &from, target),
+        input_mult: multipliers.input_mult.unwrap_or(config.input_mult),
+        output_mult,
+        mup_scale_factor,
+        tie_word_embeddings: config.tie_word_embeddings && !options.untie,
+    })
+}
+
+fn context(
+    config: &TeleFlmConfig,
+    from: &Shape,
+    to: &Shape,
+    change: &ConfigChange,
+    options: &GrowthOptions,
+) -> Result<Context> {
+    let mut target = config.clone();
+    target.input_mult = change.input_mult;
+    target.output_mult = change.output_mult;
+    target.mup_scale_factor = change.mup_scale_factor;
+    let embed_scale = ratio(config.input_scale(), target.input_scale());
+    let head_scale = ratio(config.logit_scale(), target.logit_scale());
+    let padding_row =
+        options.tokenizer_size.filter(|&tokens| from.vocab_size > tokens).map(|_| from.vocab_size - 1);
+    let context = Context { from: *from, to: *to, embed_scale, head_scale, padding_row, std: options.std };
+    let (embed, head) = (options.operator.embed_scale(&context), options.operator.head_scale(&context));
+    if change.tie_word_embeddings && embed != head {
+        return Err(GrowthError::TiedScale { embed, head });
+    }
+    Ok(context)
+}
+
+/// `old / new`; exactly 1 where they differ by the rounding of the multipliers' products only.
+fn ratio(old: f64, new: f64) -> f64 {
+    let ratio = old / new;
+    if (ratio - 1.0).abs() < 8.0 * f64::EPSILON { 1.0 } else { ratio }
+}

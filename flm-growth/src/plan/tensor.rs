@@ -1,0 +1,161 @@
+use serde::{Deserialize, Serialize};
+
+use crate::precision::{Precision, is_power_of_two};
+
+/// How new weights' standard deviation is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Std {
+    /// That of the block that is copied into the same tensor, from a fixed sample of the source.
+    Match,
+    /// A number.
+    Value(f64),
+}
+
+/// What fills a block of a tensor that is not copied from the source's tensor as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fill {
+    /// Zeros; a hole of the file where possible.
+    Zero,
+    /// One number.
+    Constant(f64),
+    /// Normal, mean 0; see [`crate::fill`].
+    Normal(Std),
+    /// Every row is this row of the source's tensor, times the copy's scale.
+    Row(usize),
+    /// Over and over: a new row r is the source's row r mod rows, times the copy's scale; new columns
+    /// repeat the columns to their left.
+    Tile,
+}
+
+/// A tensor of the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceTensor {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// How it is stored.
+    pub dtype: Precision,
+    /// Shape, rows first.
+    pub shape: Vec<usize>,
+}
+
+/// What fills one target tensor, seen as a matrix of `[out, in]`; a vector is a matrix of one row.
+///
+/// ```text
+///                 copied columns   new columns
+/// copied rows   [ source · scale | new_cols    ]
+/// new rows      [ new_rows       | new_corner  ]
+/// ```
+/// Without a source the whole tensor is the corner. A block that does not exist has no fill.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorPlan {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// How it is stored.
+    pub dtype: Precision,
+    /// Shape, rows first.
+    pub shape: Vec<usize>,
+    /// The tensor that fills the leading corner.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source: Option<SourceTensor>,
+    /// What the source's values are multiplied by.
+    pub scale: f64,
+    /// Fill of the copied rows' new columns.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub new_cols: Option<Fill>,
+    /// Fill of the new rows' copied columns.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub new_rows: Option<Fill>,
+    /// Fill of the new rows' new columns.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub new_corner: Option<Fill>,
+}
+
+/// Rows and columns of a shape; a vector is one row.
+pub(crate) fn matrix(shape: &[usize]) -> (usize, usize) {
+    match shape {
+        [] => (1, 1),
+        [cols] => (1, *cols),
+        [rows, inner @ ..] => (*rows, inner.iter().product()),
+    }
+}
+
+/// One of the four blocks of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Block {
+    /// The source's tensor.
+    Copied,
+    /// Copied rows, new columns.
+    NewCols,
+    /// New rows, copied columns.
+    NewRows,
+    /// New rows, new columns.
+    NewCorner,
+}
+
+/// A tensor's four blocks with their numbers of elements.
+pub type Blocks = [(Block, u64); 4];
+
+impl TensorPlan {
+    /// Rows and columns of the target tensor.
+    pub fn size(&self) -> (usize, usize) {
+        matrix(&self.shape)
+    }
+
+    /// Rows and columns that are copied.
+    pub fn copied(&self) -> (usize, usize) {
+        self.source.as_ref().map_or((0, 0), |s| matrix(&s.shape))
+    }
+
+    /// Elements of each block.
+    pub fn blocks(&self) -> Blocks {
+        let ((rows, cols), (r, c)) = (self.size(), self.copied());
+        let area = |rows: usize, cols: usize| rows as u64 * cols as u64;
+        [
+            (Block::Copied, area(r, c)),
+            (Block::NewCols, area(r, cols - c)),
+            (Block::NewRows, area(rows - r, c)),
+            (Block::NewCorner, area(rows - r, cols - c)),
+        ]
+    }
+
+    /// What fills a block; `None` for the copied one and for those that do not exist.
+    pub fn fill(&self, block: Block) -> Option<Fill> {
+        match block {
+            Block::Copied => None,
+            Block::NewCols => self.new_cols,
+            Block::NewRows => self.new_rows,
+            Block::NewCorner => self.new_corner,
+        }
+    }
+
+    /// Gives [`Std::Match`] its value.
+    pub(crate) fn set_std(&mut self, std: f64) {
+        for fill in [&mut self.new_cols, &mut self.new_rows, &mut self.new_corner].into_iter().flatten() {
+            if *fill == Fill::Normal(Std::Match) {
+                *fill = Fill::Normal(Std::Value(std));
+            }
+        }
+    }
+
+    /// Length of the target tensor in bytes.
+    pub fn nbytes(&self) -> u64 {
+        let (rows, cols) = self.size();
+        rows as u64 * cols as u64 * self.dtype.bytes() as u64
+    }
+
+    /// Whether copied values keep their bits.
+    pub fn is_verbatim(&self) -> bool {
+        self.scale == 1.0 && self.source.as_ref().is_none_or(|s| s.dtype == self.dtype)
+    }
+
+    /// The relative error with which copied values are stored; `None` where they are exact.
+    pub fn rounding(&self) -> Option<f64> {
+        let source = self.source.as_ref()?;
+        let widens = source.dtype == self.dtype || matches!(self.dtype, Precision::F32 | Precision::F64);
+        let narrows = !widens || (source.dtype == Precision::F64 && self.dtype == Precision::F32);
+        let exact = is_power_of_two(self.scale.abs()) && !narrows;
+        (!exact).then(|| self.dtype.unit_roundoff())
+    }
+}

@@ -1,0 +1,97 @@
+use super::Model;
+
+/// `[rows, cols]` · x.
+fn matvec(weight: &[f64], x: &[f64]) -> Vec<f64> {
+    weight.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+}
+
+fn rms_norm(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
+    let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
+    x.iter().zip(gain).map(|(v, g)| v / (mean + eps).sqrt() * g).collect()
+}
+
+/// Half-split rotary of one head.
+fn rotate(head: &mut [f64], position: usize, theta: f64) {
+    let half = head.len() / 2;
+    for i in 0..half {
+        let angle = position as f64 / theta.powf(2.0 * i as f64 / head.len() as f64);
+        let (a, b) = (head[i], head[i + half]);
+        head[i] = a * angle.cos() - b * angle.sin();
+        head[i + half] = b * angle.cos() + a * angle.sin();
+    }
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+impl Model {
+    /// Logits of every position, one vector of `vocab_size` each.
+    pub(crate) fn logits(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
+        let c = &self.config;
+        let (d, hd) = (c.hidden_size, c.head_dim);
+        let embed = self.values("model.embed_tokens.weight");
+        let mut stream: Vec<Vec<f64>> = tokens
+            .iter()
+            .map(|t| embed[t * d..(t + 1) * d].iter().map(|v| v * c.input_scale()).collect())
+            .collect();
+        for layer in 0..c.num_hidden_layers {
+            let w = |part: &str| self.values(&format!("model.layers.{layer}.{part}.weight"));
+            let (gain, q, k, v, o) = (
+                w("input_layernorm"),
+                w("self_attn.q_proj"),
+                w("self_attn.k_proj"),
+                w("self_attn.v_proj"),
+                w("self_attn.o_proj"),
+            );
+            let (mut queries, mut keys, mut values) = (vec![], vec![], vec![]);
+            for (position, x) in stream.iter().enumerate() {
+                let y = rms_norm(x, &gain, c.rms_norm_eps);
+                let (mut query, mut key) = (matvec(&q, &y), matvec(&k, &y));
+                for head in query.chunks_mut(hd).chain(key.chunks_mut(hd)) {
+                    rotate(head, position, c.rope_theta);
+                }
+                queries.push(query);
+                keys.push(key);
+                values.push(matvec(&v, &y));
+            }
+            let group = c.num_attention_heads / c.num_key_value_heads;
+            for (position, query) in queries.iter().enumerate() {
+                let mut heads = vec![0.0; c.num_attention_heads * hd];
+                for (head, out) in heads.chunks_mut(hd).enumerate() {
+                    let part = |all: &Vec<f64>, head: usize| all[head * hd..(head + 1) * hd].to_vec();
+                    let query = part(query, head);
+                    let scores: Vec<f64> = keys[..=position]
+                        .iter()
+                        .map(|key| matvec(&part(key, head / group), &query)[0] / (hd as f64).sqrt())
+                        .map(f64::exp)
+                        .collect();
+                    let total: f64 = scores.iter().sum();
+                    for (score, value) in scores.iter().zip(&values) {
+                        let value = part(value, head / group);
+                        out.iter_mut().zip(value).for_each(|(o, v)| *o += score / total * v);
+                    }
+                }
+                add(&mut stream[position], &matvec(&o, &heads));
+            }
+            let (gain, gate, up, down) =
+                (w("post_attention_layernorm"), w("mlp.gate_proj"), w("mlp.up_proj"), w("mlp.down_proj"));
+            for x in &mut stream {
+                let y = rms_norm(x, &gain, c.rms_norm_eps);
+                let units: Vec<f64> = matvec(&gate, &y)
+                    .into_iter()
+                    .zip(matvec(&up, &y))
+                    .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+                    .collect();
+                add(x, &matvec(&down, &units));
+            }
+        }
+        let gain = self.values("model.norm.weight");
+        let head = if c.tie_word_embeddings { embed } else { self.values("lm_head.weight") };
+        stream
+            .iter()
+            .map(|x| matvec(&head, &rms_norm(x, &gain, c.rms_norm_eps)))
+            .map(|logits| logits.into_iter().map(|v| v * c.logit_scale()).collect())
+            .collect()
+    }
+}

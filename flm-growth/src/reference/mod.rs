@@ -1,0 +1,148 @@
+//! For tests: a model in memory and its forward pass in plain f64 loops, written from the model's
+//! definition and sharing nothing with the code under test.
+
+mod forward;
+mod preservation;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use flm_candle::checkpoint::{Checkpoint, TensorSpec, Writer};
+use flm_candle::config::TeleFlmConfig;
+
+use crate::execute::Composer;
+use crate::fill::{NormalFill, sample_std};
+use crate::plan::GrowthPlan;
+use crate::precision::Precision;
+use crate::{GrowthError, GrowthOptions, Shape, SourceModel};
+
+/// Weights in memory, as they would be stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Model {
+    pub(crate) config: TeleFlmConfig,
+    pub(crate) tensors: BTreeMap<String, (Precision, Vec<u8>)>,
+}
+
+/// A config of these sizes.
+pub(crate) fn config(shape: Shape, tied: bool, use_mup: bool) -> TeleFlmConfig {
+    let json = serde_json::json!({
+        "model_type": "TeleFLM",
+        "num_hidden_layers": shape.num_hidden_layers,
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate_size,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": tied,
+        "use_mup": use_mup,
+        "input_mult": 1.5,
+        "output_mult": 0.5,
+        "mup_scale_factor": 4.0,
+        "some_other_key": "kept",
+    });
+    TeleFlmConfig::from_json(&json.to_string()).unwrap()
+}
+
+/// Grouped queries, 12 = 2 heads × 6, an FFN width that nothing divides.
+pub(crate) const SMALL: Shape = Shape {
+    num_hidden_layers: 3,
+    hidden_size: 12,
+    num_attention_heads: 4,
+    num_key_value_heads: 2,
+    head_dim: 6,
+    intermediate_size: 19,
+    vocab_size: 23,
+};
+
+impl Model {
+    /// Random weights, embeddings small enough that RMSNorm's eps matters.
+    pub(crate) fn random(config: TeleFlmConfig, precision: Precision, seed: u64) -> Self {
+        let tensors = config
+            .tensors()
+            .map(|t| {
+                let elements: usize = t.shape.iter().product();
+                let is_gain = t.shape.len() == 1;
+                let std = match t.name.as_str() {
+                    "model.embed_tokens.weight" => 0.004,
+                    _ if is_gain => 0.2,
+                    _ => 0.3,
+                };
+                let fill = NormalFill::new(seed, &t.name, Precision::F64, std).unwrap();
+                let mut wide = vec![0; elements * 8];
+                fill.write(0, &mut wide);
+                let mut bytes = vec![0; elements * precision.bytes()];
+                for (wide, slot) in wide.chunks(8).zip(bytes.chunks_mut(precision.bytes())) {
+                    precision.encode(Precision::F64.decode(wide) + f64::from(is_gain), slot);
+                }
+                (t.name, (precision, bytes))
+            })
+            .collect();
+        Self { config, tensors }
+    }
+
+    pub(crate) fn plan(&self, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan, GrowthError> {
+        let (precision, _) = self.tensors["model.norm.weight"];
+        GrowthPlan::new(&SourceModel::from_config(&self.config, precision.into())?, target, options)
+    }
+
+    /// The plan carried out in memory, `rows` rows at a time.
+    pub(crate) fn grow(&self, plan: &GrowthPlan, rows: usize) -> Self {
+        let tensors = plan.tensors.iter().map(|t| {
+            let mut t = t.clone();
+            let source = t.source.as_ref().map(|s| &self.tensors[&s.name].1);
+            let read = |offset: u64, out: &mut [u8]| {
+                let offset = offset as usize;
+                out.copy_from_slice(&source.unwrap()[offset..offset + out.len()]);
+                Ok(())
+            };
+            if let Some(stored) = &t.source {
+                let elements = stored.shape.iter().product::<usize>() as u64;
+                t.set_std(sample_std(&stored.name, stored.dtype, elements, read).unwrap() * t.scale.abs());
+            }
+            let composer = Composer::new(&t, plan.seed).unwrap();
+            let mut bytes = vec![0xaa; t.nbytes() as usize];
+            let mut scratch = Vec::new();
+            let count = t.size().0;
+            for start in (0..count).step_by(rows) {
+                let end = count.min(start + rows);
+                let out = &mut bytes[start * composer.row_bytes()..end * composer.row_bytes()];
+                composer.rows(start, end, &read, &mut scratch, out).unwrap();
+                assert!(!composer.is_zero(start, end) || out.iter().all(|&b| b == 0), "{}", t.name);
+            }
+            (t.name.clone(), (t.dtype, bytes))
+        });
+        Self { tensors: tensors.collect(), config: plan.target_config(&self.config).unwrap() }
+    }
+
+    /// As a checkpoint in `dir`, in shards of at most `shard` bytes.
+    pub(crate) fn save(&self, dir: &Path, shard: u64) -> Checkpoint {
+        let specs: Vec<TensorSpec> = self
+            .config
+            .tensors()
+            .map(|t| TensorSpec { dtype: self.tensors[&t.name].0.into(), name: t.name, shape: t.shape })
+            .collect();
+        let writer = Writer::create(dir, &specs, shard).unwrap();
+        for (name, (_, bytes)) in &self.tensors {
+            writer.write_at(name, 0, bytes).unwrap();
+        }
+        writer.finish(&self.config).unwrap();
+        Checkpoint::open(dir).unwrap()
+    }
+
+    /// What a checkpoint holds.
+    pub(crate) fn load(checkpoint: &Checkpoint) -> Self {
+        let tensors = checkpoint
+            .entries()
+            .map(|e| (e.name.clone(), (Precision::try_from(e.dtype).unwrap(), checkpoint.read(e).unwrap())));
+        Self { config: checkpoint.config().clone(), tensors: tensors.collect() }
+    }
+
+    /// A tensor's values.
+    pub(crate) fn values(&self, name: &str) -> Vec<f64> {
+        let (precision, bytes) = &self.tensors[name];
+        bytes.chunks_exact(precision.bytes()).map(|b| precision.decode(b)).collect()
+    }
+}

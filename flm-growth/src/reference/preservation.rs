@@ -1,0 +1,292 @@
+//! Grown models against their sources, in f64.
+
+use proptest::prelude::*;
+
+use super::{Model, SMALL, config};
+use crate::plan::{Fill, GrowthPlan, Multipliers, Preservation, Std};
+use crate::precision::Precision;
+use crate::shape::ShapeOverrides;
+use crate::{GrowthOptions, Operator, Placement, Shape};
+
+const TOKENS: [usize; 7] = [3, 17, 3, 0, 22, 9, 11];
+
+/// Relative L2 difference of the first `vocab` logits of all positions.
+fn relative(a: &Model, b: &Model, vocab: usize) -> f64 {
+    let tokens: Vec<usize> = TOKENS.iter().map(|t| t % vocab).collect();
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (a, b) in a.logits(&tokens).iter().zip(b.logits(&tokens)) {
+        for (a, b) in a[..vocab].iter().zip(&b[..vocab]) {
+            difference += (a - b) * (a - b);
+            norm += a * a;
+        }
+    }
+    (difference / norm).sqrt()
+}
+
+/// Relative error of growing a random model.
+fn error(model: &Model, target: &Shape, options: &GrowthOptions) -> f64 {
+    let plan = model.plan(target, options).unwrap();
+    relative(model, &model.grow(&plan, 4), model.config.vocab_size)
+}
+
+fn f64_model() -> Model {
+    Model::random(config(SMALL, false, true), Precision::F64, 1)
+}
+
+/// Sizes that divide nothing, all at once.
+const LARGER: Shape = Shape {
+    num_hidden_layers: 5,
+    hidden_size: 17,
+    num_attention_heads: 6,
+    num_key_value_heads: 3,
+    head_dim: 6,
+    intermediate_size: 30,
+    vocab_size: 31,
+};
+
+/// New weights large enough that one in a wrong place shows.
+fn loud() -> GrowthOptions {
+    GrowthOptions { std: Std::Value(0.5), seed: 9, ..Default::default() }
+}
+
+#[test]
+fn each_dimension_alone_keeps_the_logits() {
+    let none = ShapeOverrides::default();
+    for (name, overrides) in [
+        ("nothing", none),
+        ("layers", ShapeOverrides { num_hidden_layers: Some(8), ..none }),
+        ("hidden", ShapeOverrides { hidden_size: Some(20), ..none }),
+        ("heads", ShapeOverrides { num_attention_heads: Some(10), ..none }),
+        ("ffn", ShapeOverrides { intermediate_size: Some(20), ..none }),
+        ("vocab", ShapeOverrides { vocab_size: Some(64), ..none }),
+    ] {
+        let model = f64_model();
+        let error = error(&model, &SMALL.with(&overrides), &loud());
+        assert!(error < 1e-12, "{name}: {error:e}");
+    }
+}
+
+#[test]
+fn all_dimensions_keep_the_logits_tied_and_untied_in_every_placement() {
+    for tied in [false, true] {
+        for use_mup in [false, true] {
+            for untie in [false, true] {
+                for placement in [
+                    Placement::Interpolate,
+                    Placement::Uniform,
+                    Placement::Stack,
+                    Placement::After(vec![1, 1]),
+                ] {
+                    let model = Model::random(config(SMALL, tied, use_mup), Precision::F64, 2);
+                    let options = GrowthOptions { placement, untie, ..loud() };
+                    let error = error(&model, &LARGER, &options);
+                    assert!(error < 1e-12, "{tied} {use_mup} {options:?}: {error:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn other_multipliers_are_made_up_for() {
+    let multipliers = Multipliers { input_mult: Some(0.7), output_pair: Some((2.0, 80.0)) };
+    let model = f64_model();
+    assert!(error(&model, &LARGER, &GrowthOptions { multipliers, ..loud() }) < 1e-12);
+    // tied: refused, as the two factors differ, and possible after untying
+    let model = Model::random(config(SMALL, true, true), Precision::F64, 1);
+    let tied = model.plan(&LARGER, &GrowthOptions { multipliers, ..loud() }).unwrap_err().to_string();
+    assert!(tied.contains("untie"), "{tied}");
+    assert!(error(&model, &LARGER, &GrowthOptions { multipliers, untie: true, ..loud() }) < 1e-12);
+}
+
+#[test]
+fn stored_dtypes_keep_what_they_can() {
+    for (precision, bound) in [(Precision::F32, 1e-6), (Precision::F16, 1e-6), (Precision::Bf16, 1e-6)] {
+        let model = Model::random(config(SMALL, false, true), precision, 3);
+        let plan = model.plan(&LARGER, &loud()).unwrap();
+        let grown = model.grow(&plan, 5);
+        let error = relative(&model, &grown, 23);
+        assert!(error < bound, "{precision}: {error:e}");
+        assert_eq!(grown.tensors["model.norm.weight"].0, Precision::F32);
+        assert!(matches!(plan.preservation(), Preservation::Rounded { tensors: 11, .. }), "{precision}");
+    }
+    // a factor of ½ moves only exponents: bf16 gains stay bf16, nothing is rounded
+    let model = Model::random(config(SMALL, false, true), Precision::Bf16, 3);
+    let plan = model.plan(&Shape { hidden_size: 48, ..LARGER }, &loud()).unwrap();
+    assert_eq!(plan.preservation(), Preservation::Exact);
+    assert!(plan.tensors.iter().all(|t| t.dtype == Precision::Bf16));
+    assert!(relative(&model, &model.grow(&plan, 5), 23) < 1e-14);
+}
+
+#[test]
+fn clones_keep_the_logits_at_whole_ratios() {
+    for (hidden, heads, ffn, seed) in [(24, 8, 38, 1), (36, 4, 19, 2), (12, 12, 57, 3)] {
+        let overrides = ShapeOverrides {
+            hidden_size: Some(hidden),
+            num_attention_heads: Some(heads),
+            intermediate_size: Some(ffn),
+            num_hidden_layers: Some(4),
+            vocab_size: Some(29),
+            ..Default::default()
+        };
+        let model = Model::random(config(SMALL, false, true), Precision::F64, seed);
+        let options = GrowthOptions { operator: Operator::Clone, tokenizer_size: Some(20), ..loud() };
+        let error = error(&model, &SMALL.with(&overrides), &options);
+        assert!(error < 1e-12, "{hidden} {heads} {ffn}: {error:e}");
+    }
+    let says = |target: Shape| {
+        let options = GrowthOptions { operator: Operator::Clone, ..loud() };
+        f64_model().plan(&target, &options).unwrap_err().to_string()
+    };
+    assert!(says(LARGER).contains("hidden_size to be a multiple of 12; 17 is not"));
+}
+
+#[test]
+fn stacking_changes_the_function_and_says_so() {
+    let model = f64_model();
+    let target = Shape { num_hidden_layers: 6, ..SMALL };
+    let options = GrowthOptions { operator: Operator::Stack, ..loud() };
+    assert!(error(&model, &target, &options) > 0.01);
+    assert_eq!(model.plan(&target, &options).unwrap().preservation(), Preservation::No);
+    assert!(model.plan(&LARGER, &options).unwrap_err().to_string().contains("only the number of layers"));
+}
+
+#[test]
+fn new_vocabulary_rows_copy_the_last_padding_row_or_are_zero() {
+    for (tokenizer_size, copied) in [(Some(20), true), (Some(23), false), (None, false)] {
+        let model = f64_model();
+        let plan = model.plan(&LARGER, &GrowthOptions { tokenizer_size, ..loud() }).unwrap();
+        let grown = model.grow(&plan, 3);
+        for (name, width) in [("model.embed_tokens.weight", 12), ("lm_head.weight", 12)] {
+            let (old, new) = (model.values(name), grown.values(name));
+            let last = &old[22 * 12..];
+            for row in new.chunks(17).skip(23) {
+                let expected = if copied { last.to_vec() } else { vec![0.0; 12] };
+                assert_eq!(row[..width], expected, "{name} {tokenizer_size:?}");
+            }
+        }
+    }
+}
+
+/// The error after the plan or the grown config was changed by `mutate`.
+fn mutated(options: &GrowthOptions, mutate: impl Fn(&mut GrowthPlan)) -> f64 {
+    let model = f64_model();
+    let mut plan = model.plan(&LARGER, options).unwrap();
+    assert!(relative(&model, &model.grow(&plan, 4), 23) < 1e-12);
+    mutate(&mut plan);
+    relative(&model, &model.grow(&plan, 4), 23)
+}
+
+/// Applies `change` to every tensor whose name ends in `part`.
+fn each(plan: &mut GrowthPlan, part: &str, change: impl Fn(&mut crate::plan::TensorPlan)) {
+    let found = plan.tensors.iter_mut().filter(|t| t.name.ends_with(part)).map(change).count();
+    assert!(found > 0, "{part}");
+}
+
+const NOISE: Option<Fill> = Some(Fill::Normal(Std::Value(0.5)));
+
+#[test]
+fn unscaled_eps_breaks_it() {
+    let error = mutated(&loud(), |plan| plan.config.rms_norm_eps = 1e-5);
+    assert!(error > 1e-4, "{error:e}");
+}
+
+#[test]
+fn unscaled_gains_break_it() {
+    for part in ["input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight"] {
+        let error = mutated(&loud(), |plan| each(plan, part, |t| t.scale = 1.0));
+        assert!(error > 1e-4, "{part}: {error:e}");
+    }
+}
+
+#[test]
+fn gains_scaled_by_the_ratio_instead_of_its_root_break_it() {
+    let error = mutated(&loud(), |plan| each(plan, "norm.weight", |t| t.scale *= t.scale));
+    assert!(error > 1e-4, "{error:e}");
+}
+
+#[test]
+fn noise_in_new_columns_of_writers_breaks_it() {
+    for part in ["self_attn.o_proj.weight", "mlp.down_proj.weight"] {
+        let error = mutated(&loud(), |plan| each(plan, part, |t| t.new_cols = t.new_cols.and(NOISE)));
+        assert!(error > 1e-4, "{part}: {error:e}");
+    }
+}
+
+#[test]
+fn noise_in_new_rows_of_writers_breaks_it() {
+    for part in ["self_attn.o_proj.weight", "mlp.down_proj.weight"] {
+        let error = mutated(&loud(), |plan| each(plan, part, |t| t.new_rows = t.new_rows.and(NOISE)));
+        assert!(error > 1e-4, "{part}: {error:e}");
+    }
+}
+
+#[test]
+fn noise_in_new_columns_of_the_embedding_breaks_it() {
+    let error = mutated(&loud(), |plan| each(plan, "embed_tokens.weight", |t| t.new_cols = NOISE));
+    assert!(error > 1e-4, "{error:e}");
+}
+
+#[test]
+fn new_layers_that_write_break_it() {
+    for part in ["self_attn.o_proj.weight", "mlp.down_proj.weight"] {
+        let error = mutated(&loud(), |plan| {
+            each(plan, part, |t| {
+                if t.source.is_none() {
+                    t.new_corner = NOISE;
+                }
+            });
+        });
+        assert!(error > 1e-4, "{part}: {error:e}");
+    }
+}
+
+#[test]
+fn an_unscaled_head_or_embedding_breaks_other_multipliers() {
+    let multipliers = Multipliers { input_mult: Some(0.7), output_pair: Some((2.0, 80.0)) };
+    for part in ["lm_head.weight", "embed_tokens.weight"] {
+        let options = GrowthOptions { multipliers, ..loud() };
+        let error = mutated(&options, |plan| each(plan, part, |t| t.scale = 1.0));
+        assert!(error > 1e-4, "{part}: {error:e}");
+    }
+}
+
+prop_compose! {
+    fn shapes()(
+        kv in 1usize..4, group in 1usize..4, half_head in 1usize..4,
+        (layers, hidden, ffn, vocab) in (1usize..4, 1usize..20, 1usize..20, 2usize..20),
+        (more_kv, more_layers, more_hidden, more_ffn, more_vocab) in
+            (0usize..3, 0usize..5, 0usize..20, 0usize..20, 0usize..20),
+    ) -> (Shape, Shape) {
+        let from = Shape {
+            num_hidden_layers: layers, hidden_size: hidden, num_attention_heads: kv * group,
+            num_key_value_heads: kv, head_dim: 2 * half_head, intermediate_size: ffn, vocab_size: vocab,
+        };
+        let to = Shape {
+            num_hidden_layers: layers + more_layers, hidden_size: hidden + more_hidden,
+            num_attention_heads: (kv + more_kv) * group, num_key_value_heads: kv + more_kv,
+            head_dim: 2 * half_head, intermediate_size: ffn + more_ffn, vocab_size: vocab + more_vocab,
+        };
+        (from, to)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..Default::default() })]
+
+    #[test]
+    fn any_growth_keeps_the_logits((from, to) in shapes(), tied: bool, untie: bool, seed: u64, rows in 1usize..9) {
+        let model = Model::random(config(from, tied, true), Precision::F64, seed);
+        let options = GrowthOptions { untie, seed, tokenizer_size: Some(from.vocab_size - 1), ..loud() };
+        let plan = model.plan(&to, &options).unwrap();
+        let grown = model.grow(&plan, rows);
+        let error = relative(&model, &grown, from.vocab_size);
+        prop_assert!(error < 1e-12, "{error:e}");
+        // every size is the target's
+        prop_assert_eq!(Shape::of(&grown.config), to);
+        for tensor in grown.config.tensors() {
+            let (precision, bytes) = &grown.tensors[&tensor.name];
+            prop_assert_eq!(bytes.len(), tensor.shape.iter().product::<usize>() * precision.bytes());
+        }
+    }
+}

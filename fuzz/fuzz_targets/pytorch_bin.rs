@@ -1,0 +1,7 @@
+//! A PyTorch file, or the pickle inside one.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    flm_candle::checkpoint::fuzzing::pytorch(bytes);
+    flm_candle::checkpoint::fuzzing::pickle(bytes);
+});

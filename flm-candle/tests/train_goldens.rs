@@ -116,7 +116,8 @@ fn loss_and_every_gradient_equal_the_goldens_packed_and_unpacked() {
         let golden = goldens(golden);
         let (loss, norm) = (values(&golden["losses"])[0], values(&golden["grad_norms"])[0]);
         let packed = rows(&golden, 0);
-        let single = |rows: &[Packed]| rows.iter().map(|r| MicroBatch::new(std::slice::from_ref(r))).collect();
+        let single =
+            |rows: &[Packed]| rows.iter().map(|r| MicroBatch::new(std::slice::from_ref(r))).collect();
         let forms: [(&str, Vec<MicroBatch>); 4] = [
             ("one micro-batch", vec![MicroBatch::new(&packed)]),
             ("a micro-batch a row", single(&packed)),

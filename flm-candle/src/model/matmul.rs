@@ -80,7 +80,13 @@ impl Real for f32 {
         let y = p * (r * r) + r + 1.0;
         let scale = Self::from_bits((((n as i32) + 127) << 23) as u32);
         // below the clamp the result is 0 and NaN stays NaN
-        if self < -87.3 { 0.0 } else if self <= 88.0 { y * scale } else { self * Self::INFINITY }
+        if self < -87.3 {
+            0.0
+        } else if self <= 88.0 {
+            y * scale
+        } else {
+            self * Self::INFINITY
+        }
     }
     fn is_not_a_number(self) -> bool {
         self.is_nan()
@@ -126,8 +132,7 @@ pub(crate) fn multiply<T: Real>(
         return;
     }
     let read = output == Output::Add;
-    let parallelism =
-        if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
     // SAFETY: `Matrix::new` and the assertions above keep every element of the three matrices inside
     // its slice; `target` is borrowed mutably, so it overlaps neither operand.
     #[allow(unsafe_code)]

@@ -106,9 +106,8 @@ impl Pass {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let misplaced = |row: &[u32], (i, &start): (usize, &u32)| {
-            start as usize > i || row[start as usize] != start
-        };
+        let misplaced =
+            |row: &[u32], (i, &start): (usize, &u32)| start as usize > i || row[start as usize] != start;
         let wrong = |row: &[u32]| !row.is_sorted() || row.iter().enumerate().any(|at| misplaced(row, at));
         if len == 0 || !starts.len().is_multiple_of(len) || starts.chunks(len).any(wrong) {
             bail!("the documents of a packed row must follow each other and start before their tokens");
@@ -124,7 +123,8 @@ impl Pass {
         let chunks = (0..len).step_by(if fused { len } else { step }).map(|start| {
             let count = step.min(len - start);
             let keys = start + count;
-            let mask = if fused { None } else { Some(document_mask(starts, len, start, count, dtype, device)?) };
+            let mask =
+                if fused { None } else { Some(document_mask(starts, len, start, count, dtype, device)?) };
             Ok(QueryChunk { start, len: count, keys, mask })
         });
         let chunks = chunks.collect::<Result<_>>()?;

@@ -74,7 +74,9 @@ impl Backprop {
         for layer in (0..self.layout.config().num_hidden_layers).rev() {
             let unit = self.layout.block(layer);
             let weights = store.weights(unit)?;
-            store.expect(unit - 1);
+            if layer > 0 {
+                store.expect(unit - 1);
+            }
             let mut gradient = self.zeros(unit);
             let model = self.block(&weights, true)?;
             for (lane, dy) in lanes.iter_mut().zip(&mut dys) {
@@ -238,7 +240,8 @@ impl Backprop {
     }
 
     fn block(&self, weights: &[Var], variables: bool) -> Result<Block, TrainError> {
-        let tensors = weights.iter().map(|w| if variables { w.as_tensor().clone() } else { w.as_detached_tensor() });
+        let tensors =
+            weights.iter().map(|w| if variables { w.as_tensor().clone() } else { w.as_detached_tensor() });
         let tensors: Vec<Tensor> = tensors.collect();
         let tensors: &[Tensor; 9] = tensors
             .as_slice()

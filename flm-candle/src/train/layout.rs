@@ -14,7 +14,8 @@ pub enum ParameterGroup {
 }
 
 /// Factors on the learning rate by group, as µP asks for.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Multipliers {
     /// The embedding.
     pub embedding: f64,

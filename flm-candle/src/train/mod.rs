@@ -9,22 +9,38 @@
 //! - [`Packed`]: rows of token ids, labels and document boundaries
 //! - [`Backprop`]: loss and gradients of a step
 //! - [`AdamW`], [`Schedule`]: the update
+//! - [`data`]: files of conversations or text, encoded and packed
+//! - [`Recipe`], [`Plan`], [`Trainer`]: a whole run, with checkpoints that it resumes from
 
 mod adamw;
 mod backprop;
 mod batch;
 mod block;
+pub mod data;
 mod error;
+mod estimate;
 mod head;
 mod layout;
+mod plan;
+mod recipe;
 mod schedule;
 mod seed;
+mod state;
 pub mod store;
 mod sums;
+mod trainer;
 
 pub use adamw::{AdamW, AdamWOptions, Slices, clip_coefficient};
 pub use backprop::{Backprop, StepLoss};
 pub use batch::{IGNORED, MicroBatch, Packed};
 pub use error::TrainError;
+pub use estimate::{Estimate, StepShape, available_memory, peak_memory};
 pub use layout::{Layout, Multipliers, Parameter, ParameterGroup, Unit};
+pub use plan::{Plan, PlanReport, Tier};
+pub use recipe::{
+    DataSettings, MemorySettings, OptimizerSettings, Placement, Recipe, Recompute, SaveSettings,
+    TrainSettings,
+};
 pub use schedule::{Decay, Schedule};
+pub use state::TrainingState;
+pub use trainer::{Event, Outcome, StepMetrics, Trainer};

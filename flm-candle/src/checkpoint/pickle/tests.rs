@@ -87,7 +87,8 @@ fn numbers_have_at_most_64_bits() {
     let size = |bytes: &[u8]| {
         let shape = |p: Pickle| p.op(b"(").op(bytes).op(b"t");
         let tensor = Pickle::default().op(b"\x80\x02}").str("w").global("torch._utils", "_rebuild_tensor_v2");
-        let tensor = tensor.op(b"((").str("storage").global("torch", "FloatStorage").str("0").str("cpu").int(6);
+        let tensor =
+            tensor.op(b"((").str("storage").global("torch", "FloatStorage").str("0").str("cpu").int(6);
         read(&shape(shape(tensor.op(b"tQ").int(0))).op(b"\x89}tRs.").0).map(|found| found[0].shape.clone())
     };
     assert!(malformed(size(b"\x8a\x01\xff")).contains("not a number ≥ 0"));
@@ -156,7 +157,11 @@ fn a_name_that_stands_twice_is_refused() {
 fn only_metadata_may_be_attached_and_only_to_an_ordered_dict() {
     let attach = |target: &'static [u8], key: &'static str| {
         program(move |p| {
-            let p = if target == b"ordered" { p.global("collections", "OrderedDict").op(b")R") } else { p.op(target) };
+            let p = if target == b"ordered" {
+                p.global("collections", "OrderedDict").op(b")R")
+            } else {
+                p.op(target)
+            };
             p.op(b"}").str(key).op(b"}sb")
         })
     };
@@ -179,7 +184,23 @@ fn calls_take_exactly_their_arguments() {
 
 #[test]
 fn nothing_reaches_below_a_mark_or_an_empty_stack() {
-    for ops in [b"t".as_slice(), b"u", b"\x85", b"N\x86", b"N(\x85", b"R", b"b", b"Q", b"s", b"q\x00", b"h\x00", b"(u", b"N(u", b"}(Nu", b"}N(s"] {
+    for ops in [
+        b"t".as_slice(),
+        b"u",
+        b"\x85",
+        b"N\x86",
+        b"N(\x85",
+        b"R",
+        b"b",
+        b"Q",
+        b"s",
+        b"q\x00",
+        b"h\x00",
+        b"(u",
+        b"N(u",
+        b"}(Nu",
+        b"}N(s",
+    ] {
         malformed(program(|p| p.op(ops)));
     }
     assert!(malformed(program(|p| p.op(b"NN"))).contains("left over"));

@@ -80,9 +80,15 @@ fn overlap_hole_and_wrong_length_are_refused() {
             r#"{{"a":{{"dtype":"F32","shape":[1],"data_offsets":{first}}},"b":{{"dtype":"F32","shape":[1],"data_offsets":{second}}}}}"#
         )
     };
-    for (first, second) in
-        [("[0,4]", "[0,4]"), ("[0,4]", "[2,6]"), ("[0,4]", "[6,10]"), ("[1,5]", "[5,9]"), ("[4,0]", "[4,8]"), ("[0,4]", "[4,9]"), ("[0,4]", "[4,18446744073709551615]")]
-    {
+    for (first, second) in [
+        ("[0,4]", "[0,4]"),
+        ("[0,4]", "[2,6]"),
+        ("[0,4]", "[6,10]"),
+        ("[1,5]", "[5,9]"),
+        ("[4,0]", "[4,8]"),
+        ("[0,4]", "[4,9]"),
+        ("[0,4]", "[4,18446744073709551615]"),
+    ] {
         let error = error(&two(first, second), &[0; 8]);
         assert!(matches!(error, HeaderError::Offsets { .. }), "{first} {second}: {error}");
     }

@@ -3,7 +3,10 @@ use super::{IndexError, parse};
 #[test]
 fn an_index_without_sizes_or_with_further_keys_is_read() {
     let map = parse(br#"{"weight_map":{"b":"2.bin","a":"1.bin"},"x":[1,{}]}"#).unwrap();
-    assert_eq!(map.into_iter().collect::<Vec<_>>(), [("a".into(), "1.bin".into()), ("b".into(), "2.bin".into())]);
+    assert_eq!(
+        map.into_iter().collect::<Vec<_>>(),
+        [("a".into(), "1.bin".into()), ("b".into(), "2.bin".into())]
+    );
 }
 
 #[test]

@@ -86,7 +86,10 @@ fn records_need_their_signature_and_a_name_in_utf8() {
 fn compressed_entries_are_refused_with_the_way_out() {
     let at = good().centrals[0];
     let text = error(&good().set(at + 10, &[8])).to_string();
-    assert_eq!(text, "entry a is compressed: load and save the file with torch.save, or repack it with `zip -0`");
+    assert_eq!(
+        text,
+        "entry a is compressed: load and save the file with torch.save, or repack it with `zip -0`"
+    );
     assert!(matches!(error(&good().set(at + 20, &[2])), ZipError::Compressed(_)));
 }
 

@@ -37,7 +37,14 @@ pub(in crate::model) fn attention(
     let positions = documents.starts.iter().enumerate().map(|(i, &start)| i % t - start as usize);
     let half = heads.dim / 2;
     let tables = documents.rotary.table(t, q.dtype());
-    let op = Attention { heads, t, half, starts: Arc::clone(&documents.starts), positions: positions.collect(), tables };
+    let op = Attention {
+        heads,
+        t,
+        half,
+        starts: Arc::clone(&documents.starts),
+        positions: positions.collect(),
+        tables,
+    };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -279,11 +286,21 @@ impl CustomOp3 for Attention {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let (dq, dk, dv) = if q.dtype() == DType::F64 {
-            let [dq, dk, dv] = with_values([q, k, v, &dy], |[q, k, v, dy]: [&[f64]; 4]| Ok(self.backward(q, k, v, dy)))?;
-            (Tensor::from_vec(dq, q.shape(), &Device::Cpu)?, Tensor::from_vec(dk, k.shape(), &Device::Cpu)?, Tensor::from_vec(dv, v.shape(), &Device::Cpu)?)
+            let [dq, dk, dv] =
+                with_values([q, k, v, &dy], |[q, k, v, dy]: [&[f64]; 4]| Ok(self.backward(q, k, v, dy)))?;
+            (
+                Tensor::from_vec(dq, q.shape(), &Device::Cpu)?,
+                Tensor::from_vec(dk, k.shape(), &Device::Cpu)?,
+                Tensor::from_vec(dv, v.shape(), &Device::Cpu)?,
+            )
         } else {
-            let [dq, dk, dv] = with_values([q, k, v, &dy], |[q, k, v, dy]: [&[f32]; 4]| Ok(self.backward(q, k, v, dy)))?;
-            (Tensor::from_vec(dq, q.shape(), &Device::Cpu)?, Tensor::from_vec(dk, k.shape(), &Device::Cpu)?, Tensor::from_vec(dv, v.shape(), &Device::Cpu)?)
+            let [dq, dk, dv] =
+                with_values([q, k, v, &dy], |[q, k, v, dy]: [&[f32]; 4]| Ok(self.backward(q, k, v, dy)))?;
+            (
+                Tensor::from_vec(dq, q.shape(), &Device::Cpu)?,
+                Tensor::from_vec(dk, k.shape(), &Device::Cpu)?,
+                Tensor::from_vec(dv, v.shape(), &Device::Cpu)?,
+            )
         };
         Ok((Some(dq), Some(dk), Some(dv)))
     }

@@ -44,7 +44,13 @@ impl CustomOp2 for Linear {
         Ok((x.matmul(w, sizes, xl, &transposed)?, shape))
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         Ok((Some(dy.matmul(&w.detach())?), Some(dy.t()?.matmul(&x.detach())?)))
     }
 }

@@ -52,7 +52,8 @@ fn backward<T: Real>(x: &[T], gain: &[T], dy: &[T], eps: f64) -> (Vec<T>, Vec<T>
         for ((dx, x), dy) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)) {
             let r2 = 1.0 / (dot(x, x) / d as f64 + eps);
             let r = T::of(r2.sqrt());
-            for (((a, &dy), &gain), (sum, &x)) in a.iter_mut().zip(dy).zip(gain).zip(dgain.iter_mut().zip(x)) {
+            for (((a, &dy), &gain), (sum, &x)) in a.iter_mut().zip(dy).zip(gain).zip(dgain.iter_mut().zip(x))
+            {
                 *a = dy * gain;
                 *sum += (dy * x * r).to_f64();
             }
@@ -97,13 +98,21 @@ impl CustomOp2 for RmsNorm {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        fn run<T: Real>(x: &Tensor, gain: &Tensor, dy: &Tensor, eps: f64) -> Result<(Option<Tensor>, Option<Tensor>)> {
-            let (dx, dgain) =
-                with_values([x, gain, dy], |[x, g, d]: [&[T]; 3]| Ok(backward(x, g, d, eps)))?;
+        fn run<T: Real>(
+            x: &Tensor,
+            gain: &Tensor,
+            dy: &Tensor,
+            eps: f64,
+        ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+            let (dx, dgain) = with_values([x, gain, dy], |[x, g, d]: [&[T]; 3]| Ok(backward(x, g, d, eps)))?;
             let dx = Tensor::from_vec(dx, x.shape(), &Device::Cpu)?;
             Ok((Some(dx), Some(Tensor::from_vec(dgain, gain.shape(), &Device::Cpu)?)))
         }
         let dy = dy.contiguous()?;
-        if x.dtype() == DType::F64 { run::<f64>(x, gain, &dy, self.eps) } else { run::<f32>(x, gain, &dy, self.eps) }
+        if x.dtype() == DType::F64 {
+            run::<f64>(x, gain, &dy, self.eps)
+        } else {
+            run::<f32>(x, gain, &dy, self.eps)
+        }
     }
 }

@@ -57,8 +57,11 @@ fn attention_multi_head_and_grouped_query() {
     for (query, key_value) in [(2, 2), (4, 2), (3, 1)] {
         let documents = Documents { starts: Arc::new(STARTS.to_vec()), rotary: rotary.clone() };
         let heads = Heads { query, key_value, dim: 4 };
-        let inputs =
-            vec![values(&[2, 7, query * 4], 0.1), values(&[2, 7, key_value * 4], 0.7), values(&[2, 7, key_value * 4], 0.9)];
+        let inputs = vec![
+            values(&[2, 7, query * 4], 0.1),
+            values(&[2, 7, key_value * 4], 0.7),
+            values(&[2, 7, key_value * 4], 0.9),
+        ];
         check(inputs, |x| attention(&x[0], &x[1], &x[2], &documents, heads).unwrap());
     }
 }
@@ -95,7 +98,8 @@ fn a_whole_block() {
 fn tiles_and_documents_equal_the_composition() {
     // longer than a tile, documents that cross tiles, in f32
     let (rotary, t) = (Rotary::new(8, 10_000.0), 200);
-    let starts: Vec<u32> = (0..t as u32).map(|i| [130, 50, 0].into_iter().find(|&start| start <= i).unwrap()).collect();
+    let starts: Vec<u32> =
+        (0..t as u32).map(|i| [130, 50, 0].into_iter().find(|&start| start <= i).unwrap()).collect();
     let x = |width: usize, seed| values(&[1, t, width], seed).to_dtype(DType::F32).unwrap();
     let (q, k, v) = (x(32, 0.1), x(16, 0.2), x(16, 0.3));
     let documents = Documents { starts: Arc::new(starts.clone()), rotary: rotary.clone() };

@@ -35,9 +35,10 @@ impl MemoryStore {
         let mut units = Vec::with_capacity(layout.units().len());
         for unit in layout.units() {
             let zeros = || unit.parameters.iter().map(|p| vec![0f32; p.len()]).collect::<Vec<_>>();
-            let weights = unit.parameters.iter().map(|p| {
-                Var::from_vec(vec![0f32; p.len()], p.shape.as_slice(), &Device::Cpu)
-            });
+            let weights = unit
+                .parameters
+                .iter()
+                .map(|p| Var::from_vec(vec![0f32; p.len()], p.shape.as_slice(), &Device::Cpu));
             units.push(UnitState {
                 weights: weights.collect::<CandleResult<_>>()?,
                 copies: None,
@@ -108,7 +109,8 @@ impl ParameterStore for MemoryStore {
         for (unit, state) in self.layout.units().iter().zip(&mut self.units) {
             state.copies = None;
             let gradients = std::mem::take(&mut state.gradient);
-            let arrays = state.weights.iter().zip(&gradients).zip(&mut state.exp_avg).zip(&mut state.exp_avg_sq);
+            let arrays =
+                state.weights.iter().zip(&gradients).zip(&mut state.exp_avg).zip(&mut state.exp_avg_sq);
             for ((((weights, gradient), exp_avg), exp_avg_sq), parameter) in arrays.zip(&unit.parameters) {
                 change(weights, |weights| {
                     update(parameter, Slices { weights, gradient, exp_avg, exp_avg_sq });

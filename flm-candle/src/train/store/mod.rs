@@ -1,5 +1,6 @@
 //! Where parameters, gradients and optimizer state live.
 
+mod disk;
 mod memory;
 
 use candle_core::{DType, Var};
@@ -8,6 +9,7 @@ use half::{bf16, f16};
 use super::{Layout, Parameter, Slices, TrainError};
 use crate::checkpoint::Checkpoint;
 
+pub use disk::DiskStore;
 pub use memory::MemoryStore;
 
 /// Which of a parameter's four arrays.

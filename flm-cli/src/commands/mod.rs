@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod models;
+mod sft;
 
 use clap::Subcommand;
 
@@ -21,6 +22,7 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     #[command(subcommand)]
     Eval(eval::Eval),
+    Sft(sft::Sft),
     Models(models::Models),
     Completions(completions::Completions),
 }
@@ -34,6 +36,7 @@ impl Command {
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),
             Self::Eval(command) => command.run(output),
+            Self::Sft(command) => command.run(output),
             Self::Models(command) => command.run(output),
             Self::Completions(command) => command.run(output),
         }

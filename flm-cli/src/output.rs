@@ -49,9 +49,9 @@ impl Output {
         }
     }
 
-    /// Tells something that is no result.
+    /// Tells a person at the terminal something that is no result.
     pub(crate) fn note(&self, text: &str) {
-        if !self.json {
+        if self.progress {
             eprintln!("{text}");
         }
     }

@@ -2,6 +2,7 @@
 
 use flm_candle::checkpoint::CheckpointError;
 use flm_candle::config::ConfigError;
+use flm_candle::model::ModelError;
 
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, GrowthError>;
@@ -143,6 +144,27 @@ pub enum GrowthError {
     /// Weights are stored in a dtype that growth does not handle.
     #[error("dtype {0} cannot be grown; bf16, f16, f32 and f64 can: convert first")]
     Dtype(String),
+    /// There are no tokens to verify on.
+    #[error("no tokens to verify on: give a text of at least one token")]
+    NothingToVerify,
+    /// A map of layers does not fit the models.
+    #[error(
+        "the layer map {got:?} must give, in ascending order, one of {target_layers} layers of the target for each of the {source_layers} layers of the source"
+    )]
+    LayerMap {
+        /// The map.
+        got: Vec<usize>,
+        /// Layers of the source.
+        source_layers: usize,
+        /// Layers of the target.
+        target_layers: usize,
+    },
+    /// A model could not be loaded or run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
     /// A file could not be written.
     #[error("cannot write {path}: {source}")]
     Write {

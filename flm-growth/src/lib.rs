@@ -10,6 +10,7 @@
 //! - [`plan`]: the plan and its numbers, from a checkpoint or from a `config.json` alone
 //! - [`fill`]: reproducible random weights
 //! - [`execute`]: streams a source checkpoint through a plan into a new one
+//! - [`verify`]: runs source and target side by side and compares
 //!
 //! ```
 //! use flm_growth::{GrowthOptions, GrowthPlan, Shape, SourceModel};
@@ -30,6 +31,7 @@ pub mod placement;
 pub mod plan;
 pub mod precision;
 pub mod shape;
+pub mod verify;
 
 #[cfg(test)]
 mod reference;
@@ -40,3 +42,4 @@ pub use operator::Operator;
 pub use placement::Placement;
 pub use plan::{GrowthOptions, GrowthPlan, Multipliers, SourceModel};
 pub use shape::Shape;
+pub use verify::{VerifyOptions, VerifyReport, verify};

@@ -34,23 +34,30 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// A tensor on `device`, in its stored dtype.
-    ///
-    /// Bytes are read straight into the vector that becomes the tensor's storage on a CPU.
+    /// A tensor on `device`, in its stored dtype; memory is the tensor and one small buffer.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let entry = self.entry(name)?;
         let shape = entry.shape.as_slice();
-        let bytes = self.read(entry)?;
         let tensor = match entry.dtype {
-            DType::BF16 => Tensor::from_vec(decode(&bytes, bf16::from_le_bytes), shape, device),
-            DType::F16 => Tensor::from_vec(decode(&bytes, f16::from_le_bytes), shape, device),
-            DType::F32 => Tensor::from_vec(decode(&bytes, f32::from_le_bytes), shape, device),
-            _ => Tensor::from_vec(decode(&bytes, f64::from_le_bytes), shape, device),
+            DType::BF16 => Tensor::from_vec(self.elements(entry, bf16::from_le_bytes)?, shape, device),
+            DType::F16 => Tensor::from_vec(self.elements(entry, f16::from_le_bytes)?, shape, device),
+            DType::F32 => Tensor::from_vec(self.elements(entry, f32::from_le_bytes)?, shape, device),
+            _ => Tensor::from_vec(self.elements(entry, f64::from_le_bytes)?, shape, device),
         };
         Ok(tensor?)
     }
+
+    fn elements<const N: usize, T>(&self, entry: &TensorEntry, from: fn([u8; N]) -> T) -> Result<Vec<T>> {
+        let mut elements = Vec::with_capacity(entry.nbytes as usize / N);
+        let mut buf = vec![0; BUFFER.min(entry.nbytes) as usize];
+        for start in (0..entry.nbytes).step_by(BUFFER as usize) {
+            let buf = &mut buf[..BUFFER.min(entry.nbytes - start) as usize];
+            self.read_at(entry, start, buf)?;
+            elements.extend(buf.as_chunks::<N>().0.iter().map(|&bytes| from(bytes)));
+        }
+        Ok(elements)
+    }
 }
 
-fn decode<const N: usize, T>(bytes: &[u8], from: fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|&chunk| from(chunk)).collect()
-}
+/// Bytes decoded at a time; a multiple of every element's width.
+const BUFFER: u64 = 1 << 20;

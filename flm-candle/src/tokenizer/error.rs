@@ -25,7 +25,7 @@ pub enum TokenizerError {
         /// The file.
         path: String,
         /// What is wrong with it.
-        source: Box<TokenizerError>,
+        source: Box<Self>,
     },
     /// A SentencePiece model is not the protobuf message that it should be.
     #[error("not a SentencePiece model: {0}")]

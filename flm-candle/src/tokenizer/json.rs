@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use serde::Deserialize;
 use tokenizers::Tokenizer;
 
 use super::TokenizerError;
@@ -27,6 +28,7 @@ impl JsonTokenizer {
         parsing.with_truncation(None).map_err(json)?;
         parsing.with_padding(None);
         parsing.set_encode_special_tokens(false);
+        check_added_tokens(bytes, &parsing)?;
         let vocab = parsing.get_vocab(true);
         // Ids may have holes: the first id after the last token is what matters to the model's rows.
         let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
@@ -80,6 +82,31 @@ impl JsonTokenizer {
     }
 }
 
+/// The crate numbers added tokens itself, one after another, whatever ids the file gives them.
+fn check_added_tokens(bytes: &[u8], tokenizer: &Tokenizer) -> Result<(), TokenizerError> {
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+    }
+    #[derive(Deserialize)]
+    struct Added {
+        id: u32,
+        content: String,
+    }
+    let file: File = serde_json::from_slice(bytes).map_err(|e| TokenizerError::Json(e.to_string()))?;
+    for Added { id, content } in file.added_tokens {
+        let got = tokenizer.token_to_id(&content);
+        if got != Some(id) {
+            let got = got.map_or("none".into(), |got| got.to_string());
+            return Err(TokenizerError::Json(format!(
+                "the added token {content:?} has the id {id}, but the `tokenizers` crate gives it {got}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn backend(e: tokenizers::Error) -> TokenizerError {
     TokenizerError::Backend(e.to_string())
 }
@@ -121,7 +148,8 @@ impl JsonTokenizer {
         if text.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(());
         }
-        if let Some(new) = text.strip_prefix(state.context_text.as_str()).filter(|new| !new.is_empty()) {
+        let new = after(&state.context_text, &text);
+        if !new.is_empty() {
             out.push_str(new);
             state.window.drain(..state.context);
             state.context = state.window.len();
@@ -138,12 +166,19 @@ impl JsonTokenizer {
         out: &mut String,
     ) -> Result<(), TokenizerError> {
         let text = self.parsing.decode(&state.window, !with_special).map_err(backend)?;
-        out.push_str(text.strip_prefix(state.context_text.as_str()).unwrap_or_default());
+        out.push_str(after(&state.context_text, &text));
         state.window.clear();
         state.context = 0;
         state.context_text.clear();
         Ok(())
     }
+}
+
+/// What `text` adds to `context`. Decoders that clean up (WordPiece) may change the context's end:
+/// then it is what follows the part that both share.
+fn after<'t>(context: &str, text: &'t str) -> &'t str {
+    let shared = context.chars().zip(text.chars()).take_while(|(a, b)| a == b);
+    &text[shared.map(|(_, c)| c.len_utf8()).sum()..]
 }
 
 /// What the crate's ByteFallback decoder takes for a byte.

@@ -141,6 +141,9 @@ impl Tokenizer {
     ///
     /// For a tokenizer.json this is the crate's own `encode` without special tokens added; for a
     /// SentencePiece model the text between special tokens is encoded part by part.
+    ///
+    /// Message contents that a template has put into the text are parsed too: whoever may write
+    /// `<|im_end|>` in a message can end it. The reference implementations behave alike.
     pub fn encode_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match &self.backend {
             Backend::SentencePiece(model) => Ok(model.encode_special(text)),

@@ -125,6 +125,9 @@ impl Generate {
             output.text(&stream.finish()?)?;
         }
         output.text("\n")?;
+        let (new, prompt) = (answer.ids.len(), prompt.len());
+        let (read, write) = (prompt as f64 / first, (new - 1) as f64 / (total - first));
+        output.note(&format!("{prompt} tokens read at {read:.1}/s, {new} written at {write:.1}/s"));
         Ok(true)
     }
 

@@ -2,12 +2,15 @@
 
 mod completions;
 mod convert;
+mod demo;
 mod eval;
 mod generate;
+mod grow;
 mod inspect;
 mod logits;
 mod models;
 mod sft;
+mod verify;
 
 use clap::Subcommand;
 
@@ -16,8 +19,11 @@ use crate::output::Output;
 /// What `flm` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Demo(demo::Demo),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
+    Grow(grow::Grow),
+    Verify(verify::Verify),
     Logits(logits::Logits),
     Generate(generate::Generate),
     #[command(subcommand)]
@@ -31,8 +37,11 @@ impl Command {
     /// Runs the command; false where a check that it makes has failed.
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         match self {
+            Self::Demo(command) => command.run(output),
             Self::Inspect(command) => command.run(output),
             Self::Convert(command) => command.run(output),
+            Self::Grow(command) => command.run(output),
+            Self::Verify(command) => command.run(output),
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),
             Self::Eval(command) => command.run(output),

@@ -45,7 +45,7 @@ impl Charsmap {
         let bad = |message: &str| TokenizerError::Charsmap(message.to_owned());
         let (head, rest) = blob.split_first_chunk::<4>().ok_or_else(|| bad("shorter than its header"))?;
         let trie_len = u32::from_le_bytes(*head) as usize;
-        if trie_len == 0 || trie_len % 4 != 0 {
+        if trie_len == 0 || !trie_len.is_multiple_of(4) {
             return Err(bad(&format!("a trie of {trie_len} bytes is not a list of 32-bit units")));
         }
         if trie_len > rest.len() {

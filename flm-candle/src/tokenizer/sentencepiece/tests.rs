@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tokenizer::sentencepiece::proto::{NormalizerSpec, PieceProto, TrainerSpec};
-use crate::tokenizer::tests::{MODELS, golden, model_bytes};
+use crate::tokenizer::tests::{MODELS, fixture, golden, model_bytes};
 use proptest::prelude::*;
 
 #[test]
@@ -20,6 +20,62 @@ fn every_golden_row_normalizes_encodes_and_decodes_as_in_the_library() {
             assert_eq!(model.decode(&row.ids, false).unwrap(), row.decoded, "{name} decodes {:?}", row.text);
         }
     }
+}
+
+#[test]
+fn odd_models_encode_and_decode_as_in_the_library() {
+    #[derive(serde::Deserialize)]
+    struct Rules {
+        byte_fallback: bool,
+        add_dummy_prefix: bool,
+        remove_extra_whitespaces: bool,
+        escape_whitespaces: bool,
+        unk_surface: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        rules: Rules,
+        pieces: Vec<(String, f32, i32)>,
+        encoded: Vec<(String, String, Vec<u32>)>,
+        decoded: Vec<(Vec<u32>, String)>,
+    }
+    let text = std::fs::read_to_string(fixture("spm/odd_models.jsonl")).unwrap();
+    let mut compared = 0;
+    for line in text.lines() {
+        let Case { rules, mut pieces, encoded, decoded } = serde_json::from_str(line).unwrap();
+        if rules.byte_fallback {
+            pieces.extend((0..=255u8).map(|b| (format!("<0x{b:02X}>"), 0.0, 6)));
+        }
+        let piece =
+            |(text, score, kind)| PieceProto { piece: Some(text), score: Some(score), kind: Some(kind) };
+        let model = ModelProto {
+            pieces: pieces.into_iter().map(piece).collect(),
+            trainer_spec: Some(TrainerSpec {
+                model_type: Some(BPE),
+                byte_fallback: Some(rules.byte_fallback),
+                unk_surface: Some(rules.unk_surface),
+                ..Default::default()
+            }),
+            normalizer_spec: Some(NormalizerSpec {
+                precompiled_charsmap: None,
+                add_dummy_prefix: Some(rules.add_dummy_prefix),
+                remove_extra_whitespaces: Some(rules.remove_extra_whitespaces),
+                escape_whitespaces: Some(rules.escape_whitespaces),
+            }),
+            denormalizer_spec: None,
+        };
+        let tokenizer = open(&model).unwrap();
+        for (text, normalized, ids) in encoded {
+            assert_eq!(tokenizer.normalize(&text), normalized, "{text:?} by {model:?}");
+            assert_eq!(tokenizer.encode(&text), ids, "{text:?} by {model:?}");
+            compared += 1;
+        }
+        for (ids, text) in decoded {
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), text, "{ids:?} by {model:?}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 48 * (24 + 36));
 }
 
 /// A model of normal pieces with these scores, identity normalisation, no dummy prefix.

@@ -1,0 +1,73 @@
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use flm_candle::checkpoint::Checkpoint;
+use flm_candle::model::{CausalLm, Pass, Residency};
+
+use super::values;
+use crate::error::{GrowthError, Result};
+
+/// A model that stops after any layer.
+pub(super) struct Runner {
+    model: CausalLm,
+    run: Option<Run>,
+}
+
+/// One batch on its way through the layers.
+struct Run {
+    pass: Pass,
+    /// `[b, t, hidden_size]`.
+    stream: Tensor,
+    /// Layers done.
+    layer: usize,
+}
+
+impl Runner {
+    pub(super) fn load(
+        checkpoint: &Arc<Checkpoint>,
+        device: &Device,
+        dtype: DType,
+        residency: Residency,
+    ) -> Result<Self> {
+        Ok(Self { model: CausalLm::load(checkpoint, device, dtype, residency)?, run: None })
+    }
+
+    pub(super) fn layers(&self) -> usize {
+        self.model.num_layers()
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.model.dtype()
+    }
+
+    /// Embeds texts of one length.
+    pub(super) fn start(&mut self, texts: &[&[u32]]) -> Result<()> {
+        let ids = self.model.tokens(texts)?;
+        let (rows, len) = ids.dims2()?;
+        let pass = self.model.pass(&vec![0; rows], 0, len)?;
+        self.run = Some(Run { pass, stream: self.model.embed(&ids)?, layer: 0 });
+        Ok(())
+    }
+
+    /// Runs up to `layer` layers in all; returns how many were run now.
+    pub(super) fn run_to(&mut self, layer: usize) -> Result<usize> {
+        let run = self.run.as_mut().ok_or(GrowthError::NothingToVerify)?;
+        let first = run.layer;
+        while run.layer < layer {
+            run.stream = self.model.forward_block(run.layer, &run.stream, &run.pass, None)?;
+            run.layer += 1;
+        }
+        Ok(run.layer - first)
+    }
+
+    /// The residual stream, `[b, t, hidden_size]`.
+    pub(super) fn stream(&self) -> Result<&Tensor> {
+        Ok(&self.run.as_ref().ok_or(GrowthError::NothingToVerify)?.stream)
+    }
+
+    /// The first `vocab` logits of positions `start..end` of text `row`.
+    pub(super) fn logits(&self, row: usize, start: usize, end: usize, vocab: usize) -> Result<Vec<f64>> {
+        let stream = self.stream()?.narrow(0, row, 1)?.narrow(1, start, end - start)?.contiguous()?;
+        values(&self.model.head(&stream)?.narrow(2, 0, vocab)?)
+    }
+}

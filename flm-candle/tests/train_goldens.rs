@@ -144,11 +144,11 @@ fn loss_and_every_gradient_equal_the_goldens_packed_and_unpacked() {
 }
 
 /// Trains as the goldens did.
-fn train(store: &mut dyn ParameterStore, golden: &Goldens, steps: u64) -> Vec<StepLoss> {
-    let backprop = backprop(store);
+fn train(store: &mut dyn ParameterStore, golden: &Goldens, dtype: DType) -> Vec<StepLoss> {
+    let backprop = Backprop::new(store.layout(), &Device::Cpu, dtype, true);
     let schedule = Schedule { peak: 1e-3, last: 1e-5, warmup: 0, steps: STEPS, decay: Decay::Linear };
     let options = AdamWOptions { weight_decay: 0.1, ..AdamWOptions::default() };
-    (0..steps)
+    (0..STEPS)
         .map(|step| {
             let got = backprop.run(store, &[MicroBatch::new(&rows(golden, step))]).unwrap();
             let scale = clip_coefficient(got.gradient_norm, Some(1.0));
@@ -159,26 +159,46 @@ fn train(store: &mut dyn ParameterStore, golden: &Goldens, steps: u64) -> Vec<St
         .collect()
 }
 
+/// The largest relative difference of each array after ten steps, and the parameter that has it.
+fn worst(store: &dyn ParameterStore, golden: &Goldens) -> [(f64, String); 3] {
+    let arrays = [(Array::Weights, "final"), (Array::ExpAvg, "exp_avg"), (Array::ExpAvgSq, "exp_avg_sq")];
+    arrays.map(|(which, prefix)| {
+        let names = store.layout().parameters().map(|(_, _, p)| p.name.clone());
+        let error = |name: String| {
+            let expected = values(&golden[&format!("{prefix}.{name}")]);
+            (relative(&array(store, &name, which), &expected), format!("{prefix}.{name}"))
+        };
+        names.map(error).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
+    })
+}
+
 #[test]
 fn ten_steps_of_adamw_equal_the_goldens() {
-    for (start, golden) in CASES {
-        let golden = goldens(golden);
+    for (start, name) in CASES {
+        let golden = goldens(name);
         let mut store = store(start);
-        let losses = train(&mut store, &golden, STEPS);
+        let losses = train(&mut store, &golden, DType::F32);
         for (step, expected) in values(&golden["losses"]).into_iter().enumerate() {
             let error = (losses[step].loss / f64::from(expected) - 1.0).abs();
             assert!(error < 1e-5, "{start} step {step}: {error:e}");
         }
-        let names: Vec<&str> = golden.keys().filter_map(|key| key.strip_prefix("final.")).collect();
-        assert_eq!(names.len(), store.layout().parameters().count());
-        for name in names {
-            for (which, prefix) in
-                [(Array::Weights, "final"), (Array::ExpAvg, "exp_avg"), (Array::ExpAvgSq, "exp_avg_sq")]
-            {
-                let expected = values(&golden[&format!("{prefix}.{name}")]);
-                let error = relative(&array(&store, name, which), &expected);
-                assert!(error < 1e-5, "{start} {prefix}.{name}: {error:e}");
-            }
+        // the goldens' own moments are up to 1.2e-5 from those of f64 arithmetic: two such errors add up
+        for ((error, name), bound) in worst(&store, &golden).into_iter().zip([1e-5, 2e-5, 2e-5]) {
+            assert!(error < bound, "{start} {name}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn ten_steps_in_f64_equal_goldens_in_f64() {
+    for (start, name) in CASES {
+        let checkpoint = Checkpoint::open(&fixture(&format!("models/{start}"))).expect(start);
+        let layout = Layout::new(checkpoint.config());
+        let mut store = MemoryStore::new(&layout, &Device::Cpu, DType::F64, true).unwrap();
+        load_weights(&mut store, &checkpoint).unwrap();
+        train(&mut store, &goldens(name), DType::F64);
+        for (error, name) in worst(&store, &goldens(&format!("{name}.f64"))) {
+            assert!(error < 1e-5, "{start} {name}: {error:e}");
         }
     }
 }

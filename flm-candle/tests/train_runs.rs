@@ -32,10 +32,8 @@ fn config() -> TeleFlmConfig {
 /// A small model with Tele-FLM's kind of tokenizer.
 fn model(dir: &Path) -> PathBuf {
     let (config, path) = (config(), dir.join("model"));
-    let specs: Vec<TensorSpec> = config
-        .tensors()
-        .map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape })
-        .collect();
+    let specs: Vec<TensorSpec> =
+        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
     let writer = Writer::create(&path, &specs, u64::MAX).unwrap();
     for (index, spec) in specs.iter().enumerate() {
         let len: usize = spec.shape.iter().product();
@@ -117,7 +115,8 @@ fn the_loss_falls_and_the_result_is_a_checkpoint() {
 #[test]
 fn a_stopped_run_goes_on_bit_for_bit_on_every_placement() {
     for placement in ["resident", "disk"] {
-        let changes = [&format!("memory.placement={placement}")[..], "memory.recompute=always", "data.validation=0.2"];
+        let changes =
+            [&format!("memory.placement={placement}")[..], "memory.recompute=always", "data.validation=0.2"];
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut trainer = start(whole.path(), &LINES, &changes).unwrap();
         run(&mut trainer, None).0.unwrap();
@@ -168,13 +167,16 @@ fn the_last_checkpoints_and_the_best_are_kept() {
     let changes = ["save.every_steps=1", "save.keep=2", "data.validation=0.3", "train.epochs=4"];
     let mut trainer = start(dir.path(), &LINES, &changes).unwrap();
     let (_, events) = run(&mut trainer, None);
-    let losses = events.iter().filter_map(|e| if let Event::Validation { step, loss } = e { Some((*loss, *step)) } else { None });
+    let losses = events
+        .iter()
+        .filter_map(|e| if let Event::Validation { step, loss } = e { Some((*loss, *step)) } else { None });
     let best = losses.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1;
     let steps = trainer.plan().steps;
     let mut expected = vec![steps - 1, steps, best];
     expected.sort_unstable();
     expected.dedup();
-    let names = fs::read_dir(dir.path().join("out")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let names =
+        fs::read_dir(dir.path().join("out")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     let mut kept: Vec<u64> = names.filter_map(|n| n.strip_prefix("step-")?.parse().ok()).collect();
     kept.sort_unstable();
     assert_eq!(kept, expected);
@@ -183,7 +185,8 @@ fn the_last_checkpoints_and_the_best_are_kept() {
 #[test]
 fn only_assistant_turns_are_learned_and_each_ends_in_eos() {
     let dir = tempfile::tempdir().unwrap();
-    let plan = Plan::new(recipe(dir.path(), &LINES[2..3], &[]).unwrap()).unwrap();
+    let long = "data.context_length=64";
+    let plan = Plan::new(recipe(dir.path(), &LINES[2..3], &[long]).unwrap()).unwrap();
     let tokenizer = Tokenizer::from_dir(&dir.path().join("model")).unwrap();
     let row = &plan.dataset.rows[0].packed;
     let learned: Vec<u32> = row.labels.iter().filter(|&&l| l >= 0).map(|&l| l as u32).collect();
@@ -193,7 +196,8 @@ fn only_assistant_turns_are_learned_and_each_ends_in_eos() {
     assert_eq!(turns, ["处处闻啼鸟", "花落知多少", ""]);
     let text = tokenizer.decode(&row.ids).unwrap();
     assert!(text.contains("<_user>春眠不觉晓<_bot>处处闻啼鸟"), "{text}");
-    let open = Plan::new(recipe(dir.path(), &LINES[2..3], &["data.close_turns=false"]).unwrap()).unwrap();
+    let open =
+        Plan::new(recipe(dir.path(), &LINES[2..3], &[long, "data.close_turns=false"]).unwrap()).unwrap();
     assert_eq!(open.dataset.statistics.targets, plan.dataset.statistics.targets - 2);
 }
 
@@ -214,7 +218,11 @@ fn bad_data_is_named() {
     for (lines, changes, says) in cases {
         let dir = tempfile::tempdir().unwrap();
         let template = dir.path().join("template");
-        fs::write(&template, "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}").unwrap();
+        fs::write(
+            &template,
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+        )
+        .unwrap();
         let changes: Vec<String> =
             changes.iter().map(|c| c.replace("=template", &format!("={}", template.display()))).collect();
         let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
@@ -226,7 +234,8 @@ fn bad_data_is_named() {
 #[test]
 fn a_loss_that_is_no_number_stops_and_names_the_batch() {
     let dir = tempfile::tempdir().unwrap();
-    let changes = ["optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "train.epochs=9", "save.every_steps=1"];
+    let changes =
+        ["optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "train.epochs=9", "save.every_steps=1"];
     let mut trainer = start(dir.path(), &LINES, &changes).unwrap();
     let (outcome, events) = run(&mut trainer, None);
     let error = outcome.unwrap_err().to_string();

@@ -14,7 +14,8 @@ use flm_candle::{
 const STEPS: u64 = 20;
 
 fn checkpoint() -> Checkpoint {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/teleflm-gqa-f32-shst");
+    let path =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/teleflm-gqa-f32-shst");
     Checkpoint::open(&path).expect("the fixture")
 }
 

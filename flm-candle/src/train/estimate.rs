@@ -38,29 +38,30 @@ impl Estimate {
         let block = layout.units().get(1).map_or(0, size);
         let (embedding, head) =
             (size(&layout.units()[layout.embedding()]), size(&layout.units()[layout.head()]));
-        let parameters = match placement {
-            // weights, moments and gradients, and one block's gradients as backward makes them
-            Placement::Auto | Placement::Resident | Placement::Host => 4 * all + block,
-            Placement::Disk => {
-                // weights in use and read ahead, their gradient, the one before on its way to disk
-                let blocks = 5 * block;
-                let tied = if config.tie_word_embeddings { embedding } else { 0 };
-                let ends = 2 * (head + tied) + 2 * block;
-                blocks.max(ends).max(embedding + 2 * block).max(2 * embedding)
-            }
-        };
+        let tied = if config.tie_word_embeddings { embedding } else { 0 };
         let tokens = (shape.rows * shape.context) as u64;
         let micro = (shape.rows.min(shape.micro_rows) * shape.context) as u64;
         let (d, f) = (config.hidden_size as u64, config.intermediate_size as u64);
         let (q, kv) = (config.query_width() as u64, config.key_value_width() as u64);
-        let graph = 4 * (8 * d + 2 * q + 2 * kv + 3 * f);
+        let graph = 4 * (7 * d + 2 * q + 2 * kv + 3 * f);
         let layers = config.num_hidden_layers as u64;
-        let kept = if recompute { 4 * d * layers * tokens } else { (graph + 4 * d) * layers * tokens };
+        let kept = if recompute { 4 * d } else { graph } * layers * tokens + 2 * 4 * d * tokens;
         // the graph of the block in work, and its gradients
-        let working = micro * (graph + 4 * (3 * f + 3 * d));
-        let activations = kept + working + 2 * 4 * d * tokens;
+        let working = micro * (if recompute { graph } else { 0 } + 4 * (3 * f + 3 * d));
         let logits = (64u64 << 20).min(micro * config.vocab_size as u64 * 4);
         let workspace = PROGRAM + logits + micro * 4 * 4 * d;
+        let (parameters, activations) = match placement {
+            // gradients come as activations go: the most is needed at the one end or at the other
+            Placement::Auto | Placement::Resident | Placement::Host => {
+                let (begin, end) = (3 * all + head + tied, 4 * all + block);
+                if begin + kept + working > end + working { (begin, kept + working) } else { (end, working) }
+            }
+            Placement::Disk => {
+                // weights in use and read ahead, their gradient twice, the one before on its way to disk
+                let ends = 2 * (head + tied) + 2 * block;
+                (ends.max(5 * block).max(embedding + block).max(2 * embedding), kept + working)
+            }
+        };
         let disk = if placement == Placement::Disk { 4 * all } else { 0 };
         Self { parameters, activations, workspace, total: parameters + activations + workspace, disk }
     }

@@ -23,7 +23,9 @@ use crate::{
 /// given after it as key=value. Run again with the same output directory, it goes on from the newest
 /// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2 --dry-run")]
+#[command(
+    after_help = "Example:\n  flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2 --dry-run"
+)]
 pub(crate) struct Sft {
     /// Recipe file.
     recipe: PathBuf,

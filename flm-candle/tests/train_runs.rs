@@ -110,6 +110,9 @@ fn the_loss_falls_and_the_result_is_a_checkpoint() {
     assert!(outcome.model.join("tokenizer.model").exists());
     let lines = fs::read_to_string(dir.path().join("out/metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), losses.len());
+    let report = fs::read_to_string(dir.path().join("out/report.html")).unwrap();
+    assert_eq!(report.matches("<polyline").count(), 5);
+    assert_eq!(fs::read_dir(dir.path().join("out/tensorboard")).unwrap().count(), 1);
 }
 
 #[test]

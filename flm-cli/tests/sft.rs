@@ -10,15 +10,19 @@ use std::{
 use candle_core::DType;
 use flm_candle::{
     checkpoint::{Checkpoint, TensorSpec, Writer},
-    config::preset,
+    config::{TeleFlmConfig, preset},
 };
 
 /// A small model, samples and a recipe.
 fn prepare(dir: &Path) {
+    prepare_with(dir, |config| config.num_hidden_layers = 2);
+}
+
+fn prepare_with(dir: &Path, change: impl Fn(&mut TeleFlmConfig)) {
     let mut config = preset("nano-52b").unwrap();
-    config.num_hidden_layers = 2;
     config.vocab_size = 2048;
     config.max_position_embeddings = 64;
+    change(&mut config);
     config.set_raw("torch_dtype", "float32".into());
     let specs: Vec<TensorSpec> =
         config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
@@ -130,6 +134,25 @@ fn a_dry_run_writes_nothing_and_wrong_recipes_fail_with_the_reason() {
     assert_eq!(wrong.status.code(), Some(1));
     let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert_eq!(text, "error: recipe: unknown key `train.epoch`; did you mean `train.epochs`?\n");
+}
+
+#[test]
+fn a_model_four_times_the_budget_trains_from_disk_within_it() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare_with(dir.path(), |config| {
+        (config.hidden_size, config.intermediate_size, config.num_hidden_layers) = (384, 1024, 16);
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (6, 6, 64);
+    });
+    let arguments = ["--memory-budget", "115MB", "train.max_steps=2", "data.context_length=32", "--json"];
+    let dry = run(dir.path(), &[&arguments[..], &["--dry-run"]].concat());
+    let report: serde_json::Value = serde_json::from_slice(&dry.stdout).unwrap();
+    assert!(report["parameters"].as_u64().unwrap() * 16 > 4 * 115_000_000);
+    assert_eq!(report["placement"], "disk");
+    let out = run(dir.path(), &arguments);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let result: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let peak = result["peak_memory"].as_u64().unwrap();
+    assert!(peak < 115_000_000, "{peak}");
 }
 
 #[test]

@@ -170,6 +170,14 @@ pub(super) fn steps(output: &Path) -> Result<Vec<u64>, TrainError> {
 
 /// Removes all training checkpoints but the last `keep` and the best.
 pub(super) fn prune(output: &Path, keep: usize, best: Option<u64>) -> Result<(), TrainError> {
+    for entry in fs::read_dir(output).map_err(TrainError::file("list", output))? {
+        let entry = entry.map_err(TrainError::file("list", output))?;
+        // left by a process that ended in between
+        if entry.file_name().to_string_lossy().starts_with(".old-") {
+            let path = entry.path();
+            fs::remove_dir_all(&path).map_err(TrainError::file("remove", &path))?;
+        }
+    }
     let mut old = steps(output)?;
     old.truncate(old.len().saturating_sub(keep.max(1)));
     for step in old.into_iter().filter(|&step| Some(step) != best) {

@@ -13,6 +13,8 @@ use super::{
     AdamW, Backprop, MicroBatch, Packed, Placement, Plan, TrainError, clip_coefficient,
     data::Row,
     estimate::peak_memory,
+    events::EventFile,
+    report,
     state::{self, TrainingState},
     store::{DiskStore, MemoryStore, ParameterStore, load_weights},
 };
@@ -82,6 +84,7 @@ pub struct Trainer {
     state: TrainingState,
     resumed: Option<u64>,
     metrics: PathBuf,
+    events: Option<EventFile>,
 }
 
 impl Trainer {
@@ -119,7 +122,7 @@ impl Trainer {
         };
         cut_metrics(&metrics, state.step)?;
         let backprop = Backprop::new(layout, device, dtype, plan.recompute);
-        Ok(Self { plan, store, backprop, state, resumed, metrics })
+        Ok(Self { plan, store, backprop, state, resumed, metrics, events: None })
     }
 
     /// The step that the run goes on from, if it is not a new one.
@@ -149,6 +152,7 @@ impl Trainer {
             let metrics = self.step()?;
             loss = Some(metrics.loss);
             self.log(&metrics)?;
+            self.draw(&metrics)?;
             on_event(&Event::Step(metrics));
             let step = self.state.step;
             let stopped = stop.load(Ordering::Relaxed);
@@ -158,6 +162,9 @@ impl Trainer {
                 let value = self.validate()?;
                 validation = Some(value);
                 self.log(&serde_json::json!({ "step": step, "validation_loss": value }))?;
+                if let Some(events) = &mut self.events {
+                    events.scalar("validation/loss", step, value)?;
+                }
                 on_event(&Event::Validation { step, loss: value });
                 if saving && self.state.best.is_none_or(|(_, best)| value < best) {
                     self.state.best = Some((step, value));
@@ -165,6 +172,8 @@ impl Trainer {
             }
             if saving {
                 on_event(&Event::Saved(self.save()?));
+                let path = self.plan.recipe.output.join("report.html");
+                report::write(&self.metrics, &self.plan.recipe, &path)?;
             }
             if stopped && step < steps {
                 let model = state::step_dir(&self.plan.recipe.output, step);
@@ -240,6 +249,23 @@ impl Trainer {
         let best = self.state.best.map(|(step, _)| step).filter(|_| save.keep_best);
         state::prune(&output, save.keep, best)?;
         Ok(dir)
+    }
+
+    /// Adds a step to TensorBoard's curves.
+    fn draw(&mut self, step: &StepMetrics) -> Result<(), TrainError> {
+        let events = match &mut self.events {
+            Some(events) => events,
+            none => none.insert(EventFile::create(&self.plan.recipe.output.join("tensorboard"))?),
+        };
+        for (tag, value) in [
+            ("train/loss", step.loss),
+            ("train/learning_rate", step.learning_rate),
+            ("train/gradient_norm", step.gradient_norm),
+            ("train/tokens_per_second", step.tokens as f64 / step.seconds),
+        ] {
+            events.scalar(tag, step.step, value)?;
+        }
+        Ok(())
     }
 
     fn log(&self, line: &impl Serialize) -> Result<(), TrainError> {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use flm_candle::train::{Event, Outcome, Plan, PlanReport, Recipe, StepMetrics, Trainer};
+use flm_candle::train::{Event, Outcome, Plan, PlanReport, Recipe, StepMetrics, Trainer, peak_memory};
 use serde::Serialize;
 
 use crate::{
@@ -112,12 +112,11 @@ impl Sft {
         let bar = output.steps("training", steps);
         bar.set_position(resumed_from.unwrap_or(0));
         bar.reset_eta();
-        let (start, mut tokens, mut peak, mut busy) = (Instant::now(), 0, None, 0.0);
+        let (start, mut tokens, mut busy) = (Instant::now(), 0, 0.0);
         let outcome = trainer.run(stop, &mut |event| match event {
             Event::Step(step) => {
                 tokens += step.tokens;
                 busy += step.seconds;
-                peak = step.peak_memory;
                 bar.set_message(line(step));
                 bar.inc(1);
                 // where no bar is seen, twenty lines are
@@ -140,7 +139,7 @@ impl Sft {
             seconds: start.elapsed().as_secs_f64(),
             tokens,
             tokens_per_second: tokens as f64 / f64::max(busy, 1e-9),
-            peak_memory: peak,
+            peak_memory: peak_memory(),
         })
     }
 }

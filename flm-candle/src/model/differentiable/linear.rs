@@ -12,7 +12,10 @@ pub(in crate::model) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 
 struct Linear;
 
-fn transposed(x: &Layout, w: &Layout) -> Result<((usize, usize, usize, usize), Layout, Shape)> {
+/// Sizes of the product (batches, rows, columns, inner), the transposed weight, the result's shape.
+type Product = ((usize, usize, usize, usize), Layout, Shape);
+
+fn transposed(x: &Layout, w: &Layout) -> Result<Product> {
     let ((m, k), (n, _)) = (x.shape().dims2()?, w.shape().dims2()?);
     Ok(((1, m, n, k), w.transpose(0, 1)?, Shape::from((m, n))))
 }

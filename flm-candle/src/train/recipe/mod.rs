@@ -1,7 +1,11 @@
+mod keys;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+
+use keys::{check_keys, make_absolute, set};
 
 use super::{
     AdamWOptions, Decay, Multipliers, TrainError,
@@ -204,47 +208,6 @@ impl Default for SaveSettings {
     }
 }
 
-/// The keys that a recipe may have, sections as `section.key`.
-const KEYS: &[&str] = &[
-    "model",
-    "output",
-    "data.files",
-    "data.validation_files",
-    "data.validation",
-    "data.context_length",
-    "data.packing",
-    "data.truncation",
-    "data.close_turns",
-    "data.chat_template",
-    "train.epochs",
-    "train.max_steps",
-    "train.batch_size",
-    "train.micro_batch_size",
-    "train.seed",
-    "train.validate_every",
-    "optimizer.learning_rate",
-    "optimizer.final_learning_rate",
-    "optimizer.schedule",
-    "optimizer.warmup_steps",
-    "optimizer.beta1",
-    "optimizer.beta2",
-    "optimizer.eps",
-    "optimizer.weight_decay",
-    "optimizer.clip_norm",
-    "optimizer.multipliers.embedding",
-    "optimizer.multipliers.matrix",
-    "optimizer.multipliers.norm",
-    "optimizer.multipliers.head",
-    "memory.placement",
-    "memory.budget",
-    "memory.recompute",
-    "memory.work_dir",
-    "save.every_steps",
-    "save.keep",
-    "save.keep_best",
-    "save.dtype",
-];
-
 impl Recipe {
     /// Reads a recipe file; `overrides` are `key=value`, as `optimizer.learning_rate=1e-5`. Paths in the
     /// file are relative to it, paths in overrides to the working directory.
@@ -256,11 +219,7 @@ impl Recipe {
         let mut table: Table =
             text.parse().map_err(|e| TrainError::Recipe(format!("{}: {e}", path.display())))?;
         let dir = path.parent().unwrap_or(Path::new("."));
-        for key in PATHS {
-            if let Some(value) = find(&mut table, key) {
-                relative_to(value, dir);
-            }
-        }
+        make_absolute(&mut table, dir);
         for change in overrides {
             set(&mut table, change)?;
         }
@@ -378,165 +337,5 @@ impl Recipe {
     }
 }
 
-/// Keys that hold paths.
-const PATHS: [&str; 6] =
-    ["model", "output", "data.files", "data.validation_files", "data.chat_template", "memory.work_dir"];
-
-fn find<'t>(table: &'t mut Table, key: &str) -> Option<&'t mut Value> {
-    match key.split_once('.') {
-        None => table.get_mut(key),
-        Some((section, rest)) => find(table.get_mut(section)?.as_table_mut()?, rest),
-    }
-}
-
-fn relative_to(value: &mut Value, dir: &Path) {
-    match value {
-        Value::String(path) if !path.is_empty() => *path = dir.join(&*path).display().to_string(),
-        Value::Array(paths) => paths.iter_mut().for_each(|path| relative_to(path, dir)),
-        _ => {}
-    }
-}
-
-/// Sets `section.key=value`; a value that is no TOML is a string.
-fn set(table: &mut Table, change: &str) -> Result<(), TrainError> {
-    let Some((key, text)) = change.split_once('=') else {
-        return Err(TrainError::Recipe(format!("{change:?} is not of the form key=value")));
-    };
-    let (key, text) = (key.trim(), text.trim());
-    if !KEYS.contains(&key) {
-        return Err(unknown(key));
-    }
-    let parsed: Result<Table, _> = format!("value = {text}").parse();
-    let value = parsed.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| Value::String(text.into()));
-    let mut parts: Vec<&str> = key.split('.').collect();
-    let last = parts.pop().unwrap_or(key);
-    let mut at = table;
-    for part in parts {
-        let section = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
-        at = section.as_table_mut().ok_or_else(|| TrainError::Recipe(format!("{part} is not a section")))?;
-    }
-    at.insert(last.into(), value);
-    Ok(())
-}
-
-fn check_keys(table: &Table, prefix: &str) -> Result<(), TrainError> {
-    for (key, value) in table {
-        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        let section = KEYS.iter().any(|known| known.starts_with(&format!("{path}.")));
-        match value {
-            Value::Table(inner) if section => check_keys(inner, &path)?,
-            _ if KEYS.contains(&path.as_str()) || section => {}
-            _ => return Err(unknown(&path)),
-        }
-    }
-    Ok(())
-}
-
-fn unknown(key: &str) -> TrainError {
-    let own = |known: &str| known.rsplit('.').next().unwrap_or(known).to_owned();
-    let nearest =
-        KEYS.iter().min_by_key(|known| distance(key, known).min(distance(&own(key), &own(known)) + 1));
-    let hint = nearest.map_or_else(String::new, |known| format!("; did you mean `{known}`?"));
-    TrainError::Recipe(format!("unknown key `{key}`{hint}"))
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, &y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str, overrides: &[&str]) -> Result<Recipe, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("recipe.toml");
-        std::fs::write(&path, text).unwrap();
-        let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
-        Recipe::from_file(&path, &overrides).map_err(|e| e.to_string())
-    }
-
-    const MINIMAL: &str = "model = \"m\"\noutput = \"/o\"\n[data]\nfiles = [\"a.jsonl\"]\n";
-
-    #[test]
-    fn every_known_key_can_be_set_and_no_other_exists() {
-        let recipe = read(MINIMAL, &[]).unwrap();
-        assert!(recipe.model.ends_with("m") && recipe.model.is_absolute());
-        assert_eq!((recipe.output.to_str(), recipe.train.epochs), (Some("/o"), 4));
-        let mut full = recipe;
-        (full.data.context_length, full.train.max_steps) = (Some(8), Some(3));
-        full.data.chat_template = Some("t".into());
-        let mut keys = Vec::new();
-        fn walk(value: &Value, path: &str, keys: &mut Vec<String>) {
-            match value {
-                Value::Table(t) => {
-                    t.iter().for_each(|(k, v)| walk(v, format!("{path}.{k}").trim_start_matches('.'), keys));
-                }
-                _ => keys.push(path.to_owned()),
-            }
-        }
-        walk(&Value::try_from(&full).unwrap(), "", &mut keys);
-        keys.sort();
-        let mut known = KEYS.to_vec();
-        known.sort_unstable();
-        assert_eq!(keys, known);
-    }
-
-    #[test]
-    fn overrides_are_toml_values_or_words() {
-        let recipe = read(
-            MINIMAL,
-            &[
-                "optimizer.learning_rate=1e-4",
-                "memory.placement=disk",
-                "data.packing=false",
-                "memory.budget=2GiB",
-                "optimizer.multipliers.norm=0.5",
-            ],
-        )
-        .unwrap();
-        assert_eq!((recipe.optimizer.learning_rate, recipe.memory.placement), (1e-4, Placement::Disk));
-        assert_eq!((recipe.data.packing, recipe.budget().unwrap()), (false, Some(2 << 30)));
-        assert_eq!(recipe.optimizer.multipliers, Multipliers { norm: 0.5, ..Multipliers::default() });
-    }
-
-    #[test]
-    fn unknown_keys_suggest_the_nearest_and_wrong_values_are_named() {
-        for (text, change, says) in [
-            (
-                "[train]\nbach_size = 3\n",
-                None,
-                "unknown key `train.bach_size`; did you mean `train.batch_size`?",
-            ),
-            ("learning_rate = 3\n", None, "did you mean `optimizer.learning_rate`?"),
-            ("[optimiser]\nbeta1 = 0.9\n", None, "did you mean `optimizer"),
-            ("", Some("train.epoch=2"), "did you mean `train.epochs`?"),
-            ("", Some("train.epochs"), "not of the form key=value"),
-            ("", Some("train.batch_size=0"), "train.batch_size must be at least 1"),
-            ("", Some("optimizer.beta2=1.5"), "optimizer.beta2"),
-            ("", Some("optimizer.learning_rate=-1"), "optimizer.learning_rate"),
-            ("", Some("data.validation=2"), "data.validation"),
-            ("", Some("memory.budget=8X"), "memory.budget"),
-            ("", Some("memory.placement=gpu"), "unknown variant"),
-            ("", Some("save.dtype=int8"), "save.dtype"),
-            ("", Some("data.files=[]"), "data.files"),
-        ] {
-            // keys of the top level stand before the sections
-            let text =
-                if text.starts_with('[') { format!("{MINIMAL}{text}") } else { format!("{text}{MINIMAL}") };
-            let error = read(&text, &change.into_iter().collect::<Vec<_>>()).unwrap_err();
-            assert!(error.contains(says), "{error}");
-        }
-    }
-}
+mod tests;

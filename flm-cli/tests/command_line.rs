@@ -11,7 +11,9 @@ fn help_goes_to_stdout_and_succeeds() {
     let out = flm(&["--help"]);
     assert_eq!(out.status.code(), Some(0));
     let help = String::from_utf8(out.stdout).unwrap();
-    for command in ["demo", "inspect", "convert", "grow", "verify", "logits", "generate", "eval", "models"] {
+    for command in
+        ["demo", "sft", "inspect", "convert", "grow", "verify", "logits", "generate", "eval", "models"]
+    {
         assert!(help.contains(command), "{command}");
     }
 }
@@ -19,8 +21,18 @@ fn help_goes_to_stdout_and_succeeds() {
 #[test]
 fn every_command_shows_an_example() {
     let mut commands = vec![vec!["eval", "perplexity"]];
-    let names =
-        ["inspect", "convert", "grow", "verify", "logits", "generate", "models", "demo", "completions"];
+    let names = [
+        "sft",
+        "inspect",
+        "convert",
+        "grow",
+        "verify",
+        "logits",
+        "generate",
+        "models",
+        "demo",
+        "completions",
+    ];
     commands.extend(names.map(|name| vec![name]));
     for mut command in commands {
         command.push("--help");

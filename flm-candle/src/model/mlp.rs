@@ -1,6 +1,9 @@
 use candle_core::{DType, Result, Tensor};
 
-use super::Linear;
+use super::{
+    Linear,
+    differentiable::{supports, swiglu},
+};
 
 /// SwiGLU: `down(silu(gate(x)) · up(x))`. Shazeer, arXiv 2002.05202.
 #[derive(Debug, Clone)]
@@ -16,8 +19,12 @@ pub struct Mlp {
 impl Mlp {
     /// `x` is `[b, t, hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
+        if supports(x) {
+            return self.down_proj.forward(&swiglu(&gate, &up)?);
+        }
         let statistics = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let gate = self.gate_proj.forward(x)?.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())?;
-        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+        let gate = gate.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())?;
+        self.down_proj.forward(&(gate * up)?)
     }
 }

@@ -10,6 +10,7 @@ mod inspect;
 mod logits;
 mod models;
 mod pull;
+mod sft;
 mod verify;
 
 use clap::Subcommand;
@@ -30,6 +31,7 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     #[command(subcommand)]
     Eval(eval::Eval),
+    Sft(sft::Sft),
     Completions(completions::Completions),
 }
 
@@ -45,6 +47,7 @@ impl Command {
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),
             Self::Eval(command) => command.run(output),
+            Self::Sft(command) => command.run(output),
             Self::Models(command) => command.run(output),
             Self::Pull(command) => command.run(output),
             Self::Completions(command) => command.run(output),

@@ -19,8 +19,19 @@ fn help_goes_to_stdout_and_succeeds() {
 #[test]
 fn every_command_shows_an_example() {
     let mut commands = vec![vec!["eval", "perplexity"]];
-    let names =
-        ["inspect", "convert", "grow", "verify", "logits", "generate", "models", "demo", "completions"];
+    let names = [
+        "inspect",
+        "convert",
+        "grow",
+        "verify",
+        "logits",
+        "generate",
+        "models",
+        "demo",
+        "completions",
+        "fold",
+        "distance",
+    ];
     commands.extend(names.map(|name| vec![name]));
     for mut command in commands {
         command.push("--help");

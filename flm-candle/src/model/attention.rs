@@ -21,6 +21,9 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
+    /// Of a model that is still growing: what each head's output is multiplied by,
+    /// `[heads · head_dim]`.
+    pub mask: Option<Tensor>,
 }
 
 impl Attention {
@@ -49,7 +52,11 @@ impl Attention {
         let mut chunks = chunks.collect::<Result<Vec<_>>>()?;
         // each [b, heads, len, d] -> [b, t, heads · d]
         let y = if chunks.len() == 1 { chunks.remove(0) } else { Tensor::cat(&chunks, 2)? };
-        self.o_proj.forward(&y.transpose(1, 2)?.reshape((b, t, self.heads * self.head_dim))?)
+        let y = y.transpose(1, 2)?.reshape((b, t, self.heads * self.head_dim))?;
+        match &self.mask {
+            Some(mask) => self.o_proj.forward(&y.broadcast_mul(mask)?),
+            None => self.o_proj.forward(&y),
+        }
     }
 
     /// `q` is `[b, heads, t, d]`; `k` and `v` are `[b, kv_heads, keys, d]`.

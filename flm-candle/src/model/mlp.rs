@@ -11,6 +11,8 @@ pub struct Mlp {
     pub up_proj: Linear,
     /// `[hidden_size, intermediate_size]`.
     pub down_proj: Linear,
+    /// Of a model that is still growing: what each unit is multiplied by, `[intermediate_size]`.
+    pub mask: Option<Tensor>,
 }
 
 impl Mlp {
@@ -18,6 +20,10 @@ impl Mlp {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let statistics = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let gate = self.gate_proj.forward(x)?.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())?;
-        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+        let units = (gate * self.up_proj.forward(x)?)?;
+        match &self.mask {
+            Some(mask) => self.down_proj.forward(&units.broadcast_mul(mask)?),
+            None => self.down_proj.forward(&units),
+        }
     }
 }

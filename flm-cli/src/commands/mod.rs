@@ -3,7 +3,9 @@
 mod completions;
 mod convert;
 mod demo;
+mod distance;
 mod eval;
+mod fold;
 mod generate;
 mod grow;
 mod inspect;
@@ -21,7 +23,9 @@ pub(crate) enum Command {
     Demo(demo::Demo),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
-    Grow(grow::Grow),
+    Grow(Box<grow::Grow>),
+    Fold(fold::Fold),
+    Distance(distance::Distance),
     Verify(verify::Verify),
     Logits(logits::Logits),
     Generate(generate::Generate),
@@ -39,6 +43,8 @@ impl Command {
             Self::Inspect(command) => command.run(output),
             Self::Convert(command) => command.run(output),
             Self::Grow(command) => command.run(output),
+            Self::Fold(command) => command.run(output),
+            Self::Distance(command) => command.run(output),
             Self::Verify(command) => command.run(output),
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),

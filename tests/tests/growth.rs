@@ -18,13 +18,13 @@ fn nano(dir: &Path) -> PathBuf {
 }
 
 fn json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON")
 }
 
 fn stderr_of_failure(arguments: &[&str]) -> String {
     let out = flm(arguments);
     assert_eq!(out.status.code(), Some(1), "{arguments:?}");
-    String::from_utf8(out.stderr).unwrap()
+    String::from_utf8(out.stderr).expect("UTF-8")
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn grow_large(source: &Path, dst: &Path, seed: &str) -> Command {
 /// Digests of everything but the provenance, which names the command.
 fn digests(dir: &Path) -> Value {
     let mut checksums = json(&dir.join("checksums.json"));
-    checksums["files"].as_object_mut().unwrap().remove("provenance.json");
+    checksums["files"].as_object_mut().expect("files").remove("provenance.json");
     checksums
 }
 

@@ -386,7 +386,7 @@ impl TeleFlmConfig {
         let mut out = self.raw.clone();
         let mut put = |key: &str, value: Value, implied: bool| {
             let same = out.get(key).is_some_and(|old| same_value(old, &value));
-            if !same && !(implied && !out.contains_key(key)) {
+            if !same && (!implied || out.contains_key(key)) {
                 out.insert(key.into(), value);
             }
         };

@@ -1,6 +1,8 @@
 //! The model against logits, hidden states and greedy text made by an independent program
 //! (`tests/fixtures/models/teleflm_ref.py`, checked there against Hugging Face transformers and vLLM).
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::HashMap,
     path::{Path as FilePath, PathBuf},

@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod demo;
+mod eval;
 mod output;
 
 use std::process::ExitCode;

@@ -101,6 +101,13 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
+/// The most memory that this process has held so far, in bytes; Linux only.
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// 1234567 as "1,234,567".
 pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();

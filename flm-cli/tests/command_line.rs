@@ -18,20 +18,11 @@ fn help_goes_to_stdout_and_succeeds() {
 
 #[test]
 fn every_command_shows_an_example() {
-    let mut commands = vec![vec!["eval", "perplexity"]];
-    let names = [
-        "inspect",
-        "convert",
-        "grow",
-        "verify",
-        "logits",
-        "generate",
-        "models",
-        "demo",
-        "completions",
-        "fold",
-        "distance",
-    ];
+    let mut commands: Vec<Vec<&str>> =
+        ["perplexity", "alignbench", "judge", "score", "report"].map(|name| vec!["eval", name]).into();
+    let names =
+        ["inspect", "convert", "grow", "verify", "logits", "generate", "models", "demo", "completions"];
+    commands.extend(["fold", "distance"].map(|name| vec![name]));
     commands.extend(names.map(|name| vec![name]));
     for mut command in commands {
         command.push("--help");

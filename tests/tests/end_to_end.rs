@@ -1,5 +1,7 @@
 //! The binary on small checkpoints: what each command prints, writes and returns.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -152,6 +154,46 @@ fn grow_keeps_the_function_with_multipliers_changed_and_verify_sees_damage() {
     let different: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(different["passed"], false);
     assert!(different["rel_l2"].as_f64().unwrap() > 1e-4, "{different:#}");
+}
+
+/// A block, embedding and head of `config.json` in `dir`, in bytes of bf16.
+fn part_bytes(dir: &Path) -> (u64, u64) {
+    let seen = flm_json(["inspect", text(dir)]);
+    let of = |name: &str| {
+        let parts = seen["parts"].as_array().unwrap();
+        2 * parts.iter().find(|p| p["name"] == name).unwrap()["parameters"].as_u64().unwrap()
+    };
+    let layers = seen["config"]["layers"].as_u64().unwrap();
+    ((of("attention") + of("feed-forward")) / layers, of("embedding") + of("head"))
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_streamed_model_holds_two_blocks_and_gives_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, large) = (nano(dir.path()), dir.path().join("large"));
+    let sizes = ["--hidden", "1024", "--heads", "8", "--ffn", "3072", "--layers", "20"];
+    flm_json(["grow", text(&source), text(&large)].into_iter().chain(sizes));
+    let run = |checkpoint: &Path, stream: bool| {
+        let out = dir.path().join(if stream { "streamed" } else { "resident" });
+        let mut arguments = vec!["logits", text(checkpoint), "--ids", "1,5,17,300,42", "--out", text(&out)];
+        arguments.extend(stream.then_some("--stream"));
+        let summary = flm_json(&arguments);
+        (std::fs::read(&out).unwrap(), summary["peak_memory_bytes"].as_u64().unwrap())
+    };
+    // what the program takes for itself, measured on a model of almost nothing
+    let (_, base) = run(&fixture("models/teleflm-f32-st"), true);
+    let ((resident, all), (streamed, peak)) = (run(&large, false), run(&large, true));
+    assert_eq!(streamed, resident, "streamed and resident logits");
+    let (block, ends) = part_bytes(&large);
+    assert!(all > base + 20 * block + ends, "a resident model holds all blocks: {all}");
+    let bound = base + 2 * block + ends;
+    // working memory, less than another block
+    let slack = 16 << 20;
+    assert!(
+        slack < block && peak < bound + slack,
+        "streamed: {peak}, two blocks, embedding and head: {bound}"
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! SmolLM2-135M-Instruct through every command: `scripts/test-real.sh` fetches it and runs this.
 
+#![allow(clippy::unwrap_used)]
 #![cfg(feature = "real-weights")]
 
 use std::path::{Path, PathBuf};

@@ -385,8 +385,11 @@ impl TeleFlmConfig {
     pub fn to_json(&self) -> String {
         let mut out = self.raw.clone();
         let mut put = |key: &str, value: Value, implied: bool| {
-            let same = out.get(key).is_some_and(|old| same_value(old, &value));
-            if !same && (!implied || out.contains_key(key)) {
+            let write = match out.get(key) {
+                Some(old) => !same_value(old, &value),
+                None => !implied,
+            };
+            if write {
                 out.insert(key.into(), value);
             }
         };

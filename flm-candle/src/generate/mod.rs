@@ -21,7 +21,7 @@ pub struct GenerateOptions {
     pub top_p: Option<f64>,
     /// Divides positive logits of tokens seen before and multiplies negative ones; 1 changes nothing.
     pub repetition_penalty: f32,
-    /// Row `i` draws from a generator seeded with `seed + i`.
+    /// Row `i` of [`generate`] draws from a generator seeded with `seed + i`.
     pub seed: u64,
     /// Tokens that end a row; they are part of its output.
     pub stop_tokens: Vec<u32>,
@@ -122,15 +122,36 @@ pub fn generate(
     model: &CausalLm,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
+    on_token: impl FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generation>, GenerateError> {
+    let of_row = |i| GenerateOptions { seed: options.seed.wrapping_add(i as u64), ..options.clone() };
+    let options: Vec<_> = (0..prompts.len()).map(of_row).collect();
+    generate_each(model, prompts, &options, on_token)
+}
+
+/// [`generate`] with options for every prompt; each row draws from its own `seed`.
+///
+/// One pass over the weights advances all rows, whatever their temperatures.
+///
+/// # Panics
+/// When there are not as many options as prompts.
+pub fn generate_each(
+    model: &CausalLm,
+    prompts: &[Vec<u32>],
+    options: &[GenerateOptions],
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generation>, GenerateError> {
-    check(model, prompts, options)?;
+    assert_eq!(prompts.len(), options.len(), "one set of options for every prompt");
+    for options in options {
+        check_options(options)?;
+    }
+    check_prompts(model, prompts)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let context = model.config().max_position_embeddings;
-    let vocabulary = options.vocabulary.min(model.config().vocab_size);
+    let new_tokens = options.iter().map(|o| o.max_new_tokens).max().unwrap_or(0);
     let padding: Vec<usize> = prompts.iter().map(|p| longest - p.len()).collect();
-    let mut cache = model.cache(padding.clone(), longest + options.max_new_tokens.min(context));
-    let mut rows: Vec<Row> = (0..prompts.len()).map(|i| Row::new(options, i)).collect();
+    let mut cache = model.cache(padding.clone(), longest + new_tokens.min(context));
+    let mut rows: Vec<Row> = options.iter().map(Row::new).collect();
     let mut next: Vec<Vec<u32>> =
         prompts.iter().zip(&padding).map(|(prompt, &pad)| [vec![0; pad], prompt.clone()].concat()).collect();
     while rows.iter().any(|row| row.finish.is_none()) {
@@ -140,6 +161,8 @@ pub fn generate(
         for (i, row) in rows.iter_mut().enumerate() {
             // a finished row is fed its last token until the others are done; nobody reads it
             if row.finish.is_none() {
+                let options = &options[i];
+                let vocabulary = options.vocabulary.min(model.config().vocab_size);
                 let logits = logits.get(i)?.get(0)?.narrow(0, 0, vocabulary)?;
                 let id = row.sample(&logits, &prompts[i], options, i)?;
                 let go_on = on_token(i, id);
@@ -162,7 +185,7 @@ pub fn generate(
     Ok(rows.into_iter().map(done).collect())
 }
 
-fn check(model: &CausalLm, prompts: &[Vec<u32>], options: &GenerateOptions) -> Result<(), GenerateError> {
+fn check_options(options: &GenerateOptions) -> Result<(), GenerateError> {
     let setting = |text: &str| Err(GenerateError::Setting(text.into()));
     if !options.temperature.is_finite() || options.temperature < 0.0 {
         return setting("temperature must be a number ≥ 0 (0 is greedy)");
@@ -179,6 +202,10 @@ fn check(model: &CausalLm, prompts: &[Vec<u32>], options: &GenerateOptions) -> R
     if options.max_new_tokens == 0 || options.vocabulary == 0 {
         return setting("there must be room for at least one new token");
     }
+    Ok(())
+}
+
+fn check_prompts(model: &CausalLm, prompts: &[Vec<u32>]) -> Result<(), GenerateError> {
     let context = model.config().max_position_embeddings;
     for (row, prompt) in prompts.iter().enumerate() {
         if prompt.is_empty() {
@@ -198,10 +225,9 @@ struct Row {
 }
 
 impl Row {
-    fn new(options: &GenerateOptions, index: usize) -> Self {
-        let seed = options.seed.wrapping_add(index as u64);
+    fn new(options: &GenerateOptions) -> Self {
         Self {
-            processor: LogitsProcessor::from_sampling(seed, options.sampling()),
+            processor: LogitsProcessor::from_sampling(options.seed, options.sampling()),
             ids: Vec::new(),
             finish: None,
         }

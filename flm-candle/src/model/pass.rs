@@ -12,8 +12,10 @@ pub enum Path {
     Differentiable,
 }
 
-/// The largest number of attention scores held at once, per device: 16 Mi values, 64 MiB in f32.
-const MAX_SCORES: usize = 16 << 20;
+/// The largest number of attention scores held at once: on a CPU what its caches hold, 4 MiB in f32.
+fn max_scores(device: &Device) -> usize {
+    if device.is_cpu() { 1 << 20 } else { 16 << 20 }
+}
 
 /// What all blocks of one forward pass share: positions, masks, the path.
 ///
@@ -64,7 +66,7 @@ impl Pass {
             (past..past + len).collect()
         };
         let (cos, sin) = rotary.tables(&positions, if padded { Some(rows) } else { None }, dtype, device)?;
-        let step = (MAX_SCORES / (rows * heads * (past + len))).clamp(1, len);
+        let step = (max_scores(device) / (rows * heads * (past + len))).clamp(1, len);
         let chunks = (0..len)
             .step_by(step)
             .map(|start| {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::{Dtype, open, parse_size},
-    output::{Output, size},
+    output::{Output, peak_memory, size},
 };
 
 /// Turn a checkpoint of any form into safetensors; bytes are moved, not decoded, unless --dtype asks.
@@ -42,6 +42,7 @@ struct Summary {
     /// Finite values that became infinite in a narrower dtype.
     overflowed: u64,
     seconds: f64,
+    peak_memory_bytes: Option<u64>,
     dry_run: bool,
 }
 
@@ -67,6 +68,7 @@ impl Convert {
                 bytes_written,
                 overflowed: 0,
                 seconds: 0.0,
+                peak_memory_bytes: None,
                 dry_run: true,
             }
         } else {
@@ -85,6 +87,7 @@ impl Convert {
                 bytes_written: report.bytes_written,
                 overflowed: report.overflowed,
                 seconds: start.elapsed().as_secs_f64(),
+                peak_memory_bytes: peak_memory(),
                 dry_run: false,
             }
         };

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::{RunArgs, open, parse_ids},
-    output::Output,
+    output::{Output, peak_memory},
 };
 
 /// Write the logits of given tokens, to compare with other runtimes.
@@ -39,6 +39,7 @@ struct Summary {
     vocab: usize,
     argmax: Vec<u32>,
     seconds: f64,
+    peak_memory_bytes: Option<u64>,
 }
 
 impl Logits {
@@ -65,6 +66,7 @@ impl Logits {
             vocab: model.config().vocab_size,
             argmax,
             seconds,
+            peak_memory_bytes: peak_memory(),
         };
         output.result(&summary, |s| {
             format!(

@@ -57,7 +57,8 @@ impl Perplexity {
         let tokenizer = tokenizer(&self.dir)?;
         let mut text = read_text(&self.text)?;
         if let Some(max) = self.max_bytes {
-            text.truncate(text.floor_char_boundary(max));
+            let end = (0..=max.min(text.len())).rev().find(|&i| text.is_char_boundary(i));
+            text.truncate(end.unwrap_or(0));
         }
         let stride = self.stride.unwrap_or(self.context);
         ensure!(self.context >= 2, "--context must be at least 2");

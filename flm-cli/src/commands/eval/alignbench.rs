@@ -1,0 +1,136 @@
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use clap::Args;
+use serde::Serialize;
+
+use super::judge::{self, JudgeArgs};
+use crate::{
+    arguments::RunArgs,
+    eval::{
+        answer::{AnswerOptions, Answered, answer},
+        identity::Identity,
+        journal::write_whole,
+        judge::{Judged, read_answers, run},
+        local_model::{Decoding, LocalModel},
+        questions::Questions,
+        score::{Scores, read_rows, score},
+    },
+    output::Output,
+};
+
+/// Answer the questions of AlignBench, or of any file in its format; with a judge, also judge and score.
+///
+/// AlignBench's data has no licence and does not come with flm: clone THUDM/AlignBench and give its path.
+/// Answers and judgments are appended as they come; the same command goes on where a run was stopped.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+    flm eval alignbench ./FLM-2-52B-Instruct --questions ./AlignBench --stream --out results \\\n      \
+    --judge-model gpt-4o-2024-05-13\n  flm eval report results")]
+pub(crate) struct AlignBench {
+    /// Checkpoint directory.
+    dir: PathBuf,
+    /// Questions: a JSONL file, or a checkout of THUDM/AlignBench.
+    #[arg(long, value_name = "PATH")]
+    questions: PathBuf,
+    /// Directory for answers.jsonl, judgments.jsonl and scores.json.
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    out: PathBuf,
+    /// Ask only N questions, the categories in proportion.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    max_new_tokens: usize,
+    /// Questions that one pass over the weights advances [default: 16, with --stream 64].
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Sample among the likeliest tokens with this probability together.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Make tokens seen before less likely; 1 changes nothing.
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Give the question as it is, without a chat template.
+    #[arg(long)]
+    plain: bool,
+    /// Say what answering would take, and stop.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    judge: JudgeArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    answers: Answered,
+    judgments: Option<Judged>,
+    identity: Option<Identity>,
+    scores: Option<Scores>,
+}
+
+impl AlignBench {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        ensure!(
+            self.max_new_tokens > 0 && self.batch != Some(0),
+            "--max-new-tokens and --batch must be at least 1"
+        );
+        let mut questions = Questions::open(&self.questions)?;
+        if let Some(limit) = self.limit {
+            questions.limit(limit);
+        }
+        let answers_path = self.out.join("answers.jsonl");
+        let answers = {
+            let model = LocalModel::open(&self.dir, &self.run, self.plain)?;
+            let batch = self.batch.unwrap_or(if model.streamed { 64 } else { 16 });
+            let decoding = Decoding {
+                max_new_tokens: self.max_new_tokens,
+                top_p: self.top_p,
+                repetition_penalty: self.repetition_penalty,
+                batch,
+            };
+            let options = AnswerOptions { decoding, seed: self.seed, dry_run: self.dry_run };
+            answer(&questions, &model, &options, &answers_path, output)?
+        };
+        let mut report = Report { answers, judgments: None, identity: None, scores: None };
+        if self.judge.is_given() && !self.dry_run {
+            let list = read_answers(&answers_path, &questions.rubric)?;
+            let judge = self.judge.open(&questions.rubric, &self.run, output)?;
+            let path = self.out.join("judgments.jsonl");
+            let judged = run(&list, judge.as_ref(), &path, &output.steps("judgments", 0))?;
+            let rows = read_rows(&path)?;
+            report.identity = Some(Identity::of(&rows, false)?);
+            report.scores = Some(score(&rows, Some(&questions.ids())));
+            report.judgments = Some(judged);
+            write_whole(&self.out.join("scores.json"), &serde_json::to_vec_pretty(&report)?)?;
+        }
+        let complete = report.judgments.as_ref().is_none_or(|judged| judged.failed.is_empty());
+        output.result(&report, |report| self.human(report))?;
+        Ok(complete)
+    }
+
+    fn human(&self, report: &Report) -> String {
+        let a = &report.answers;
+        let mut text = format!(
+            "{}: {} answered in {} passes, {} answered before, {} empty, {} too long for the context",
+            self.out.join("answers.jsonl").display(),
+            a.answered,
+            a.passes,
+            a.already,
+            a.empty,
+            a.too_long
+        );
+        if let Some(judged) = &report.judgments {
+            text += &format!("\n{}", judge::describe(judged));
+        }
+        if let (Some(scores), Some(identity)) = (&report.scores, &report.identity) {
+            text += &format!("\n\n{}", super::score::tables(scores, identity, None));
+        }
+        text
+    }
+}

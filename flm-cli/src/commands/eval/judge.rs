@@ -1,0 +1,180 @@
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    arguments::RunArgs,
+    eval::{
+        judge::{Endpoint, EndpointOptions, Judge, Judged, LocalJudge, Prompt, RuleJudge, read_answers, run},
+        local_model::LocalModel,
+        questions::Questions,
+        rubric::Rubric,
+    },
+    output::Output,
+};
+
+/// Have answers judged.
+///
+/// The judge is an OpenAI-compatible endpoint (--judge-model), a checkpoint (--judge-dir) or a rule
+/// (--judge rule). A run that was stopped goes on where it was; nothing is judged twice.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    flm eval judge answers.jsonl --judge-model gpt-4o-2024-05-13\n  \
+    flm eval judge answers.jsonl --judge-url http://127.0.0.1:8000/v1 --judge-model critic\n  \
+    flm eval judge answers.jsonl --judge rule")]
+pub(crate) struct JudgeAnswers {
+    /// Answers, one JSON object a line: question_id, category, subcategory, question, reference, answer.
+    answers: PathBuf,
+    /// Where the judgments go [default: judgments.jsonl beside the answers].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// A checkout of AlignBench whose config/*.json replace the built-in dimensions.
+    #[arg(long, value_name = "PATH")]
+    questions: Option<PathBuf>,
+    #[command(flatten)]
+    judge: JudgeArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+impl JudgeAnswers {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        ensure!(
+            self.judge.is_given(),
+            "no judge: give --judge-model NAME, --judge-dir CHECKPOINT or --judge rule"
+        );
+        let rubric = match &self.questions {
+            Some(path) => Questions::open(path)?.rubric,
+            None => Rubric::built_in(),
+        };
+        let answers = read_answers(&self.answers, &rubric)?;
+        let judge = self.judge.open(&rubric, &self.run, output)?;
+        let out = self.out.clone().unwrap_or_else(|| self.answers.with_file_name("judgments.jsonl"));
+        let judged = run(&answers, judge.as_ref(), &out, &output.steps("judgments", 0))?;
+        output.result(&judged, describe)?;
+        Ok(judged.failed.is_empty())
+    }
+}
+
+/// A line for people.
+pub(crate) fn describe(judged: &Judged) -> String {
+    let mut text = format!(
+        "{}: {} judged, {} judged before, {} failed\njudge: {}",
+        judged.out.display(),
+        judged.judged,
+        judged.already,
+        judged.failed.len(),
+        judged.judge
+    );
+    for failure in judged.failed.iter().take(10) {
+        text += &format!("\nquestion {}: {}", failure.question_id, failure.why);
+    }
+    if !judged.failed.is_empty() {
+        text += "\nrun the same command again for the rest";
+    }
+    text
+}
+
+/// Judges that are no model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rule {
+    /// Character overlap with the reference: for tests, comparable with nothing else.
+    Rule,
+}
+
+/// Who judges.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct JudgeArgs {
+    /// Judge by a rule: character overlap with the reference, comparable with no other judge.
+    #[arg(long, value_name = "KIND", conflicts_with_all = ["judge_model", "judge_dir"])]
+    judge: Option<Rule>,
+    /// Model that an endpoint is asked for.
+    #[arg(long, value_name = "NAME", conflicts_with = "judge_dir")]
+    judge_model: Option<String>,
+    /// Base address of an OpenAI-compatible endpoint.
+    #[arg(long, value_name = "URL", default_value = "https://api.openai.com/v1")]
+    judge_url: String,
+    /// Environment variable that holds the endpoint's key.
+    #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY")]
+    judge_key_env: String,
+    /// Checkpoint that judges.
+    #[arg(long, value_name = "DIR")]
+    judge_dir: Option<PathBuf>,
+    /// Prompt of the judge: a minijinja template with category, subcategory, kind, dimensions,
+    /// question, reference, answer, reference_score.
+    #[arg(long, value_name = "FILE")]
+    judge_template: Option<PathBuf>,
+    /// Requests in flight, or answers that a checkpoint judges together.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    judge_concurrency: u16,
+    /// Seconds that a request may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 180.0, value_parser = seconds)]
+    judge_timeout: f64,
+    /// Tries for one answer.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    judge_attempts: u32,
+    /// Seconds before the second try; doubled before each later one, up to a minute.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    judge_retry_wait: f64,
+    /// Most tokens of a judgment by a checkpoint.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    judge_max_new_tokens: usize,
+}
+
+impl JudgeArgs {
+    /// Whether there is one.
+    pub(crate) fn is_given(&self) -> bool {
+        self.judge.is_some() || self.judge_model.is_some() || self.judge_dir.is_some()
+    }
+
+    /// The judge that is asked for.
+    pub(crate) fn open(
+        &self,
+        rubric: &Rubric,
+        run: &RunArgs,
+        output: &Output,
+    ) -> anyhow::Result<Box<dyn Judge>> {
+        if self.judge == Some(Rule::Rule) {
+            return Ok(Box::new(RuleJudge));
+        }
+        let prompt = match &self.judge_template {
+            Some(path) => Prompt::open(path, rubric)?,
+            None => Prompt::built_in(rubric)?,
+        };
+        if let Some(dir) = &self.judge_dir {
+            return Ok(Box::new(LocalJudge {
+                model: LocalModel::open(dir, run, false)?,
+                prompt,
+                max_new_tokens: self.judge_max_new_tokens,
+                batch: usize::from(self.judge_concurrency),
+            }));
+        }
+        let key = std::env::var(&self.judge_key_env).ok().filter(|key| !key.trim().is_empty());
+        if key.is_some() && self.judge_url.starts_with("http://") && !is_local(&self.judge_url) {
+            output.warn(&format!("the key in {} goes to {} unencrypted", self.judge_key_env, self.judge_url));
+        }
+        let options = EndpointOptions {
+            url: self.judge_url.clone(),
+            model: self.judge_model.clone().context("--judge-model is missing")?,
+            key: key.map(|key| key.trim().to_owned()),
+            key_env: self.judge_key_env.clone(),
+            timeout: Duration::from_secs_f64(self.judge_timeout),
+            attempts: self.judge_attempts,
+            retry_wait: Duration::from_secs_f64(self.judge_retry_wait),
+            concurrency: usize::from(self.judge_concurrency),
+        };
+        Ok(Box::new(Endpoint::new(options, prompt)?))
+    }
+}
+
+fn is_local(url: &str) -> bool {
+    let host = url.trim_start_matches("http://");
+    ["127.", "localhost", "[::1]"].iter().any(|local| host.starts_with(local))
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    if (0.001..=1e6).contains(&seconds) { Ok(seconds) } else { Err("expected 0.001 to 1000000".into()) }
+}

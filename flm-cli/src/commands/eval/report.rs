@@ -1,0 +1,61 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use crate::{
+    eval::{
+        journal::write_whole,
+        report::{Report, find, markdown, page},
+    },
+    output::{Output, size},
+};
+
+/// Make a report of saved judgments: one HTML page that loads nothing.
+///
+/// With several results, or a baseline, they stand side by side. The page has the scores, what they are
+/// made of, and every question with its reference, answers and judgments.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  flm eval report results --baseline before/judgments.jsonl --out report.html"
+)]
+pub(crate) struct MakeReport {
+    /// Results: directories with judgments.jsonl, or files of judgments.
+    #[arg(required = true)]
+    results: Vec<PathBuf>,
+    /// The page [default: report.html in the first results directory].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Judgments to compare with and to divide by.
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Print the tables as Markdown.
+    #[arg(long)]
+    markdown: bool,
+    /// Show side by side what differs in its judge, prompt or data.
+    #[arg(long)]
+    allow_different: bool,
+}
+
+impl MakeReport {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let files = self.results.iter().map(|path| find(path)).collect::<anyhow::Result<Vec<_>>>()?.concat();
+        let baseline = self.baseline.as_deref().map(find).transpose()?.unwrap_or_default();
+        ensure!(baseline.len() <= 1, "--baseline holds {} results: name one of them", baseline.len());
+        let report = Report::read(&files, baseline.first().map(PathBuf::as_path), self.allow_different)?;
+        let first = &self.results[0];
+        let out = self.out.clone().unwrap_or_else(|| {
+            if first.is_dir() { first.join("report.html") } else { first.with_extension("html") }
+        });
+        let html = page(&report)?;
+        write_whole(&out, html.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
+        output.result(&report, |report| {
+            if self.markdown {
+                markdown(report)
+            } else {
+                format!("{} ({})", out.display(), size(html.len() as u64))
+            }
+        })?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,130 @@
+//! `flm eval alignbench`: answers are the same streamed or resident, cut or whole, in any batch.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// A checkpoint with a tokenizer, and questions of different lengths in two categories.
+fn checkpoint_and_questions(dir: &Path) -> (PathBuf, PathBuf) {
+    let model = dir.join("model");
+    std::fs::create_dir_all(&model).unwrap();
+    copy(&fixtures().join("models/teleflm-f32-st"), &model);
+    // as many words as the model's embedding has rows
+    let word = |id: usize| match id {
+        0 => "<unk>".to_owned(),
+        1 => "abc".to_owned(),
+        id => format!("w{id}"),
+    };
+    let vocabulary: serde_json::Map<String, Value> = (0..384).map(|id| (word(id), id.into())).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+    });
+    std::fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let row = |id: usize| {
+        let category = if id.is_multiple_of(2) { "角色扮演" } else { "数学计算" };
+        let row = json!({
+            "question_id": id, "category": category, "subcategory": "", "question": "abc ".repeat(id),
+            "reference": "abc", "evidences": [],
+        });
+        format!("{row}\n")
+    };
+    let questions = dir.join("questions.jsonl");
+    std::fs::write(&questions, (1..=7).map(row).collect::<String>()).unwrap();
+    (model, questions)
+}
+
+fn alignbench(model: &Path, questions: &Path, out: &Path, more: &[&str]) -> (bool, Value, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+    command.args(["eval", "alignbench", "--json", "--max-new-tokens", "12"]).arg(model);
+    command.arg("--questions").arg(questions).arg("--out").arg(out).args(more);
+    let output = command.output().unwrap();
+    let json = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.success(), json, String::from_utf8(output.stderr).unwrap())
+}
+
+fn answers(out: &Path) -> BTreeMap<u64, (String, Value)> {
+    let text = std::fs::read_to_string(out.join("answers.jsonl")).unwrap();
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.map(|row| {
+        let answer = row["answer"].as_str().unwrap().to_owned();
+        (row["question_id"].as_u64().unwrap(), (answer, row["temperature"].clone()))
+    })
+    .collect()
+}
+
+#[test]
+fn streamed_resident_and_resumed_answers_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, questions) = checkpoint_and_questions(dir.path());
+    let out = |name: &str| dir.path().join(name);
+    let (ok, resident, error) = alignbench(&model, &questions, &out("resident"), &["--judge", "rule"]);
+    assert!(ok, "{error}");
+    let (ok, streamed, error) = alignbench(&model, &questions, &out("streamed"), &["--stream"]);
+    assert!(ok, "{error}");
+    assert!(alignbench(&model, &questions, &out("small"), &["--batch", "2"]).0);
+    let expected = answers(&out("resident"));
+    assert_eq!(expected.len(), 7);
+    assert_eq!((&expected[&1].1, &expected[&2].1), (&json!(0.1), &json!(0.7)));
+    assert!(expected.values().map(|(answer, _)| answer).collect::<std::collections::BTreeSet<_>>().len() > 3);
+    assert_eq!(answers(&out("streamed")), expected);
+    assert_eq!(answers(&out("small")), expected);
+    // one pass over the weights advances every answer: no more passes than the longest answer has tokens
+    let passes = streamed["answers"]["passes"].as_u64().unwrap();
+    let rounds = 1 + 3;
+    assert!(passes <= 12 * rounds, "{passes}");
+    assert!(streamed["answers"]["cost"]["seconds_per_pass"].as_f64().unwrap() > 0.0);
+    assert_eq!(resident["scores"]["ledger"]["rows"], json!(7));
+    assert_eq!(resident["identity"]["data_sha256"].as_str().unwrap().len(), 64);
+
+    // cut in the middle of a row, as a kill leaves it
+    let path = out("resident").join("answers.jsonl");
+    let text = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &text[..text.len() * 2 / 3]).unwrap();
+    std::fs::remove_file(out("resident").join("judgments.jsonl")).unwrap();
+    let (ok, resumed, error) = alignbench(&model, &questions, &out("resident"), &[]);
+    assert!(ok, "{error}");
+    assert!((1..7).contains(&resumed["answers"]["already"].as_u64().unwrap()));
+    assert_eq!(answers(&out("resident")), expected);
+    // other settings do not go into the same file
+    let (ok, _, error) = alignbench(&model, &questions, &out("resident"), &["--seed", "1"]);
+    assert!(!ok && error.contains("another settings_digest; give another --out"), "{error}");
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_take_and_a_checkpoint_can_judge() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, questions) = checkpoint_and_questions(dir.path());
+    let out = dir.path().join("out");
+    let (ok, report, _) = alignbench(&model, &questions, &out, &["--dry-run", "--batch", "4"]);
+    assert!(ok);
+    assert_eq!(report["answers"]["cost"]["passes"], json!(24));
+    assert_eq!(report["answers"]["answered"], json!(0));
+    let template = dir.path().join("short.jinja");
+    std::fs::write(&template, "{{ question }}").unwrap();
+    let (judge, template) = (model.to_str().unwrap(), template.to_str().unwrap());
+    let more = ["--judge-dir", judge, "--judge-template", template, "--judge-max-new-tokens", "4"];
+    let (ok, report, error) = alignbench(&model, &questions, &out, &more);
+    assert!(ok, "{error}");
+    assert_eq!(report["judgments"]["judged"], json!(7));
+    // what it says is noise, which the ledger shows
+    assert_eq!(report["scores"]["ledger"]["failed"], json!(7));
+}

@@ -1,0 +1,234 @@
+//! `flm eval judge` over HTTP: a server with every fault, and kills at random moments.
+
+#![allow(clippy::unwrap_used)]
+
+mod judge_server;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use judge_server::{Fault, JudgeServer};
+use serde_json::{Value, json};
+
+const KEY: &str = "sk-secret-0123456789";
+
+fn write_answers(dir: &Path, count: usize) -> PathBuf {
+    let categories =
+        ["数学计算", "逻辑推理", "基本任务", "中文理解", "综合问答", "文本写作", "角色扮演", "专业能力"];
+    let rows: String = (1..=count)
+        .map(|id| {
+            let row = json!({
+                "question_id": id, "category": categories[id % 8], "subcategory": "", "question": format!("q-{id}-q"),
+                "reference": "{参考}", "answer": format!("答\"{id}\"\n{{}}"), "data_sha256": "d", "model": "m",
+            });
+            format!("{row}\n")
+        })
+        .collect();
+    let path = dir.join("answers.jsonl");
+    std::fs::write(&path, rows).unwrap();
+    path
+}
+
+fn judge(answers: &Path, server: &JudgeServer, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+    command.args(["eval", "judge", "--json"]).arg(answers);
+    command.args(["--judge-url", &server.url(), "--judge-model", "mock", "--judge-retry-wait", "0.02"]);
+    command.args(more).env("OPENAI_API_KEY", KEY).env_remove("http_proxy").env_remove("HTTP_PROXY");
+    command.env("NO_PROXY", "*").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(command: &mut Command) -> (bool, Value, String) {
+    let out = command.output().unwrap();
+    let json = serde_json::from_slice(&out.stdout).unwrap_or_default();
+    (out.status.success(), json, String::from_utf8(out.stderr).unwrap())
+}
+
+fn rows(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_fault_is_survived_and_every_answer_judged_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 60);
+    let faults = [
+        Fault::TooMany { retry_after: "1" },
+        Fault::ServerError,
+        Fault::Hang(Duration::from_secs(3)),
+        Fault::MalformedJson,
+        Fault::EmptyContent,
+        Fault::NullContent,
+        Fault::CutBody,
+        Fault::CutChunked,
+        Fault::Reset,
+    ];
+    // the first try of every question meets one of the faults, the second a success
+    let server = JudgeServer::start(move |id, tries| (tries == 1).then(|| faults[id % faults.len()]));
+    let start = Instant::now();
+    let (ok, report, error) = run(&mut judge(&answers, &server, &["--judge-timeout", "1.5"]));
+    assert!(ok, "{error}\n{report}");
+    assert_eq!((&report["judged"], &report["already"]), (&json!(60), &json!(0)));
+    let rows = rows(&dir.path().join("judgments.jsonl"));
+    let ids: BTreeSet<u64> = rows.iter().map(|row| row["question_id"].as_u64().unwrap()).collect();
+    assert_eq!((rows.len(), ids.len()), (60, 60));
+    for row in &rows {
+        let id = row["question_id"].as_u64().unwrap();
+        assert_eq!(row["score"], json!(1 + id % 10), "the judgment of another question");
+        assert_eq!((&row["judge"], &row["judge_reported"]), (&json!("mock"), &json!("mock-0613")));
+        assert!(row["prompt_sha256"].as_str().unwrap().len() == 64 && row["data_sha256"] == "d");
+    }
+    // a question whose server asked for a second of patience was left alone for a second
+    for (id, times) in server.times() {
+        assert_eq!(times.len(), 2, "question {id}");
+        if id % 9 == 0 {
+            assert!(times[1] - times[0] >= Duration::from_secs(1), "question {id} came back too early");
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(60));
+    assert!(server.keys_seen().iter().all(|key| key == &format!("Bearer {KEY}")));
+    assert_eq!(server.temperatures_seen(), BTreeSet::from(["0".to_owned()]));
+    let again = run(&mut judge(&answers, &server, &[]));
+    assert_eq!((again.0, &again.1["judged"], &again.1["already"]), (true, &json!(0), &json!(60)));
+    assert_eq!(server.answered().values().sum::<usize>(), 60, "something was judged twice");
+}
+
+#[test]
+fn kill_9_at_twenty_moments_loses_nothing_and_judges_nothing_twice() {
+    const QUESTIONS: usize = 683;
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), QUESTIONS);
+    let out = dir.path().join("judgments.jsonl");
+    let server = JudgeServer::start(|id, tries| match (id % 23, tries) {
+        (7, 1) => Some(Fault::TooMany { retry_after: "0" }),
+        (11, 1) => Some(Fault::ServerError),
+        (13, 1) => Some(Fault::CutBody),
+        _ => Some(Fault::Slow(Duration::from_millis(20 + (id as u64 * 7919) % 60))),
+    });
+    // a small generator; the seed is fixed, the moments are not quite
+    let mut state = 6_u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % 260
+    };
+    let (mut kept, mut asked) = (0, BTreeMap::<u64, usize>::new());
+    for kill in 0..20 {
+        let mut child = judge(&answers, &server, &[]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(60 + random()));
+        // SIGKILL
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if out.exists() {
+            let text = std::fs::read(&out).unwrap();
+            let lines = text.iter().filter(|&&byte| byte == b'\n').count();
+            assert!(lines >= kept, "kill {kill} lost rows");
+            kept = lines;
+            // what had a row at the last kill was not asked for by this run
+            std::thread::sleep(Duration::from_millis(100));
+            let now: BTreeMap<u64, usize> = server.times().iter().map(|(id, t)| (*id, t.len())).collect();
+            assert!(asked.iter().all(|(id, count)| now[id] == *count), "kill {kill}: asked again");
+            let whole = String::from_utf8_lossy(&text).into_owned();
+            let ids = whole.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            asked = ids.filter_map(|row| row["question_id"].as_u64()).map(|id| (id, now[&id])).collect();
+        }
+    }
+    assert!((1..QUESTIONS).contains(&kept), "{kept} rows after 20 kills: the moments prove nothing");
+    let before: BTreeMap<u64, usize> = server.answered();
+    let on_disk: BTreeSet<u64> = std::fs::read_to_string(&out)
+        .unwrap()
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["question_id"].as_u64())
+        .collect();
+    let (ok, report, error) = run(&mut judge(&answers, &server, &[]));
+    assert!(ok, "{error}");
+    assert_eq!(report["already"], json!(on_disk.len()));
+    let ids: Vec<u64> = rows(&out).iter().map(|row| row["question_id"].as_u64().unwrap()).collect();
+    let unique: BTreeSet<u64> = ids.iter().copied().collect();
+    assert_eq!((ids.len(), unique.len()), (QUESTIONS, QUESTIONS), "duplicate or missing rows");
+    // no question that had a row was asked for again, by the last run or any other
+    for (id, count) in server.answered() {
+        if on_disk.contains(&id) {
+            assert_eq!(count, before[&id], "question {id} had a row and was judged again");
+        }
+    }
+    // more answers than rows can only be of requests that were in flight at a kill, at most 8 each
+    let answered: usize = server.answered().values().sum();
+    assert!(answered <= QUESTIONS + 20 * 8, "{answered} judgments were made for {QUESTIONS} rows");
+    let report = format!("{answered} judgments served, {} rows kept at the last kill", on_disk.len());
+    assert!(server.answered().values().all(|&count| count <= 3), "{report}");
+}
+
+#[test]
+fn a_wrong_key_stops_at_once_and_the_key_is_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 40);
+    let server = JudgeServer::start(|_, _| Some(Fault::Unauthorized));
+    let (ok, _, error) = run(&mut judge(&answers, &server, &[]));
+    assert!(!ok && error.contains("401") && error.contains("OPENAI_API_KEY"), "{error}");
+    // the server's message repeats the key
+    assert!(!error.contains(KEY) && error.contains("[key]"), "{error}");
+    assert!(server.times().values().map(Vec::len).sum::<usize>() <= 16);
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(!text.contains(KEY));
+    }
+}
+
+#[test]
+fn one_answer_that_cannot_be_judged_fails_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 30);
+    let server = JudgeServer::start(|id, _| (id == 17).then_some(Fault::BadRequest));
+    let (ok, report, _) = run(&mut judge(&answers, &server, &[]));
+    assert!(!ok);
+    assert_eq!(report["judged"], json!(29));
+    assert_eq!(report["failed"][0]["question_id"], json!(17));
+    assert!(report["failed"][0]["why"].as_str().unwrap().contains("HTTP 400"));
+    // down for good: the run stops instead of trying every answer
+    let down = JudgeServer::start(|_, _| Some(Fault::ServerError));
+    let out = dir.path().join("other.jsonl");
+    let more = ["--judge-attempts", "2", "--judge-concurrency", "2", "--out", out.to_str().unwrap()];
+    let (ok, _, error) = run(&mut judge(&answers, &down, &more));
+    assert!(!ok && error.contains("in a row") && error.contains("HTTP 500"), "{error}");
+    assert!(down.times().len() < 15);
+}
+
+#[test]
+fn judgments_of_another_judge_prompt_or_answer_are_not_mixed() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 3);
+    let server = JudgeServer::start(|_, _| None);
+    assert!(run(&mut judge(&answers, &server, &[])).0);
+    let template = dir.path().join("prompt.jinja");
+    std::fs::write(&template, "{{ question }} {{ answer }}").unwrap();
+    let (_, _, error) = run(&mut judge(&answers, &server, &["--judge-template", template.to_str().unwrap()]));
+    assert!(error.contains("line 1: a judgment of another prompt; give another --out"), "{error}");
+    let text = std::fs::read_to_string(&answers).unwrap();
+    std::fs::write(&answers, text.replace("答", "改")).unwrap();
+    let (_, _, error) = run(&mut judge(&answers, &server, &[]));
+    assert!(error.contains("a judgment of another answer"), "{error}");
+    std::fs::write(&answers, text).unwrap();
+    let mut rule = Command::new(env!("CARGO_BIN_EXE_flm"));
+    let (_, _, error) = run(rule.args(["eval", "judge", "--judge", "rule"]).arg(&answers));
+    assert!(error.contains("a judgment of another judge"), "{error}");
+}
+
+#[test]
+fn the_rule_is_deterministic_and_labelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = dir.path().join("answers.jsonl");
+    let row = |id: u64, answer: &str| json!({"question_id": id, "category": "数学计算", "question": "q", "reference": "床前明月光", "answer": answer});
+    std::fs::write(&answers, format!("{}\n{}\n", row(1, "床前明月光。"), row(2, "不知道"))).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+    let (ok, report, error) = run(command.args(["eval", "judge", "--json", "--judge", "rule"]).arg(&answers));
+    assert!(ok, "{error}");
+    assert!(report["judge"].as_str().unwrap().contains("not comparable"));
+    let scores: Vec<Value> =
+        rows(&dir.path().join("judgments.jsonl")).iter().map(|row| row["score"].clone()).collect();
+    assert_eq!(scores, [json!(10), json!(1)]);
+}

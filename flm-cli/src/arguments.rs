@@ -171,7 +171,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: f64 = digits.trim().parse().map_err(|_| format!("{digits:?} is not a number"))?;
     let bytes = number * scale as f64;
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(format!("{text} is not a usable size")) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(format!("{text} is not a usable size")) }
 }
 
 /// Token ids separated by commas or spaces.

@@ -201,7 +201,7 @@ pub enum GrowthError {
     )]
     DiskFull {
         /// What could not be written.
-        error: Box<GrowthError>,
+        error: Box<Self>,
         /// Bytes of all tensors.
         total: u64,
     },

@@ -131,7 +131,7 @@ fn recipes_and_stages_end_in_the_same_function() {
     for (name, parameters) in [
         ("52b-to-102b", 102_206_351_360u64),
         ("102b-to-1t", 1_083_813_908_480),
-        ("nano-52b-to-102b", 5_576_520),
+        ("nano-52b-to-102b", 4_428_600),
         ("nano-102b-to-1t", 39_077_520),
     ] {
         let recipe = recipes.join(format!("{name}.toml"));

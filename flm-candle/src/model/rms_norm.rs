@@ -22,7 +22,8 @@ impl RmsNorm {
     /// Gives the statistics these weights, or none: `Σ x²·h / Σ h` (Masked Structural Growth,
     /// arXiv 2305.02869, carried from LayerNorm to RMSNorm).
     pub fn set_mask(&mut self, mask: Option<NormMask>) {
-        self.mask = mask.filter(|m| self.gain.elem_count() > m.from);
+        // weights of 1 are none
+        self.mask = mask.filter(|m| m.mask < 1.0 && self.gain.elem_count() > m.from);
     }
 
     /// The norm with weighted statistics.

@@ -45,7 +45,10 @@ struct Summary {
 impl Fold {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let source = open(&self.src)?;
-        let dtype = self.dtype.map(|d| Precision::try_from(candle_core::DType::from(d))).transpose()?;
+        let dtype = match self.dtype {
+            Some(dtype) => Some(Precision::try_from(candle_core::DType::from(dtype))?),
+            None => None,
+        };
         let plan = FoldPlan::new(&SourceModel::from_checkpoint(&source)?, dtype)?;
         let options = ExecuteOptions {
             max_shard_bytes: self.max_shard_size,

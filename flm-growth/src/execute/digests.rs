@@ -149,7 +149,7 @@ impl<'a> Digests<'a> {
 
 impl State {
     fn add(&mut self, bytes: &Bytes<'_>) {
-        const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         let mut both = |bytes: &[u8]| {
             self.tensor.update(bytes);
             if let Some(file) = &mut self.file {

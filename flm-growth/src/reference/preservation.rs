@@ -405,3 +405,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_mask_is_needed_and_where_it_begins() {
+    use flm_candle::config::GrowthMasks;
+    let (source, grown) = masked(Precision::F64, false, 0.0);
+    let broken = |change: &dyn Fn(&mut GrowthMasks)| {
+        let mut model = grown.clone();
+        model.config.growth.iter_mut().for_each(change);
+        relative(&source, &model, 23)
+    };
+    assert!(broken(&|_| ()) < 1e-12);
+    let check = |name: &str, change: &dyn Fn(&mut GrowthMasks)| {
+        let error = broken(change);
+        assert!(error > 1e-4, "{name}: {error:e}");
+    };
+    check("no hidden mask", &|m| m.hidden = None);
+    check("no head mask", &|m| m.heads = None);
+    check("no unit mask", &|m| m.ffn = None);
+    check("no layer mask", &|m| m.layers = None);
+    check("hidden mask a place late", &|m| m.hidden.iter_mut().for_each(|h| h.from += 1));
+    check("unit mask a place early", &|m| m.ffn.iter_mut().for_each(|f| f.from -= 1));
+    check("a mask of 0.01", &|m| *m = m.with_mask(0.01));
+}

@@ -51,7 +51,10 @@ impl Report {
         dry_run: bool,
     ) -> Result<Self> {
         let threads = rayon::current_num_threads() as u64;
-        let disk = dst.map(|dst| disk_need(&plan.tensors, dst)).transpose()?;
+        let disk = match dst {
+            Some(dst) => Some(disk_need(&plan.tensors, dst)?),
+            None => None,
+        };
         let estimated_seconds = disk.as_ref().filter(|_| dry_run).and_then(|disk| {
             let rate = write_rate(&disk.path)?;
             Some(disk.needed as f64 / rate)

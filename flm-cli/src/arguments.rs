@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use flm_candle::{
@@ -84,6 +84,60 @@ impl RunArgs {
     }
 }
 
+/// What text a command runs on.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TextArgs {
+    /// Run on a text file, in windows of --context tokens [default: random tokens].
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Run on these token ids.
+    #[arg(long, value_parser = parse_ids, value_name = "IDS", conflicts_with = "text")]
+    ids: Option<::std::vec::Vec<u32>>,
+    /// Tokens in a window.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    context: usize,
+    /// Windows to run.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    windows: usize,
+}
+
+/// Windows of tokens, and the tokenizer's size where there is one.
+pub(crate) struct Texts {
+    pub(crate) tokens: Vec<Vec<u32>>,
+    pub(crate) tokenizer_size: Option<usize>,
+}
+
+impl TextArgs {
+    /// The tokens for a checkpoint in `dir` with `rows` vocabulary rows.
+    pub(crate) fn tokens(&self, dir: &Path, rows: usize) -> anyhow::Result<Texts> {
+        ensure!(self.context > 0 && self.windows > 0, "--context and --windows must be at least 1");
+        let tokenizer = if has_tokenizer(dir) { Some(tokenizer(dir)?) } else { None };
+        let vocabulary = tokenizer.as_ref().map_or(rows, |t| t.len().min(rows));
+        let tokens = match (&self.ids, &self.text) {
+            (Some(ids), _) => vec![ids.clone()],
+            (None, Some(path)) => {
+                let tokenizer = tokenizer
+                    .as_ref()
+                    .context("--text needs a tokenizer beside the checkpoint; give --ids")?;
+                let ids = tokenizer.encode(&read_text(path)?)?;
+                ids.chunks(self.context).take(self.windows).map(<[u32]>::to_vec).collect()
+            }
+            (None, None) => random_tokens(self.windows, self.context, vocabulary),
+        };
+        Ok(Texts { tokens, tokenizer_size: tokenizer.map(|t| t.len()) })
+    }
+}
+
+/// The same tokens every time: a full-period linear congruential sequence, high bits.
+fn random_tokens(rows: usize, len: usize, vocabulary: usize) -> Vec<Vec<u32>> {
+    let mut state: u64 = 0x2407_0278_3000_0001;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocabulary as u64) as u32
+    };
+    (0..rows).map(|_| (0..len).map(|_| next()).collect()).collect()
+}
+
 /// Opens a checkpoint directory.
 pub(crate) fn open(dir: &Path) -> anyhow::Result<Arc<Checkpoint>> {
     Checkpoint::open(dir).map(Arc::new).with_context(|| format!("cannot open {}", dir.display()))
@@ -117,7 +171,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: f64 = digits.trim().parse().map_err(|_| format!("{digits:?} is not a number"))?;
     let bytes = number * scale as f64;
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(format!("{text} is not a usable size")) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(format!("{text} is not a usable size")) }
 }
 
 /// Token ids separated by commas or spaces.

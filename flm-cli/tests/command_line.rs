@@ -35,6 +35,7 @@ fn every_command_shows_an_example() {
         "demo",
         "completions",
     ];
+    commands.extend(["fold", "distance"].map(|name| vec![name]));
     commands.extend(names.map(|name| vec![name]));
     for mut command in commands {
         command.push("--help");

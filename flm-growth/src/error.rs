@@ -77,8 +77,16 @@ pub enum GrowthError {
         /// What was given.
         value: f64,
     },
+    /// The source is still growing.
+    #[error(
+        "the source is still growing: its config.json has masks; finish the training that raises them, or make a plain checkpoint of it with `flm fold`"
+    )]
+    Masked,
+    /// There are no masks to fold.
+    #[error("config.json has no growth masks: the checkpoint is a plain one already")]
+    NotMasked,
     /// No operator has this name.
-    #[error("no operator {0:?}; known are zero, clone and stack")]
+    #[error("no operator {0:?}; known are msg, zero, clone and stack")]
     UnknownOperator(String),
     /// The operator cannot make this target.
     #[error("the operator `{operator}` {problem}")]
@@ -137,6 +145,18 @@ pub enum GrowthError {
     /// There are no tokens to verify on.
     #[error("no tokens to verify on: give a text of at least one token")]
     NothingToVerify,
+    /// There is no optimizer state to grow.
+    #[error("{0} holds no optimizer state: its folder `optimizer` is missing; leave --optimizer-state out")]
+    NoOptimizerState(String),
+    /// There are no tokens to measure distances on.
+    #[error("no tokens to measure on: give a text of at least one token")]
+    NothingToMeasure,
+    /// The first and the last layer are kept, and there is no other.
+    #[error("the model has no layers between its first and its last: copy those too with --keep-ends=false")]
+    NoLayersToCopy,
+    /// A picture could not be drawn.
+    #[error("cannot draw the picture: {0}")]
+    Picture(String),
     /// A map of layers does not fit the models.
     #[error(
         "the layer map {got:?} must give, in ascending order, one of {target_layers} layers of the target for each of the {source_layers} layers of the source"
@@ -155,6 +175,51 @@ pub enum GrowthError {
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The disk cannot hold the output.
+    #[error(
+        "{needed} bytes are to be written, and the file system of {path} has {free} free: make room or choose another place"
+    )]
+    DiskSpace {
+        /// The directory whose file system was looked at.
+        path: String,
+        /// Bytes to write.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// The disk filled up while the output was written.
+    #[error(
+        "the disk is full ({error}): the output has {total} bytes; make room and run the same command again, it goes on where it stopped"
+    )]
+    DiskFull {
+        /// What could not be written.
+        error: Box<Self>,
+        /// Bytes of all tensors.
+        total: u64,
+    },
+    /// The staging directory holds an unfinished run of something else.
+    #[error(
+        "{path} holds an unfinished run with {difference}: finish it with its own command, or start over with --restart"
+    )]
+    ResumeMismatch {
+        /// The staging directory.
+        path: String,
+        /// What differs.
+        difference: String,
+    },
+    /// What an earlier run finished is no longer what it wrote.
+    #[error(
+        "the unfinished run's tensor {0} was damaged since it was written (a power cut?): run the same command again, it will write everything anew"
+    )]
+    Damaged(String),
     /// A file could not be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -172,4 +237,22 @@ pub enum GrowthError {
     /// A checkpoint is wrong, or could not be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+}
+
+impl GrowthError {
+    /// Says of an error that comes of a full disk what to do about it.
+    pub(crate) fn disk_full(self, total: u64) -> Self {
+        let kind = match &self {
+            Self::Write { source, .. } | Self::Checkpoint(CheckpointError::Io { source, .. }) => {
+                source.kind()
+            }
+            _ => return self,
+        };
+        match kind {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { error: Box::new(self), total }
+            }
+            _ => self,
+        }
+    }
 }

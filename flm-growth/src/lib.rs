@@ -8,6 +8,9 @@
 //! - [`placement`]: which source layer fills each target layer
 //! - [`operator`]: the rules that make a growth preserve the function
 //! - [`plan`]: the plan and its numbers, from a checkpoint or from a `config.json` alone
+//! - [`fold`]: masked checkpoints as plain ones
+//! - [`distance`]: how much each layer does, for choosing which to copy
+//! - [`checksums`]: digests of what was written
 //! - [`fill`]: reproducible random weights
 //! - [`mod@execute`]: streams a source checkpoint through a plan into a new one
 //! - [`mod@verify`]: runs source and target side by side and compares
@@ -23,10 +26,14 @@
 //! # Ok::<(), flm_growth::GrowthError>(())
 //! ```
 
+pub mod checksums;
+pub mod distance;
 pub mod error;
 pub mod execute;
 pub mod fill;
+pub mod fold;
 pub mod operator;
+mod picture;
 pub mod placement;
 pub mod plan;
 pub mod precision;
@@ -38,6 +45,7 @@ mod reference;
 
 pub use error::GrowthError;
 pub use execute::{ExecuteOptions, ExecuteReport, execute};
+pub use fold::FoldPlan;
 pub use operator::Operator;
 pub use placement::Placement;
 pub use plan::{GrowthOptions, GrowthPlan, Multipliers, SourceModel};

@@ -32,6 +32,16 @@ impl Precision {
         }
     }
 
+    /// Its name in config.json.
+    pub(crate) fn torch_name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+        }
+    }
+
     /// The largest relative error of rounding a normal value.
     pub fn unit_roundoff(self) -> f64 {
         match self {

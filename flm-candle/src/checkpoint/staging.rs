@@ -26,18 +26,28 @@ pub(super) struct Staging {
 impl Staging {
     /// Makes the staging directory of `dst`, empty; one that a dead process left is taken over.
     pub(super) fn create(dst: &Path) -> Result<Self> {
-        let name = dst.file_name().ok_or_else(|| CheckpointError::BadDestination { path: dst.into() })?;
+        let staging = Self::take_over(dst)?;
+        staging.clear()?;
+        Ok(staging)
+    }
+
+    /// The staging directory of `dst` with whatever a dead process left in it.
+    pub(super) fn take_over(dst: &Path) -> Result<Self> {
+        let dir = Self::path(dst)?;
         require_free(dst)?;
-        let mut staging_name = OsString::from(".");
-        staging_name.push(name);
-        staging_name.push(".partial");
-        let dir = dst.with_file_name(staging_name);
         let parent = parent(dst);
         fs::create_dir_all(parent).map_err(io("create", parent))?;
         let lock = lock(&dir)?;
-        let staging = Self { dst: dst.into(), dir, _lock: lock, keep: false };
-        staging.clear()?;
-        Ok(staging)
+        Ok(Self { dst: dst.into(), dir, _lock: lock, keep: false })
+    }
+
+    /// Where the staging directory of `dst` is.
+    pub(super) fn path(dst: &Path) -> Result<PathBuf> {
+        let name = dst.file_name().ok_or_else(|| CheckpointError::BadDestination { path: dst.into() })?;
+        let mut staging_name = OsString::from(".");
+        staging_name.push(name);
+        staging_name.push(".partial");
+        Ok(dst.with_file_name(staging_name))
     }
 
     /// The directory.

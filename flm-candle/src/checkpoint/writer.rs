@@ -60,14 +60,33 @@ impl Writer {
     /// [`CheckpointError::InUse`] where another process is writing it; and specs that cannot be written.
     pub fn create(dst: &Path, specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
         let layout = Layout::new(specs, max_shard_size)?;
+        Self::open(layout, Staging::create(dst)?)
+    }
+
+    /// The same on what a process that died left in the staging directory: files that the layout asks
+    /// for keep their bytes.
+    ///
+    /// Nothing counts as written: what is known to be whole is declared by [`Writer::skip`].
+    pub fn resume(dst: &Path, specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
+        let layout = Layout::new(specs, max_shard_size)?;
+        Self::open(layout, Staging::take_over(dst)?)
+    }
+
+    /// The directory in which a checkpoint `dst` is made.
+    pub fn staging_path(dst: &Path) -> Result<PathBuf> {
+        Staging::path(dst)
+    }
+
+    fn open(layout: Layout, staging: Staging) -> Result<Self> {
         let index = layout.index();
-        let staging = Staging::create(dst)?;
         let mut writer = Self { shards: Vec::new(), slots: HashMap::new(), index, staging };
         for (number, shard) in layout.shards.into_iter().enumerate() {
             let path = writer.staging.dir().join(&shard.file_name);
-            let file = File::create_new(&path).map_err(io("create", &path))?;
-            file.set_len(shard.size).map_err(io("set the length of", &path))?;
-            file.write_all_at(&shard.header, 0).map_err(io("write", &path))?;
+            if !begins_with(&path, &shard.header, shard.size) {
+                let file = File::create(&path).map_err(io("create", &path))?;
+                file.set_len(shard.size).map_err(io("set the length of", &path))?;
+                file.write_all_at(&shard.header, 0).map_err(io("write", &path))?;
+            }
             let missing = AtomicU64::new(shard.size - shard.header.len() as u64);
             writer.shards.push(OpenShard {
                 path,
@@ -114,6 +133,28 @@ impl Writer {
     /// Leaves the staging directory when the writer is dropped unfinished, for whoever resumes.
     pub fn keep_staging(&mut self) {
         self.staging.keep = true;
+    }
+
+    /// Reads back bytes of tensor `name` from the staging directory.
+    pub fn read_at(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let slot = self.slot(name, offset, out.len() as u64)?;
+        let path = &self.shards[slot.shard].path;
+        let file = File::open(path).map_err(io("open", path))?;
+        file.read_exact_at(out, slot.offset + offset).map_err(io("read", path))
+    }
+
+    /// The index into [`Writer::file_names`] and the first byte of tensor `name`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NotInOutput`].
+    pub fn place(&self, name: &str) -> Result<(usize, u64)> {
+        let slot = self.slot(name, 0, 0)?;
+        Ok((slot.shard, slot.offset))
+    }
+
+    /// The text of `model.safetensors.index.json`; `None` where there is one file.
+    pub fn index(&self) -> Option<&str> {
+        self.index.as_deref()
     }
 
     /// Names of the weight files, in their order.
@@ -187,6 +228,16 @@ impl Writer {
             unpoisoned(&shard.file).take();
         }
     }
+}
+
+/// Whether a file has this length and these first bytes.
+fn begins_with(path: &Path, header: &[u8], size: u64) -> bool {
+    let mut found = vec![0; header.len()];
+    let read = File::open(path).and_then(|file| {
+        file.read_exact_at(&mut found, 0)?;
+        file.metadata()
+    });
+    read.is_ok_and(|meta| meta.len() == size) && found == header
 }
 
 /// Bytes after which the disk starts to write while more is computed.

@@ -1,11 +1,13 @@
 //! The model's shape and multipliers: the Hub's `config.json`, read and written without loss.
 
+mod growth;
 mod preset;
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+pub use growth::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
 pub use preset::{PRESETS, preset};
 
 /// What can be wrong with a `config.json`.
@@ -113,6 +115,8 @@ pub struct TeleFlmConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text; the file has one id or a list.
     pub eos_token_ids: Vec<u32>,
+    /// Masks of a model that is still growing.
+    pub growth: Option<GrowthMasks>,
     /// Everything that the file says, fields above included.
     raw: Map<String, Value>,
 }
@@ -169,9 +173,6 @@ impl TeleFlmConfig {
                 return Err(ConfigError::Unsupported(format!("`{key}` = {}", short(scaling))));
             }
         }
-        if raw.get("growth").is_some_and(|v| !v.is_null()) {
-            return Err(ConfigError::Unsupported("a checkpoint with growth masks (key `growth`)".into()));
-        }
         let num_attention_heads = keys.size("num_attention_heads")?;
         let hidden_size = keys.size("hidden_size")?;
         let head_dim = match keys.optional_size("head_dim")? {
@@ -214,6 +215,7 @@ impl TeleFlmConfig {
             mup_scale_factor: multiplier("mup_scale_factor")?,
             bos_token_id: keys.token("bos_token_id")?,
             eos_token_ids: keys.tokens("eos_token_id")?,
+            growth: keys.get("growth").map(GrowthMasks::from_value).transpose()?,
             raw,
         };
         config.validate()?;
@@ -267,6 +269,9 @@ impl TeleFlmConfig {
         }
         if self.mup_scale_factor == 0.0 {
             return Err(invalid("mup_scale_factor", 0.0, "a number other than 0 (it divides the logits)"));
+        }
+        if let Some(growth) = &self.growth {
+            growth.validate(self)?;
         }
         self.checked_parameter_count().map(drop)
     }
@@ -426,6 +431,14 @@ impl TeleFlmConfig {
             }
             ids => {
                 out.insert("eos_token_id".into(), ids.into());
+            }
+        }
+        match &self.growth {
+            Some(growth) => {
+                out.insert("growth".into(), serde_json::to_value(growth).unwrap_or_default());
+            }
+            None => {
+                out.shift_remove("growth");
             }
         }
         let mut text = serde_json::to_string_pretty(&Value::Object(out)).unwrap_or_default();

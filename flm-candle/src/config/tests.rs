@@ -88,7 +88,6 @@ fn each_wrong_value_names_its_key() {
         ("output_mult", Value::Null, "no `output_mult`"),
         ("mup_scale_factor", Value::from(0.0), "`mup_scale_factor` is 0"),
         ("eos_token_id", Value::from(-1), "`eos_token_id`"),
-        ("growth", serde_json::json!({"version": 1}), "growth masks"),
     ] {
         let error = with(key, value).expect_err(says).to_string();
         assert!(error.contains(says), "{key}: {error}");

@@ -25,6 +25,9 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
+    /// Of a model that is still growing: what each head's output is multiplied by,
+    /// `[heads · head_dim]`.
+    pub mask: Option<Tensor>,
 }
 
 impl Attention {
@@ -35,7 +38,7 @@ impl Attention {
             let heads = Heads { query: self.heads, key_value: self.kv_heads, dim: self.head_dim };
             let (q, k) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?);
             let y = attention(&q, &k, &self.v_proj.forward(x)?, documents, heads)?;
-            return self.o_proj.forward(&y);
+            return self.project(y);
         }
         // [b, t, heads · d] -> [b, heads, t, d]
         let split = |y: Tensor, heads| y.reshape((b, t, heads, self.head_dim))?.transpose(1, 2);
@@ -59,7 +62,15 @@ impl Attention {
         let mut chunks = chunks.collect::<Result<Vec<_>>>()?;
         // each [b, heads, len, d] -> [b, t, heads · d]
         let y = if chunks.len() == 1 { chunks.remove(0) } else { Tensor::cat(&chunks, 2)? };
-        self.o_proj.forward(&y.transpose(1, 2)?.reshape((b, t, self.heads * self.head_dim))?)
+        self.project(y.transpose(1, 2)?.reshape((b, t, self.heads * self.head_dim))?)
+    }
+
+    /// The output projection of all heads' results, `[b, t, heads · d]`.
+    fn project(&self, y: Tensor) -> Result<Tensor> {
+        match &self.mask {
+            Some(mask) => self.o_proj.forward(&y.broadcast_mul(mask)?),
+            None => self.o_proj.forward(&y),
+        }
     }
 
     /// `q` is `[b, heads, t, d]`; `k` and `v` are `[b, kv_heads, keys, d]`.

@@ -1,6 +1,6 @@
 use candle_core::{Result, Tensor};
 
-use super::{Attention, KvCache, Mlp, Pass, RmsNorm};
+use super::{Attention, BlockMasks, KvCache, Mlp, Pass, RmsNorm};
 
 /// One decoder block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Debug, Clone)]
@@ -13,14 +13,42 @@ pub struct Block {
     pub post_attention_layernorm: RmsNorm,
     /// Feed-forward layer.
     pub mlp: Mlp,
+    /// Masks of a model that is still growing, besides those of the parts above.
+    pub masks: Option<BlockMasks>,
 }
 
 impl Block {
+    /// The same block with these masks, or with none.
+    pub fn with_masks(mut self, masks: Option<BlockMasks>) -> Self {
+        self.set_masks(masks);
+        self
+    }
+
+    /// Gives the block and its parts these masks, or none.
+    pub fn set_masks(&mut self, masks: Option<BlockMasks>) {
+        let norm = masks.as_ref().and_then(|m| m.norm);
+        self.input_layernorm.set_mask(norm);
+        self.post_attention_layernorm.set_mask(norm);
+        self.self_attn.mask = masks.as_ref().and_then(|m| m.heads.clone());
+        self.mlp.mask = masks.as_ref().and_then(|m| m.ffn.clone());
+        self.masks = masks;
+    }
+
     /// `x` is the residual stream, `[b, t, hidden_size]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<(&mut KvCache, usize)>) -> Result<Tensor> {
         let y = self.self_attn.forward(&self.input_layernorm.forward(x, pass.path)?, pass, cache)?;
-        let x = (x + y)?;
+        let x = (x + self.masked(y)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x, pass.path)?)?;
-        x + y
+        x + self.masked(y)?
+    }
+
+    /// A sub-layer's output as it is added to the residual stream.
+    fn masked(&self, y: Tensor) -> Result<Tensor> {
+        let Some(masks) = &self.masks else { return Ok(y) };
+        let y = match &masks.hidden {
+            Some(mask) => y.broadcast_mul(mask)?,
+            None => y,
+        };
+        if masks.layer == 1.0 { Ok(y) } else { y * masks.layer }
     }
 }

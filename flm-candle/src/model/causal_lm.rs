@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{KvCache, Linear, ModelError, Pass, Path, RmsNorm, Rotary, WeightLoader, pass::PassShape};
+use super::{KvCache, Linear, ModelError, Pass, Path, RmsNorm, Rotary, WeightLoader, masks, pass::PassShape};
 use crate::{
     block_source::{BlockSource, Resident, Streamed},
     checkpoint::Checkpoint,
@@ -47,6 +47,8 @@ pub struct CausalLm {
     device: Device,
     dtype: DType,
     embed_tokens: Tensor,
+    /// Of a model that is still growing: what the embedding's output is multiplied by.
+    hidden_mask: Option<Tensor>,
     blocks: Box<dyn BlockSource>,
     norm: RmsNorm,
     lm_head: Linear,
@@ -70,7 +72,11 @@ impl CausalLm {
         let embed_tokens = loader.matrix(EMBED_TOKENS)?;
         let lm_head =
             if config.tie_word_embeddings { embed_tokens.clone() } else { loader.matrix(LM_HEAD)? };
-        let norm = loader.norm(FINAL_NORM, config.rms_norm_eps)?;
+        let (norm_mask, hidden_mask) = match &config.growth {
+            Some(growth) => (masks::norm_mask(growth), masks::hidden_mask(growth, &config, dtype, device)?),
+            None => (None, None),
+        };
+        let norm = loader.norm(FINAL_NORM, config.rms_norm_eps)?.with_mask(norm_mask);
         let blocks: Box<dyn BlockSource> = match residency {
             Residency::Resident => Box::new(Resident::load(&loader)?),
             Residency::Streamed => Box::new(Streamed::new(loader)),
@@ -83,6 +89,7 @@ impl CausalLm {
             config,
             dtype,
             embed_tokens,
+            hidden_mask,
             blocks,
             norm,
         })
@@ -153,6 +160,10 @@ impl CausalLm {
         let rows = match self.config.input_scale() {
             1.0 => rows,
             scale => (rows * scale)?,
+        };
+        let rows = match &self.hidden_mask {
+            Some(mask) => rows.broadcast_mul(mask)?,
+            None => rows,
         };
         Ok(rows.reshape((b, t, self.config.hidden_size))?)
     }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Attention, Block, Linear, Mlp, ModelError, RmsNorm};
+use super::{Attention, Block, BlockMasks, Linear, Mlp, ModelError, RmsNorm};
 use crate::checkpoint::Checkpoint;
 
 /// Reads the model's parts from a checkpoint to a device, in the dtype that they compute in.
@@ -61,7 +61,9 @@ impl WeightLoader {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         let linear = |part: &str| self.matrix(&name(part)).map(Linear::new);
         let norm = |part: &str| self.norm(&name(part), config.rms_norm_eps);
-        Ok(Block {
+        let masks =
+            config.growth.as_ref().map(|g| BlockMasks::new(g, config, layer, self.compute, &self.device));
+        let block = Block {
             input_layernorm: norm("input_layernorm")?,
             self_attn: Attention {
                 q_proj: linear("self_attn.q_proj")?,
@@ -71,13 +73,17 @@ impl WeightLoader {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
+                mask: None,
             },
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: Mlp {
                 gate_proj: linear("mlp.gate_proj")?,
                 up_proj: linear("mlp.up_proj")?,
                 down_proj: linear("mlp.down_proj")?,
+                mask: None,
             },
-        })
+            masks: None,
+        };
+        Ok(block.with_masks(masks.transpose()?))
     }
 }

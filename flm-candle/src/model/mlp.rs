@@ -14,17 +14,23 @@ pub struct Mlp {
     pub up_proj: Linear,
     /// `[hidden_size, intermediate_size]`.
     pub down_proj: Linear,
+    /// Of a model that is still growing: what each unit is multiplied by, `[intermediate_size]`.
+    pub mask: Option<Tensor>,
 }
 
 impl Mlp {
     /// `x` is `[b, t, hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        if supports(x) {
-            return self.down_proj.forward(&swiglu(&gate, &up)?);
+        let units = if supports(x) {
+            swiglu(&gate, &up)?
+        } else {
+            let statistics = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+            (gate.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())? * up)?
+        };
+        match &self.mask {
+            Some(mask) => self.down_proj.forward(&units.broadcast_mul(mask)?),
+            None => self.down_proj.forward(&units),
         }
-        let statistics = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let gate = gate.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())?;
-        self.down_proj.forward(&(gate * up)?)
     }
 }

@@ -22,8 +22,15 @@ pub(super) fn block(config: &TeleFlmConfig, tensors: &[Tensor; 9]) -> Block {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
+            mask: None,
         },
         post_attention_layernorm: norm(post),
-        mlp: Mlp { gate_proj: Linear::new(gate), up_proj: Linear::new(up), down_proj: Linear::new(down) },
+        mlp: Mlp {
+            gate_proj: Linear::new(gate),
+            up_proj: Linear::new(up),
+            down_proj: Linear::new(down),
+            mask: None,
+        },
+        masks: None,
     }
 }

@@ -30,6 +30,9 @@ pub enum TrainError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The checkpoint is still growing: training does not move its masks.
+    #[error("{0} has growth masks, which training does not raise yet: fold them first with `flm fold`")]
+    Masked(PathBuf),
     /// Backward did not reach a parameter.
     #[error(
         "parameter {0} got no gradient: an operation of the forward pass has no backward; nothing was changed"

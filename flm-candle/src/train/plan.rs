@@ -88,6 +88,9 @@ impl Plan {
     pub fn new(recipe: Recipe) -> Result<Self, TrainError> {
         recipe.validate()?;
         let checkpoint = Arc::new(Checkpoint::open(&recipe.model)?);
+        if checkpoint.config().growth.is_some() {
+            return Err(TrainError::Masked(recipe.model.clone()));
+        }
         checkpoint.check()?;
         let tokenizer = Tokenizer::from_dir(&recipe.model)?;
         let mut encoder = Encoder::new(&tokenizer, recipe.data.close_turns);

@@ -3,7 +3,9 @@
 mod completions;
 mod convert;
 mod demo;
+mod distance;
 mod eval;
+mod fold;
 mod generate;
 mod grow;
 mod inspect;
@@ -25,7 +27,9 @@ pub(crate) enum Command {
     Pull(Box<pull::Pull>),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
-    Grow(grow::Grow),
+    Grow(Box<grow::Grow>),
+    Fold(fold::Fold),
+    Distance(distance::Distance),
     Verify(verify::Verify),
     Logits(logits::Logits),
     Generate(generate::Generate),
@@ -43,6 +47,8 @@ impl Command {
             Self::Inspect(command) => command.run(output),
             Self::Convert(command) => command.run(output),
             Self::Grow(command) => command.run(output),
+            Self::Fold(command) => command.run(output),
+            Self::Distance(command) => command.run(output),
             Self::Verify(command) => command.run(output),
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),

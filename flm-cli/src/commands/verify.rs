@@ -1,71 +1,65 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use flm_growth::verify::{VerifyOptions, VerifyReport, verify};
-
-use crate::{
-    arguments::{RunArgs, has_tokenizer, open, parse_ids, read_text, tokenizer},
-    output::{Output, table},
+use flm_growth::{
+    checksums::{ChecksumReport, Checksums},
+    execute::Provenance,
+    verify::{VerifyOptions, VerifyReport, verify},
 };
 
-/// Run two checkpoints on the same tokens and compare them, layer by layer and in their logits.
+use crate::{
+    arguments::{RunArgs, TextArgs, open},
+    output::{Output, count, size, table},
+};
+
+/// Run two checkpoints on the same tokens and compare them, layer by layer and in their logits; of one
+/// checkpoint, compare its files with their checksums.
 ///
 /// The exit status is 1 when they are not the same function: in f32 a relative L2 above 1e-5 or
 /// another likeliest token anywhere, in bf16 more than twice the noise of bf16 itself.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    flm verify ./Tele-FLM ./Tele-FLM-102B --stream\n  \
-    flm verify ./SmolLM2 ./SmolLM2-wide --text sample.txt --json")]
+    flm verify ./Tele-FLM ./Tele-FLM-102B --stream --report verify.html\n  \
+    flm verify ./SmolLM2 ./SmolLM2-wide --text sample.txt --json\n  \
+    flm verify ./Tele-FLM-102B")]
 pub(crate) struct Verify {
-    /// Source checkpoint.
+    /// Source checkpoint; alone, the checkpoint whose checksums are compared.
     a: PathBuf,
     /// Grown (or converted) checkpoint.
-    b: PathBuf,
-    /// Compare on a text file, in windows of --context tokens [default: random tokens].
-    #[arg(long, value_name = "FILE")]
-    text: Option<PathBuf>,
-    /// Compare on these token ids.
-    #[arg(long, value_parser = parse_ids, value_name = "IDS", conflicts_with = "text")]
-    ids: Option<::std::vec::Vec<u32>>,
-    /// Tokens in a window.
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    context: usize,
-    /// Windows to run.
-    #[arg(long, default_value_t = 4, value_name = "N")]
-    windows: usize,
+    b: Option<PathBuf>,
+    #[command(flatten)]
+    texts: TextArgs,
     /// Do not measure how far bf16 is from f32 on the source.
     #[arg(long)]
     no_noise_floor: bool,
+    /// Write plan, differences, a picture of them and the provenance into one HTML page.
+    #[arg(long, value_name = "FILE", requires = "b")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
 }
 
 impl Verify {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
-        let (source, target) = (open(&self.a)?, open(&self.b)?);
-        ensure!(self.context > 0 && self.windows > 0, "--context and --windows must be at least 1");
-        let tokenizer = if has_tokenizer(&self.a) { Some(tokenizer(&self.a)?) } else { None };
+        match &self.b {
+            Some(target) => self.compare(target, output),
+            None => check(&self.a, output),
+        }
+    }
+
+    fn compare(&self, path: &Path, output: &Output) -> anyhow::Result<bool> {
+        let (source, target) = (open(&self.a)?, open(path)?);
         let rows = source.config().vocab_size.min(target.config().vocab_size);
-        let vocabulary = tokenizer.as_ref().map_or(rows, |t| t.len().min(rows));
-        let tokens = match (&self.ids, &self.text) {
-            (Some(ids), _) => vec![ids.clone()],
-            (None, Some(path)) => {
-                let tokenizer =
-                    tokenizer.as_ref().context("--text needs a tokenizer beside the source; give --ids")?;
-                let ids = tokenizer.encode(&read_text(path)?)?;
-                ids.chunks(self.context).take(self.windows).map(<[u32]>::to_vec).collect()
-            }
-            (None, None) => random_tokens(self.windows, self.context, vocabulary),
-        };
+        let texts = self.texts.tokens(&self.a, rows)?;
         let device = self.run.device()?;
         let options = VerifyOptions {
             dtype: self.run.dtype(&device),
             device,
             residency: self.run.residency(),
-            tokenizer_size: tokenizer.map(|t| t.len()),
+            tokenizer_size: texts.tokenizer_size,
             noise_floor: !self.no_noise_floor,
-            ..VerifyOptions::new(tokens)
+            ..VerifyOptions::new(texts.tokens)
         };
         let bar = output.steps("layers", 0);
         let report = verify(&source, &target, &options, &mut |done, total| {
@@ -73,19 +67,40 @@ impl Verify {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
+        if let Some(file) = &self.report {
+            let page = report.html(&name(&self.a), &name(path), Provenance::read(path).as_ref())?;
+            std::fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
+        }
         output.result(&report, human)?;
         Ok(report.passed)
     }
 }
 
-/// The same tokens every time: a full-period linear congruential sequence, high bits.
-fn random_tokens(rows: usize, len: usize, vocabulary: usize) -> Vec<Vec<u32>> {
-    let mut state: u64 = 0x2407_0278_3000_0001;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % vocabulary as u64) as u32
-    };
-    (0..rows).map(|_| (0..len).map(|_| next()).collect()).collect()
+/// The last part of a path.
+fn name(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+/// Compares a checkpoint's files with checksums.json.
+fn check(dir: &Path, output: &Output) -> anyhow::Result<bool> {
+    ensure!(
+        dir.join(flm_growth::checksums::CHECKSUMS_FILE).is_file(),
+        "{} has no checksums.json: give a second checkpoint to compare with",
+        dir.display()
+    );
+    let checksums = Checksums::read(dir)?;
+    let bar = output.bytes("checking", checksums.total_bytes());
+    let report = checksums.check(dir, &|bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    output.result(&report, |r: &ChecksumReport| {
+        let what = format!("{} files, {}", count(r.files as u64), size(r.bytes));
+        match r.problems.as_slice() {
+            [] => format!("{what}: all as their checksums say"),
+            problems => format!("{what}: NOT as their checksums say\n  {}", problems.join("\n  ")),
+        }
+    })?;
+    Ok(report.passed)
 }
 
 fn human(r: &VerifyReport) -> String {

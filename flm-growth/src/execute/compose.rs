@@ -2,7 +2,7 @@
 
 use crate::error::{GrowthError, Result};
 use crate::fill::NormalFill;
-use crate::plan::{Fill, Std, TensorPlan};
+use crate::plan::{Fill, Std, TailScale, TensorPlan};
 use crate::precision::Precision;
 
 /// One target tensor, ready to be written row by row.
@@ -46,10 +46,7 @@ impl<'a> Composer<'a> {
 
     /// Whether all of rows `start..end` is zero.
     pub(crate) fn is_zero(&self, start: usize, end: usize) -> bool {
-        let zero = |fill: Option<Fill>| fill.is_none_or(|f| f == Fill::Zero);
-        let copied = start < self.copied_rows && self.copied_cols > 0;
-        let new = end > self.copied_rows;
-        !copied && (!new || (zero(self.plan.new_rows) && zero(self.plan.new_corner)))
+        self.plan.rows_are_zero(start, end)
     }
 
     /// Writes rows `start..end` into `out`, which is theirs exactly. `scratch` is kept between calls.
@@ -113,7 +110,7 @@ impl<'a> Composer<'a> {
             if self.plan.is_verbatim() {
                 left.copy_from_slice(from);
             } else {
-                scale(source.dtype, from, self.plan.scale, self.plan.dtype, left);
+                self.scaled_row(start + index, source.dtype, from, left);
             }
             if right.is_empty() {
                 continue;
@@ -129,6 +126,17 @@ impl<'a> Composer<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Row `row` of the source times its factors.
+    fn scaled_row(&self, row: usize, dtype: Precision, from: &[u8], to: &mut [u8]) {
+        let factor = self.plan.scale * TailScale::at(self.plan.row_scale, row);
+        let tail = self.plan.col_scale.filter(|t| t.scale != 1.0);
+        let split = tail.map_or(self.copied_cols, |t| t.from.min(self.copied_cols));
+        let (from_head, from_tail) = from.split_at(split * dtype.bytes());
+        let (to_head, to_tail) = to.split_at_mut(split * self.plan.dtype.bytes());
+        scale(dtype, from_head, factor, self.plan.dtype, to_head);
+        scale(dtype, from_tail, factor * tail.map_or(1.0, |t| t.scale), self.plan.dtype, to_tail);
     }
 
     /// New rows `start..end` that repeat the source's from the first.
@@ -199,6 +207,12 @@ fn invalid(plan: &TensorPlan, problem: &'static str) -> GrowthError {
 /// `from` times `factor`, in another dtype.
 fn scale(from_dtype: Precision, from: &[u8], factor: f64, to_dtype: Precision, to: &mut [u8]) {
     // a table of all 65,536 values would not pay: only heads and gains are scaled
+    if factor == 0.0 {
+        return to.fill(0);
+    }
+    if factor == 1.0 && from_dtype == to_dtype {
+        return to.copy_from_slice(from);
+    }
     let values = from.chunks_exact(from_dtype.bytes()).zip(to.chunks_exact_mut(to_dtype.bytes()));
     for (from, to) in values {
         to_dtype.encode(from_dtype.decode(from) * factor, to);

@@ -4,26 +4,38 @@
 //! its final place, by as many threads as the rayon pool has; a thread holds one chunk of output and at
 //! most as much of input, so memory does not depend on the model. Zeros are not written: they stay
 //! holes of the file.
+//!
+//! Every finished tensor goes into a journal with its digest. A run that died is taken up where it
+//! stopped by the same call; what the journal says is finished is read back and compared.
 
 pub(crate) mod compose;
+mod digests;
+mod disk;
+mod journal;
+mod optimizer;
 mod provenance;
+mod run;
+mod source;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use flm_candle::checkpoint::{Checkpoint, TensorEntry, TensorSpec, Writer, copy_side_files};
+use flm_candle::checkpoint::{Checkpoint, TensorSpec, Writer, copy_side_files};
+use flm_candle::config::TeleFlmConfig;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, file_digest};
 use crate::error::{GrowthError, Result};
-use crate::fill::sample_std;
-use crate::plan::{Fill, GrowthPlan, Std, TensorPlan};
-use crate::precision::Precision;
+use crate::plan::{GrowthPlan, TensorPlan};
 pub(crate) use compose::Composer;
-pub use provenance::{PROVENANCE_FILE, Provenance};
+pub use disk::{DiskNeed, disk_need};
+use journal::{Journal, JournalKey};
+use optimizer::OptimizerGrowth;
+pub use provenance::{GrowthProvenance, PROVENANCE_FILE, Provenance};
+use run::Run;
+use source::Source;
 
 /// How to write.
 #[derive(Debug, Clone)]
@@ -34,13 +46,29 @@ pub struct ExecuteOptions {
     pub max_shard_bytes: u64,
     /// The command line, for provenance.json.
     pub command: Vec<String>,
+    /// A recipe to keep beside the weights, as `recipe.toml`.
+    pub recipe: Option<String>,
+    /// Whether to hash the source's files for provenance.json, which reads them once more.
+    pub source_digests: bool,
+    /// Whether to grow the optimizer's state that lies beside the weights.
+    pub optimizer_state: bool,
+    /// Throws an unfinished run away instead of taking it up.
+    pub restart: bool,
 }
 
 impl Default for ExecuteOptions {
     fn default() -> Self {
         // chunks that a core's share of the cache nearly holds; shards that are synced while the next
         // is written
-        Self { chunk_bytes: 16 << 20, max_shard_bytes: 5_000_000_000, command: Vec::new() }
+        Self {
+            chunk_bytes: 16 << 20,
+            max_shard_bytes: 5_000_000_000,
+            command: Vec::new(),
+            recipe: None,
+            source_digests: true,
+            optimizer_state: false,
+            restart: false,
+        }
     }
 }
 
@@ -51,6 +79,8 @@ pub struct ExecuteReport {
     pub output_bytes: u64,
     /// Bytes that were left as holes.
     pub hole_bytes: u64,
+    /// Bytes that an earlier run had finished.
+    pub resumed_bytes: u64,
     /// Wall time, fsync included.
     pub seconds: f64,
     /// Files copied beside the weights.
@@ -59,11 +89,14 @@ pub struct ExecuteReport {
 
 /// Grows `source` by `plan` into the new directory `dst`, which appears complete or not at all.
 ///
+/// What a run that died has finished is kept, if it was the same: plan, seed, source, shards.
 /// `progress` is called, from several threads, with the bytes finished since the last call; they add
 /// up to [`crate::plan::PlanSummary::output_bytes`].
 ///
 /// # Errors
-/// If the source is not the one that the plan was made for, and whatever reading and writing return.
+/// If the source is not the one that the plan was made for, [`GrowthError::ResumeMismatch`] where
+/// another run's remains are in the way, [`GrowthError::DiskSpace`] before anything is written and
+/// [`GrowthError::DiskFull`] later, and whatever reading and writing return.
 pub fn execute(
     plan: &GrowthPlan,
     source: &Checkpoint,
@@ -71,179 +104,135 @@ pub fn execute(
     options: &ExecuteOptions,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<ExecuteReport> {
-    let started = Instant::now();
+    let earlier = Provenance::read(source.dir()).map(|p| p.growths().cloned().collect()).unwrap_or_default();
+    let provenance = Provenance {
+        growth: Some(GrowthProvenance::new(plan)?),
+        earlier,
+        ..Provenance::new(source, options)
+    };
     let config = plan.target_config(source.config())?;
-    let mut tensors: Vec<Source<'_>> =
-        plan.tensors.par_iter().map(|t| Source::new(t, source)).collect::<Result<_>>()?;
-    let specs: Vec<TensorSpec> = plan
-        .tensors
-        .iter()
-        .map(|t| TensorSpec { name: t.name.clone(), dtype: t.dtype.into(), shape: t.shape.clone() })
-        .collect();
-    let writer = Writer::create(dst, &specs, options.max_shard_bytes)?;
-    let order: HashMap<&str, usize> =
-        writer.disk_order().into_iter().enumerate().map(|(place, name)| (name, place)).collect();
-    tensors.sort_by_key(|t| order.get(t.plan.name.as_str()).copied());
-    let run = Run { plan, source, writer: &writer, progress, holes: AtomicU64::new(0) };
-    run.all(&tensors, options.chunk_bytes)?;
-    let hole_bytes = run.holes.into_inner();
-    let side_files = copy_side_files(source.dir(), writer.staging_dir())?;
-    Provenance::new(plan, source, options)?.write(writer.staging_dir())?;
-    writer.finish(&config)?;
-    Ok(ExecuteReport {
-        output_bytes: plan.tensors.iter().map(TensorPlan::nbytes).sum(),
-        hole_bytes,
-        seconds: started.elapsed().as_secs_f64(),
-        side_files,
-    })
+    Transfer { tensors: &plan.tensors, seed: plan.seed, config, digest: plan.digest()?, provenance }
+        .run(source, dst, options, progress)
 }
 
-/// A target tensor with its source found and its standard deviation measured.
-struct Source<'a> {
-    plan: TensorPlan,
-    entry: Option<&'a TensorEntry>,
+/// Tensors to write and what goes with them, whatever it is for.
+pub(crate) struct Transfer<'a> {
+    pub(crate) tensors: &'a [TensorPlan],
+    pub(crate) seed: u64,
+    pub(crate) config: TeleFlmConfig,
+    /// Of the plan.
+    pub(crate) digest: String,
+    pub(crate) provenance: Provenance,
 }
 
-impl<'a> Source<'a> {
-    fn new(plan: &TensorPlan, source: &'a Checkpoint) -> Result<Self> {
-        let mut plan = plan.clone();
-        let Some(tensor) = &plan.source else { return Ok(Self { plan, entry: None }) };
-        let entry = source.entry(&tensor.name)?;
-        if entry.shape != tensor.shape {
-            return Err(GrowthError::TensorShape {
-                name: tensor.name.clone(),
-                got: entry.shape.clone(),
-                expected: tensor.shape.clone(),
-            });
+impl Transfer<'_> {
+    pub(crate) fn run(
+        mut self,
+        source: &Checkpoint,
+        dst: &Path,
+        options: &ExecuteOptions,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<ExecuteReport> {
+        let started = Instant::now();
+        let mut tensors: Vec<Source<'_>> =
+            self.tensors.par_iter().map(|t| Source::new(t, source)).collect::<Result<_>>()?;
+        let optimizer =
+            options.optimizer_state.then(|| OptimizerGrowth::new(source, self.tensors)).transpose()?;
+        let specs: Vec<TensorSpec> = self
+            .tensors
+            .iter()
+            .map(|t| TensorSpec { name: t.name.clone(), dtype: t.dtype.into(), shape: t.shape.clone() })
+            .collect();
+        let key = JournalKey::new(self.seed, &self.digest, source, options)?;
+        let staging = Writer::staging_path(dst)?;
+        let begun = !options.restart && Journal::exists(&staging);
+        if begun {
+            Journal::check(&staging, &key)?;
         }
-        if Precision::try_from(entry.dtype)? != tensor.dtype {
-            return Err(GrowthError::TensorDtype {
-                name: tensor.name.clone(),
-                got: entry.dtype.as_str().into(),
-                expected: tensor.dtype.to_string(),
-            });
+        disk_need(self.tensors, dst)?.check()?;
+        let open = if begun { Writer::resume } else { Writer::create };
+        let mut writer = open(dst, &specs, options.max_shard_bytes)?;
+        writer.keep_staging();
+        optimizer.as_ref().map_or(Ok(()), |o| o.check_disk(&writer))?;
+        let journal = Journal::open(&staging, &key)?;
+        let order: HashMap<&str, usize> =
+            writer.disk_order().into_iter().enumerate().map(|(place, name)| (name, place)).collect();
+        tensors.sort_by_key(|t| order.get(t.plan.name.as_str()).copied());
+        let total = self.tensors.iter().map(TensorPlan::nbytes).sum();
+        let run = Run::new(self.seed, source, &writer, journal, progress);
+        let done = run.all(&tensors, options.chunk_bytes).map_err(|e| e.disk_full(total))?;
+
+        let mut checksums = done.checksums;
+        let side_files =
+            self.beside(source, &writer, options, &mut checksums).map_err(|e| e.disk_full(total))?;
+        if let Some(optimizer) = optimizer {
+            optimizer.run(&self.config, &self.digest, &writer, options).map_err(|e| e.disk_full(total))?;
         }
-        if [plan.new_cols, plan.new_rows, plan.new_corner].contains(&Some(Fill::Normal(Std::Match))) {
-            let elements = entry.shape.iter().map(|&n| n as u64).product();
-            let std = sample_std(&entry.name, tensor.dtype, elements, |offset, out| {
-                Ok(source.read_at(entry, offset, out)?)
-            })?;
-            plan.set_std(std * plan.scale.abs());
+        writer.finish(&self.config).map_err(|e| GrowthError::from(e).disk_full(total))?;
+        Journal::remove(dst)?;
+        Ok(ExecuteReport {
+            output_bytes: total,
+            hole_bytes: done.hole_bytes,
+            resumed_bytes: done.resumed_bytes,
+            seconds: started.elapsed().as_secs_f64(),
+            side_files,
+        })
+    }
+
+    /// Everything but the weights: side files, recipe, provenance, checksums.
+    fn beside(
+        &mut self,
+        source: &Checkpoint,
+        writer: &Writer,
+        options: &ExecuteOptions,
+        checksums: &mut Checksums,
+    ) -> Result<Vec<String>> {
+        let dir = writer.staging_dir();
+        let mut names = copy_side_files(source.dir(), dir)?;
+        let side_files = names.clone();
+        if let Some(recipe) = &options.recipe {
+            write(&dir.join(RECIPE_FILE), recipe.as_bytes())?;
+            names.push(RECIPE_FILE.into());
         }
-        Ok(Self { plan, entry: Some(entry) })
+        if options.source_digests {
+            self.provenance.source_files = source_files(source)?;
+        }
+        self.provenance.write(dir)?;
+        names.push(PROVENANCE_FILE.into());
+        for name in names {
+            let digest = file_digest(&dir.join(&name), &|_| ())?;
+            checksums.files.insert(name, digest);
+        }
+        let mut text = |name: &str, text: &str| {
+            checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
+        };
+        text("config.json", &self.config.to_json());
+        if let Some(index) = writer.index() {
+            text("model.safetensors.index.json", index);
+        }
+        write(&dir.join(CHECKSUMS_FILE), checksums.to_json()?.as_bytes())?;
+        Ok(side_files)
     }
 }
 
-/// Buffers of one thread.
-#[derive(Default)]
-struct Buffers {
-    out: Vec<u8>,
-    scratch: Vec<u8>,
+/// Name of the recipe's copy in the output.
+pub const RECIPE_FILE: &str = "recipe.toml";
+
+/// Digests of the source's weight files and config, by name.
+fn source_files(source: &Checkpoint) -> Result<std::collections::BTreeMap<String, FileDigest>> {
+    let config = source.dir().join("config.json");
+    let paths: Vec<&Path> =
+        source.files().iter().map(|f| f.path.as_path()).chain([config.as_path()]).collect();
+    let digest = |path: &&Path| {
+        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        Ok((name, file_digest(path, &|_| ())?))
+    };
+    paths.par_iter().map(digest).collect()
 }
 
-struct Run<'a> {
-    plan: &'a GrowthPlan,
-    source: &'a Checkpoint,
-    writer: &'a Writer,
-    progress: &'a (dyn Fn(u64) + Sync),
-    holes: AtomicU64,
-}
-
-/// Rows `start..end` of a tensor.
-struct Chunk {
-    tensor: usize,
-    start: usize,
-    end: usize,
-}
-
-impl Run<'_> {
-    /// Every chunk, in the order of the file so that disks see mostly sequential access.
-    fn all(&self, tensors: &[Source<'_>], chunk_bytes: usize) -> Result<()> {
-        let chunks = chunks(tensors, chunk_bytes);
-        let next = AtomicUsize::new(0);
-        let stop = AtomicBool::new(false);
-        let failure = Mutex::new(None);
-        rayon::scope(|scope| {
-            for _ in 0..rayon::current_num_threads() {
-                scope.spawn(|_| {
-                    if let Err(error) = self.worker(tensors, &chunks, &next, &stop) {
-                        stop.store(true, Ordering::Relaxed);
-                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                    }
-                });
-            }
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    fn worker(
-        &self,
-        tensors: &[Source<'_>],
-        chunks: &[Chunk],
-        next: &AtomicUsize,
-        stop: &AtomicBool,
-    ) -> Result<()> {
-        let mut current: Option<(usize, Composer<'_>)> = None;
-        let mut buffers = Buffers::default();
-        while !stop.load(Ordering::Relaxed) {
-            let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-            let tensor = &tensors[chunk.tensor];
-            let composer = match current.take() {
-                Some((index, composer)) if index == chunk.tensor => composer,
-                _ => Composer::new(&tensor.plan, self.plan.seed)?,
-            };
-            self.chunk(chunk, tensor, &composer, &mut buffers)?;
-            current = Some((chunk.tensor, composer));
-        }
-        Ok(())
-    }
-
-    fn chunk(
-        &self,
-        chunk: &Chunk,
-        tensor: &Source<'_>,
-        composer: &Composer<'_>,
-        buffers: &mut Buffers,
-    ) -> Result<()> {
-        let name = &tensor.plan.name;
-        let row = composer.row_bytes();
-        let (offset, length) = (chunk.start as u64 * row as u64, (chunk.end - chunk.start) * row);
-        if composer.is_zero(chunk.start, chunk.end) {
-            self.writer.skip(name, offset, length as u64)?;
-            self.holes.fetch_add(length as u64, Ordering::Relaxed);
-        } else {
-            buffers.out.resize(length.max(buffers.out.len()), 0);
-            let out = &mut buffers.out[..length];
-            let read = |offset: u64, out: &mut [u8]| match tensor.entry {
-                Some(entry) => Ok(self.source.read_at(entry, offset, out)?),
-                None => Ok(()),
-            };
-            composer.rows(chunk.start, chunk.end, &read, &mut buffers.scratch, out)?;
-            self.writer.write_at(name, offset, out)?;
-        }
-        (self.progress)(length as u64);
-        Ok(())
-    }
-}
-
-/// Cuts every tensor into chunks of whole rows, each all copied or all new.
-fn chunks(tensors: &[Source<'_>], chunk_bytes: usize) -> Vec<Chunk> {
-    let mut chunks = Vec::new();
-    for (tensor, source) in tensors.iter().enumerate() {
-        let ((rows, cols), (copied, _)) = (source.plan.size(), source.plan.copied());
-        let step = (chunk_bytes / (cols * source.plan.dtype.bytes()).max(1)).max(1);
-        for (first, end) in [(0, copied), (copied, rows)] {
-            chunks.extend((first..end).step_by(step).map(|start| Chunk {
-                tensor,
-                start,
-                end: end.min(start + step),
-            }));
-        }
-    }
-    chunks
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes)
+        .map_err(|source| GrowthError::Write { path: path.display().to_string(), source })
 }
 
 #[cfg(test)]

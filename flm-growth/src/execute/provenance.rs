@@ -1,9 +1,12 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use flm_candle::checkpoint::Checkpoint;
+use flm_candle::config::GrowthMasks;
 use serde::{Deserialize, Serialize};
 
 use super::ExecuteOptions;
+use crate::checksums::FileDigest;
 use crate::error::{GrowthError, Result};
 use crate::operator::Operator;
 use crate::placement::{LayerSource, Placement};
@@ -23,8 +26,18 @@ pub struct Provenance {
     pub command: Vec<String>,
     /// What it was grown from: the directory's name.
     pub source: String,
-    /// The growth.
-    pub growth: GrowthProvenance,
+    /// Digests of the source's files.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub source_files: BTreeMap<String, FileDigest>,
+    /// The growth; of a folded checkpoint, that of what was folded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<GrowthProvenance>,
+    /// The growths before it, the oldest first, as far as the source's provenance goes back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<GrowthProvenance>,
+    /// The masks that were folded into the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fold: Option<GrowthMasks>,
 }
 
 /// A growth, in so far as verification and reproduction need it.
@@ -48,32 +61,63 @@ pub struct GrowthProvenance {
     pub layers: Vec<LayerSource>,
 }
 
-impl Provenance {
-    pub(super) fn new(plan: &GrowthPlan, source: &Checkpoint, options: &ExecuteOptions) -> Result<Self> {
-        // only the last part: where it lay on this machine is nobody's business
-        let name = source
-            .dir()
-            .canonicalize()
-            .ok()
-            .as_deref()
-            .unwrap_or(source.dir())
-            .file_name()
-            .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+/// What made it.
+pub(super) const TOOL: &str = concat!("flm-growth ", env!("CARGO_PKG_VERSION"));
+
+impl GrowthProvenance {
+    pub(super) fn new(plan: &GrowthPlan) -> Result<Self> {
         Ok(Self {
-            tool: concat!("flm-growth ", env!("CARGO_PKG_VERSION")).into(),
-            command: options.command.clone(),
-            source: name,
-            growth: GrowthProvenance {
-                operator: plan.operator,
-                placement: plan.placement.clone(),
-                seed: plan.seed,
-                plan_blake3: plan.digest()?,
-                from: plan.source,
-                to: plan.target,
-                config: plan.config,
-                layers: plan.layers.clone(),
-            },
+            operator: plan.operator,
+            placement: plan.placement.clone(),
+            seed: plan.seed,
+            plan_blake3: plan.digest()?,
+            from: plan.source,
+            to: plan.target,
+            config: plan.config,
+            layers: plan.layers.clone(),
         })
+    }
+}
+
+impl Provenance {
+    /// Of something made from `source`, whatever it was.
+    pub(crate) fn new(source: &Checkpoint, options: &ExecuteOptions) -> Self {
+        // only the last part: where it lay on this machine is nobody's business
+        let dir = source.dir().canonicalize();
+        let name = dir.as_deref().unwrap_or(source.dir()).file_name();
+        Self {
+            tool: TOOL.into(),
+            command: options.command.clone(),
+            source: name.map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+            source_files: BTreeMap::new(),
+            growth: None,
+            earlier: Vec::new(),
+            fold: None,
+        }
+    }
+
+    /// Every growth, the oldest first.
+    pub fn growths(&self) -> impl DoubleEndedIterator<Item = &GrowthProvenance> {
+        self.earlier.iter().chain(&self.growth)
+    }
+
+    /// For each layer of a model of shape `from` the layer of this one that it became.
+    pub fn layer_map(&self, from: &Shape, to: &Shape) -> Option<Vec<usize>> {
+        let mut shape = *to;
+        let mut map: Vec<usize> = (0..to.num_hidden_layers).collect();
+        for growth in self.growths().rev() {
+            if growth.to != shape {
+                return None;
+            }
+            // the layers of the source that the ones in `map` are of
+            let originals = (0..).zip(&growth.layers).filter(|(_, l)| !l.new).map(|(i, _)| i);
+            map = originals.map(|i: usize| map.get(i).copied()).collect::<Option<_>>()?;
+            shape = growth.from;
+            if shape == *from {
+                return Some(map);
+            }
+        }
+        None
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<()> {

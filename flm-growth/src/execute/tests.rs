@@ -1,10 +1,11 @@
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::fill::NormalFill;
-use crate::plan::{Block, SourceTensor};
+use crate::plan::{Block, Fill, SourceTensor, Std};
+use crate::precision::Precision;
 use crate::reference::{Model, SMALL, config};
 use crate::{GrowthOptions, Operator, Shape, SourceModel};
 
@@ -23,7 +24,8 @@ fn model() -> Model {
 }
 
 fn small_chunks(chunk_bytes: usize, max_shard_bytes: u64) -> ExecuteOptions {
-    ExecuteOptions { chunk_bytes, max_shard_bytes, command: vec!["flm".into(), "grow".into()] }
+    let command = vec!["flm".into(), "grow".into()];
+    ExecuteOptions { chunk_bytes, max_shard_bytes, command, ..Default::default() }
 }
 
 #[test]
@@ -52,9 +54,10 @@ fn any_chunk_shard_and_thread_count_writes_the_same_tensors() {
         let summary = plan.summary();
         assert_eq!((report.output_bytes, done.into_inner()), (summary.output_bytes, summary.output_bytes));
         let provenance = Provenance::read(&dst).unwrap();
-        assert_eq!((provenance.source.as_str(), provenance.growth.seed), ("source", 5));
-        assert_eq!(provenance.growth.plan_blake3, plan.digest().unwrap());
-        assert_eq!(provenance.growth.layers, plan.layers);
+        let growth = provenance.growth.unwrap();
+        assert_eq!((provenance.source.as_str(), growth.seed), ("source", 5));
+        assert_eq!(growth.plan_blake3, plan.digest().unwrap());
+        assert_eq!(growth.layers, plan.layers);
         let text = std::fs::read_to_string(dst.join(PROVENANCE_FILE)).unwrap();
         assert!(!text.contains(dir.path().to_str().unwrap()), "{text}");
     }
@@ -126,6 +129,218 @@ fn a_destination_that_exists_is_left_alone() {
     assert_eq!(std::fs::read(dir.path().join("source/model.safetensors")).unwrap(), before);
 }
 
+/// Runs until `stop` bytes are done, then dies as a killed process would: with its journal left.
+fn interrupted(plan: &GrowthPlan, source: &Checkpoint, dst: &Path, options: &ExecuteOptions, stop: u64) {
+    let done = AtomicU64::new(0);
+    let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let progress = |n: u64| {
+            if done.fetch_add(n, Ordering::Relaxed) + n > stop {
+                std::panic::resume_unwind(Box::new("stop"));
+            }
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        pool.install(|| execute(plan, source, dst, options, &progress)).map(drop)
+    }));
+    assert!(run.is_err() && !dst.exists());
+}
+
+#[test]
+fn a_run_that_died_goes_on_and_ends_in_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let source = model.save(&dir.path().join("source"), 3000);
+    let plan = model.plan(&LARGER, &GrowthOptions::default()).unwrap();
+    let options = small_chunks(200, 2500);
+    let whole = dir.path().join("whole/grown");
+    execute(&plan, &source, &whole, &options, &|_| ()).unwrap();
+    let expected = Checksums::read(&whole).unwrap();
+    let total = plan.summary().output_bytes;
+    for part in 1..8 {
+        let dst = dir.path().join(format!("{part}/grown"));
+        interrupted(&plan, &source, &dst, &options, total * part / 8);
+        let done = AtomicU64::new(0);
+        let report = execute(&plan, &source, &dst, &small_chunks(64 << part, 2500), &|n| {
+            done.fetch_add(n, Ordering::Relaxed);
+        })
+        .unwrap();
+        assert!(part < 2 || report.resumed_bytes > 0, "{part}: {report:?}");
+        assert_eq!(done.into_inner(), total);
+        let got = Checksums::read(&dst).unwrap();
+        assert_eq!(got.tensors, expected.tensors, "{part}");
+        let weights = |c: &Checksums| -> Vec<_> {
+            c.files
+                .iter()
+                .filter(|(name, _)| name.ends_with("safetensors"))
+                .map(|(n, d)| (n.clone(), d.clone()))
+                .collect()
+        };
+        assert_eq!(weights(&got), weights(&expected));
+        assert!(got.check(&dst, &|_| ()).unwrap().passed);
+        assert!(!dst.join(".journal.jsonl").exists());
+    }
+}
+
+#[test]
+fn another_plan_seed_or_source_does_not_go_on_where_a_run_died() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let source = model.save(&dir.path().join("source"), 3000);
+    let plan = model.plan(&LARGER, &GrowthOptions::default()).unwrap();
+    let options = small_chunks(200, 2500);
+    let dst = dir.path().join("grown");
+    interrupted(&plan, &source, &dst, &options, 4000);
+    let refused = |plan: &GrowthPlan, source: &Checkpoint, options: &ExecuteOptions| {
+        let error = execute(plan, source, &dst, options, &|_| ()).expect_err("refused").to_string();
+        assert!(error.contains("--restart") && error.contains(".grown.partial"), "{error}");
+        error
+    };
+    let other = model.plan(&LARGER, &GrowthOptions { seed: 8, ..Default::default() }).unwrap();
+    assert!(refused(&other, &source, &options).contains("another seed (0, now 8)"));
+    let other =
+        model.plan(&LARGER, &GrowthOptions { operator: Operator::Msg, ..Default::default() }).unwrap();
+    assert!(refused(&other, &source, &options).contains("another plan"));
+    assert!(refused(&plan, &source, &small_chunks(200, 9999)).contains("another largest file size"));
+    let file = dir.path().join("source/config.json");
+    let text = std::fs::read(&file).unwrap();
+    std::fs::write(&file, [&text[..], b" "].concat()).unwrap();
+    let changed = Checkpoint::open(&dir.path().join("source")).unwrap();
+    assert!(refused(&plan, &changed, &options).contains("another source (config.json has changed"));
+    let report =
+        execute(&plan, &changed, &dst, &ExecuteOptions { restart: true, ..options }, &|_| ()).unwrap();
+    assert_eq!(report.resumed_bytes, 0);
+}
+
+#[test]
+fn what_was_damaged_between_two_runs_is_found_and_written_anew() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let source = model.save(&dir.path().join("source"), 1 << 30);
+    let plan = model.plan(&LARGER, &GrowthOptions::default()).unwrap();
+    let options = small_chunks(200, 1 << 30);
+    let dst = dir.path().join("grown");
+    interrupted(&plan, &source, &dst, &options, plan.summary().output_bytes / 2);
+    let path = dir.path().join(".grown.partial/model.safetensors");
+    let header = std::fs::read(&path).unwrap();
+    let first = u64::from_le_bytes(header[..8].try_into().unwrap()) + 8;
+    std::fs::File::options().write(true).open(&path).unwrap().write_all_at(&[0x77; 4], first).unwrap();
+    let error = execute(&plan, &source, &dst, &options, &|_| ()).unwrap_err();
+    assert!(matches!(error, GrowthError::Damaged(_)), "{error}");
+    let report = execute(&plan, &source, &dst, &options, &|_| ()).unwrap();
+    assert_eq!(report.resumed_bytes, 0);
+    assert_eq!(Model::load(&Checkpoint::open(&dst).unwrap()).tensors, model.grow(&plan, 9).tensors);
+}
+
+#[test]
+fn checksums_name_the_damaged_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let source = model.save(&dir.path().join("source"), 1 << 30);
+    let plan = model.plan(&LARGER, &GrowthOptions::default()).unwrap();
+    let dst = dir.path().join("grown");
+    execute(&plan, &source, &dst, &ExecuteOptions::default(), &|_| ()).unwrap();
+    let checksums = Checksums::read(&dst).unwrap();
+    assert_eq!(checksums.tensors.len(), plan.tensors.len());
+    let provenance = Provenance::read(&dst).unwrap();
+    assert_eq!(provenance.source_files["config.json"], FileDigest::of(source.config().to_json().as_bytes()));
+    assert_eq!(provenance.source_files.len(), 2);
+    let path = dst.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::remove_file(dst.join(PROVENANCE_FILE)).unwrap();
+    let report = checksums.check(&dst, &|_| ()).unwrap();
+    assert_eq!(report.problems.len(), 3, "{report:?}");
+    assert!(report.problems[0].contains("other contents") && report.problems[1].starts_with("tensor model."));
+    assert_eq!(report.problems[2], "provenance.json is missing");
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_told_before_and_a_full_one_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let need = DiskNeed { path: dir.path().into(), needed: 100, free: 99 };
+    assert!(need.check().unwrap_err().to_string().contains("100 bytes are to be written"));
+    let huge = Shape { intermediate_size: 1 << 32, ..LARGER };
+    let plan = model().plan(&huge, &GrowthOptions::default()).unwrap();
+    let source = model().save(&dir.path().join("source"), 1 << 30);
+    // 3 layers of 2^32 units: 4 TB at 17 wide in bf16
+    let need = disk_need(&plan.tensors, &dir.path().join("deep/er/grown")).unwrap();
+    assert!(need.needed > 1 << 40 && need.path == dir.path(), "{need:?}");
+    if need.needed > need.free {
+        let error = execute(&plan, &source, &dir.path().join("grown"), &ExecuteOptions::default(), &|_| ());
+        assert!(matches!(error, Err(GrowthError::DiskSpace { .. })));
+    }
+    let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let error = GrowthError::Write { path: "x".into(), source: full }.disk_full(7).to_string();
+    assert!(error.contains("the disk is full") && error.contains("same command again"), "{error}");
+}
+
+#[test]
+fn optimizer_state_grows_into_the_corner() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::random(config(SMALL, false, true), Precision::F32, 4);
+    let path = dir.path().join("source");
+    model.save(&path, 1 << 30);
+    let mut moments = Vec::new();
+    for (prefix, value) in [("exp_avg.", 0.5), ("exp_avg_sq.", 4.0)] {
+        for t in model.config.tensors() {
+            moments.push((
+                TensorSpec {
+                    name: format!("{prefix}{}", t.name),
+                    dtype: candle_core::DType::F32,
+                    shape: t.shape,
+                },
+                value,
+            ));
+        }
+    }
+    let specs: Vec<TensorSpec> = moments.iter().map(|(spec, _)| spec.clone()).collect();
+    let writer = Writer::create(&path.join("optimizer"), &specs, 1 << 30).unwrap();
+    for (spec, value) in &moments {
+        let bytes = (*value as f32).to_le_bytes().repeat(spec.shape.iter().product());
+        writer.write_at(&spec.name, 0, &bytes).unwrap();
+    }
+    writer.finish(&model.config).unwrap();
+    std::fs::write(path.join("training_state.json"), "{\"step\": 12}").unwrap();
+    let source = Checkpoint::open(&path).unwrap();
+    let plan = model.plan(&LARGER, &GrowthOptions::default()).unwrap();
+    let options = ExecuteOptions { optimizer_state: true, ..Default::default() };
+    let dst = dir.path().join("grown");
+    execute(&plan, &source, &dst, &options, &|_| ()).unwrap();
+    assert_eq!(std::fs::read_to_string(dst.join("training_state.json")).unwrap(), "{\"step\": 12}");
+    let grown = Checkpoint::open(&dst.join("optimizer")).unwrap();
+    let values = |name: &str| -> Vec<f32> {
+        let bytes = grown.read(grown.entry(name).unwrap()).unwrap();
+        bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+    };
+    let gain = (12.0f64 / 17.0).sqrt();
+    for (prefix, value, power) in [("exp_avg.", 0.5, -1), ("exp_avg_sq.", 4.0, -2)] {
+        let up = values(&format!("{prefix}model.layers.0.mlp.up_proj.weight"));
+        for (i, v) in up.iter().enumerate() {
+            assert_eq!(*v, if i % 17 < 12 && i / 17 < 19 { value } else { 0.0 });
+        }
+        let norm = values(&format!("{prefix}model.norm.weight"));
+        assert!(
+            (f64::from(norm[0]) / (f64::from(value) * gain.powi(power)) - 1.0).abs() < 1e-6
+                && norm[12] == 0.0
+        );
+    }
+    for (i, layer) in plan.layers.iter().enumerate() {
+        let any = values(&format!("exp_avg.model.layers.{i}.mlp.up_proj.weight")).iter().any(|v| *v != 0.0);
+        assert_eq!(any, !layer.new, "{i}");
+    }
+    let without = Checkpoint::open(&dst).unwrap();
+    std::fs::remove_dir_all(dst.join("optimizer")).unwrap();
+    let plan = crate::GrowthPlan::new(
+        &SourceModel::from_checkpoint(&without).unwrap(),
+        &LARGER,
+        &GrowthOptions::default(),
+    )
+    .unwrap();
+    let error = execute(&plan, &without, &dir.path().join("x"), &options, &|_| ()).unwrap_err();
+    assert!(error.to_string().contains("--optimizer-state"), "{error}");
+}
+
 /// One element by the words of [`TensorPlan`]'s documentation.
 fn element(plan: &TensorPlan, source: &[f64], seed: u64, r: usize, c: usize) -> f64 {
     let (cols, (rows, width)) = (plan.size().1, plan.copied());
@@ -179,8 +394,11 @@ proptest! {
             name: "t".into(),
             dtype: if widen { Precision::F32 } else { stored },
             shape: vec![rows + more_rows, cols + more_cols],
+            new_layer: false,
             source: Some(SourceTensor { name: "s".into(), dtype: stored, shape: vec![rows, cols] }),
             scale,
+            row_scale: None,
+            col_scale: None,
             new_cols: (more_cols > 0).then_some(new_cols),
             new_rows: (more_rows > 0).then_some(new_rows),
             new_corner: (more_rows > 0 && more_cols > 0).then_some(new_corner),

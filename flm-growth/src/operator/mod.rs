@@ -1,16 +1,18 @@
 //! The rules that new weights follow, one module an operator.
 
 mod clone;
+mod msg;
 mod stack;
 mod zero;
 
 use std::fmt;
 use std::str::FromStr;
 
-use flm_candle::config::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_candle::config::{EMBED_TOKENS, FINAL_NORM, GrowthMasks, LM_HEAD};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
+use crate::placement::LayerSource;
 use crate::plan::{Fill, Std};
 use crate::precision::Precision;
 use crate::shape::Shape;
@@ -19,6 +21,9 @@ use crate::shape::Shape;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Operator {
+    /// Noise everywhere, behind masks of 0 that training raises to 1 (Masked Structural Growth,
+    /// arXiv 2305.02869); any sizes.
+    Msg,
     /// Zeros where new weights write, noise where they read; a plain checkpoint, any sizes.
     Zero,
     /// Features duplicated, consumers divided by the number of duplicates (HyperCloning,
@@ -124,11 +129,12 @@ impl Rule {
 
 impl Operator {
     /// Every operator.
-    pub const ALL: [Self; 3] = [Self::Zero, Self::Clone, Self::Stack];
+    pub const ALL: [Self; 4] = [Self::Msg, Self::Zero, Self::Clone, Self::Stack];
 
     /// Name, as in a command line.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Msg => "msg",
             Self::Zero => "zero",
             Self::Clone => "clone",
             Self::Stack => "stack",
@@ -138,7 +144,7 @@ impl Operator {
     /// Whether the grown model computes the source's function.
     pub fn preserves(self) -> bool {
         match self {
-            Self::Zero | Self::Clone => true,
+            Self::Msg | Self::Zero | Self::Clone => true,
             Self::Stack => false,
         }
     }
@@ -147,7 +153,7 @@ impl Operator {
     pub(crate) fn check(self, from: &Shape, to: &Shape) -> Result<()> {
         let refused = |problem| GrowthError::Operator { operator: self.name(), problem };
         match self {
-            Self::Zero => Ok(()),
+            Self::Msg | Self::Zero => Ok(()),
             Self::Clone => clone::check(from, to).map_err(refused),
             Self::Stack => stack::check(from, to).map_err(refused),
         }
@@ -157,7 +163,7 @@ impl Operator {
     pub(crate) fn rms_norm_eps(self, eps: f64, from: &Shape, to: &Shape) -> f64 {
         match self {
             Self::Zero => zero::rms_norm_eps(eps, from, to),
-            Self::Clone | Self::Stack => eps,
+            Self::Msg | Self::Clone | Self::Stack => eps,
         }
     }
 
@@ -169,14 +175,29 @@ impl Operator {
     /// What the source's head is multiplied by.
     pub(crate) fn head_scale(self, context: &Context) -> f64 {
         match self {
-            Self::Zero | Self::Stack => context.head_scale,
+            Self::Msg | Self::Zero | Self::Stack => context.head_scale,
             Self::Clone => clone::head_scale(context),
+        }
+    }
+
+    /// The masks that keep the grown model's function.
+    pub(crate) fn masks(
+        self,
+        from: &Shape,
+        to: &Shape,
+        layers: &[LayerSource],
+        steps: u64,
+    ) -> Option<GrowthMasks> {
+        match self {
+            Self::Msg => msg::masks(from, to, layers, steps),
+            Self::Zero | Self::Clone | Self::Stack => None,
         }
     }
 
     /// What fills a tensor of `role` that the source stores as `dtype`.
     pub(crate) fn rule(self, role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
         match self {
+            Self::Msg => msg::rule(role, dtype, context),
             Self::Zero => zero::rule(role, new_layer, dtype, context),
             Self::Clone => clone::rule(role, new_layer, dtype, context),
             Self::Stack => stack::rule(role, dtype, context),

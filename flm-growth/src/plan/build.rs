@@ -11,6 +11,9 @@ use crate::shape::Shape;
 pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan> {
     let config = source.config();
     let from = Shape::of(config);
+    if config.growth.is_some() {
+        return Err(GrowthError::Masked);
+    }
     from.check_growth_to(target)?;
     options.operator.check(&from, target)?;
     let placement = match options.operator {
@@ -28,6 +31,7 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
         source: from,
         target: *target,
         config: change,
+        masks: options.operator.masks(&from, target, &layers, options.mask_steps),
         layers,
         tensors: Vec::new(),
     };
@@ -38,7 +42,7 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
         let stored = source.tensor(&source_name(&tensor.name, layer, config.tie_word_embeddings))?;
         let new_layer = layer.is_some_and(|l| l.new);
         let rule = options.operator.rule(role, new_layer, stored.dtype, &context);
-        plan.tensors.push(tensor_plan(tensor.name, tensor.shape, stored, rule));
+        plan.tensors.push(TensorPlan { new_layer, ..tensor_plan(tensor.name, tensor.shape, stored, rule) });
     }
     Ok(plan)
 }
@@ -64,8 +68,11 @@ fn tensor_plan(name: String, shape: Vec<usize>, stored: &SourceTensor, rule: Rul
         name,
         dtype: rule.dtype,
         shape,
+        new_layer: false,
         source,
         scale: rule.scale,
+        row_scale: None,
+        col_scale: None,
         new_cols: (r > 0 && cols > c).then_some(rule.new_cols),
         new_rows: (c > 0 && rows > r).then_some(rule.new_rows),
         new_corner: (rows > r && cols > c).then_some(rule.new_corner),

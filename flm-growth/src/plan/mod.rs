@@ -8,12 +8,12 @@ mod source;
 mod summary;
 mod tensor;
 
-use flm_candle::config::TeleFlmConfig;
+use flm_candle::config::{GrowthMasks, TeleFlmConfig};
 use serde::{Deserialize, Serialize};
 
 pub use source::SourceModel;
 pub use summary::{PlanSummary, Preservation};
-pub use tensor::{Block, Blocks, Fill, SourceTensor, Std, TensorPlan};
+pub use tensor::{Block, Blocks, Fill, SourceTensor, Std, TailScale, TensorPlan};
 
 use crate::error::Result;
 use crate::operator::Operator;
@@ -38,6 +38,8 @@ pub struct GrowthOptions {
     pub tokenizer_size: Option<usize>,
     /// Writes the head as a tensor of its own where the source ties it to the embedding.
     pub untie: bool,
+    /// Optimizer steps in which training raises the masks of `msg` to 1.
+    pub mask_steps: u64,
 }
 
 impl Default for GrowthOptions {
@@ -50,6 +52,7 @@ impl Default for GrowthOptions {
             multipliers: Multipliers::default(),
             tokenizer_size: None,
             untie: false,
+            mask_steps: 5000,
         }
     }
 }
@@ -99,6 +102,9 @@ pub struct GrowthPlan {
     pub target: Shape,
     /// What of config.json changes besides the shape.
     pub config: ConfigChange,
+    /// The masks of the target.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub masks: Option<GrowthMasks>,
     /// The source of every target layer.
     pub layers: Vec<LayerSource>,
     /// Every tensor of the target, in the order of the forward pass.
@@ -119,6 +125,7 @@ impl GrowthPlan {
         config.output_mult = self.config.output_mult;
         config.mup_scale_factor = self.config.mup_scale_factor;
         config.tie_word_embeddings = self.config.tie_word_embeddings;
+        config.growth = self.masks.clone();
         config.validate()?;
         Ok(config)
     }

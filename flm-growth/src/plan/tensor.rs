@@ -29,6 +29,22 @@ pub enum Fill {
     Tile,
 }
 
+/// A factor of the copied rows (or columns) from one on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TailScale {
+    /// The first row (column) that it applies to.
+    pub from: usize,
+    /// The factor.
+    pub scale: f64,
+}
+
+impl TailScale {
+    /// The factor of index `i`.
+    pub(crate) fn at(tail: Option<Self>, i: usize) -> f64 {
+        tail.filter(|t| i >= t.from).map_or(1.0, |t| t.scale)
+    }
+}
+
 /// A tensor of the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceTensor {
@@ -56,11 +72,20 @@ pub struct TensorPlan {
     pub dtype: Precision,
     /// Shape, rows first.
     pub shape: Vec<usize>,
+    /// Whether it belongs to a layer that is added.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub new_layer: bool,
     /// The tensor that fills the leading corner.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source: Option<SourceTensor>,
     /// What the source's values are multiplied by.
     pub scale: f64,
+    /// What the source's last rows are multiplied by besides.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub row_scale: Option<TailScale>,
+    /// What the source's last columns are multiplied by besides.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub col_scale: Option<TailScale>,
     /// Fill of the copied rows' new columns.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub new_cols: Option<Fill>,
@@ -130,6 +155,31 @@ impl TensorPlan {
         }
     }
 
+    /// Whether all of rows `start..end` is zero.
+    pub(crate) fn rows_are_zero(&self, start: usize, end: usize) -> bool {
+        let zero = |fill: Option<Fill>| fill.is_none_or(|f| f == Fill::Zero);
+        let ((_, cols), (copied_rows, copied_cols)) = (self.size(), self.copied());
+        let silent = self.scale == 0.0 || TailScale::at(self.row_scale, start) == 0.0;
+        let hidden = silent && (copied_cols == cols || zero(self.new_cols));
+        let copied = start < copied_rows && copied_cols > 0 && !hidden;
+        let new = end > copied_rows;
+        !copied && (!new || (zero(self.new_rows) && zero(self.new_corner)))
+    }
+
+    /// Rows at which what fills them changes: copied ones, those with a factor of their own, new ones.
+    pub(crate) fn bands(&self) -> Vec<(usize, usize)> {
+        let (rows, copied) = (self.size().0, self.copied().0);
+        let tail = self.row_scale.map_or(copied, |t| t.from.min(copied));
+        [(0, tail), (tail, copied), (copied, rows)].into_iter().filter(|(a, b)| a < b).collect()
+    }
+
+    /// Bytes that are written: those of rows that are not all zero.
+    pub fn written_bytes(&self) -> u64 {
+        let row = self.nbytes() / (self.size().0.max(1) as u64);
+        let bands = self.bands().into_iter().filter(|&(start, end)| !self.rows_are_zero(start, end));
+        bands.map(|(start, end)| (end - start) as u64 * row).sum()
+    }
+
     /// Gives [`Std::Match`] its value.
     pub(crate) fn set_std(&mut self, std: f64) {
         for fill in [&mut self.new_cols, &mut self.new_rows, &mut self.new_corner].into_iter().flatten() {
@@ -147,7 +197,9 @@ impl TensorPlan {
 
     /// Whether copied values keep their bits.
     pub fn is_verbatim(&self) -> bool {
-        self.scale == 1.0 && self.source.as_ref().is_none_or(|s| s.dtype == self.dtype)
+        let one = |tail: Option<TailScale>| tail.is_none_or(|t| t.scale == 1.0);
+        let unscaled = self.scale == 1.0 && one(self.row_scale) && one(self.col_scale);
+        unscaled && self.source.as_ref().is_none_or(|s| s.dtype == self.dtype)
     }
 
     /// The relative error with which copied values are stored; `None` where they are exact.
@@ -155,7 +207,9 @@ impl TensorPlan {
         let source = self.source.as_ref()?;
         let widens = source.dtype == self.dtype || matches!(self.dtype, Precision::F32 | Precision::F64);
         let narrows = !widens || (source.dtype == Precision::F64 && self.dtype == Precision::F32);
-        let exact = is_power_of_two(self.scale.abs()) && !narrows;
+        let keeps = |factor: f64| factor == 0.0 || is_power_of_two(factor.abs());
+        let tails = [self.row_scale, self.col_scale];
+        let exact = keeps(self.scale) && tails.iter().flatten().all(|t| keeps(t.scale)) && !narrows;
         (!exact).then(|| self.dtype.unit_roundoff())
     }
 }

@@ -5,8 +5,8 @@ fn matvec(weight: &[f64], x: &[f64]) -> Vec<f64> {
     weight.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
 }
 
-fn rms_norm(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
-    let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
+fn rms_norm(x: &[f64], gain: &[f64], eps: f64, h: &[f64]) -> Vec<f64> {
+    let mean = x.iter().zip(h).map(|(v, h)| v * v * h).sum::<f64>() / h.iter().sum::<f64>();
     x.iter().zip(gain).map(|(v, g)| v / (mean + eps).sqrt() * g).collect()
 }
 
@@ -30,12 +30,23 @@ impl Model {
     pub(crate) fn logits(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
         let c = &self.config;
         let (d, hd) = (c.hidden_size, c.head_dim);
+        let masks = c.growth.clone();
+        let masks = masks.as_ref();
+        let mask = |size: usize, of: Option<(usize, f64)>| -> Vec<f64> {
+            (0..size).map(|i| of.filter(|(from, _)| i >= *from).map_or(1.0, |(_, m)| m)).collect()
+        };
+        let hm = mask(d, masks.and_then(|m| m.hidden).map(|m| (m.from, m.mask)));
+        let am = mask(c.num_attention_heads, masks.and_then(|m| m.heads).map(|m| (m.from, m.mask)));
+        let fm = mask(c.intermediate_size, masks.and_then(|m| m.ffn).map(|m| (m.from, m.mask)));
+        let times = |x: Vec<f64>, mask: &[f64], s: f64| -> Vec<f64> {
+            x.iter().zip(mask).map(|(x, m)| x * m * s).collect()
+        };
         let embed = self.values("model.embed_tokens.weight");
-        let mut stream: Vec<Vec<f64>> = tokens
-            .iter()
-            .map(|t| embed[t * d..(t + 1) * d].iter().map(|v| v * c.input_scale()).collect())
-            .collect();
+        let mut stream: Vec<Vec<f64>> =
+            tokens.iter().map(|t| times(embed[t * d..(t + 1) * d].to_vec(), &hm, c.input_scale())).collect();
         for layer in 0..c.num_hidden_layers {
+            let new = masks.and_then(|m| m.layers.as_ref()).filter(|l| l.new.contains(&layer));
+            let s = new.map_or(1.0, |l| l.mask);
             let w = |part: &str| self.values(&format!("model.layers.{layer}.{part}.weight"));
             let (gain, q, k, v, o) = (
                 w("input_layernorm"),
@@ -46,7 +57,7 @@ impl Model {
             );
             let (mut queries, mut keys, mut values) = (vec![], vec![], vec![]);
             for (position, x) in stream.iter().enumerate() {
-                let y = rms_norm(x, &gain, c.rms_norm_eps);
+                let y = rms_norm(x, &gain, c.rms_norm_eps, &hm);
                 let (mut query, mut key) = (matvec(&q, &y), matvec(&k, &y));
                 for head in query.chunks_mut(hd).chain(key.chunks_mut(hd)) {
                     rotate(head, position, c.rope_theta);
@@ -69,28 +80,28 @@ impl Model {
                     let total: f64 = scores.iter().sum();
                     for (score, value) in scores.iter().zip(&values) {
                         let value = part(value, head / group);
-                        out.iter_mut().zip(value).for_each(|(o, v)| *o += score / total * v);
+                        out.iter_mut().zip(value).for_each(|(o, v)| *o += am[head] * score / total * v);
                     }
                 }
-                add(&mut stream[position], &matvec(&o, &heads));
+                add(&mut stream[position], &times(matvec(&o, &heads), &hm, s));
             }
             let (gain, gate, up, down) =
                 (w("post_attention_layernorm"), w("mlp.gate_proj"), w("mlp.up_proj"), w("mlp.down_proj"));
             for x in &mut stream {
-                let y = rms_norm(x, &gain, c.rms_norm_eps);
+                let y = rms_norm(x, &gain, c.rms_norm_eps, &hm);
                 let units: Vec<f64> = matvec(&gate, &y)
                     .into_iter()
                     .zip(matvec(&up, &y))
                     .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
                     .collect();
-                add(x, &matvec(&down, &units));
+                add(x, &times(matvec(&down, &times(units, &fm, 1.0)), &hm, s));
             }
         }
         let gain = self.values("model.norm.weight");
         let head = if c.tie_word_embeddings { embed } else { self.values("lm_head.weight") };
         stream
             .iter()
-            .map(|x| matvec(&head, &rms_norm(x, &gain, c.rms_norm_eps)))
+            .map(|x| matvec(&head, &rms_norm(x, &gain, c.rms_norm_eps, &hm)))
             .map(|logits| logits.into_iter().map(|v| v * c.logit_scale()).collect())
             .collect()
     }

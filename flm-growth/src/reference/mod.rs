@@ -12,9 +12,9 @@ use flm_candle::config::TeleFlmConfig;
 
 use crate::execute::Composer;
 use crate::fill::{NormalFill, sample_std};
-use crate::plan::GrowthPlan;
+use crate::plan::{GrowthPlan, TensorPlan};
 use crate::precision::Precision;
-use crate::{GrowthError, GrowthOptions, Shape, SourceModel};
+use crate::{FoldPlan, GrowthError, GrowthOptions, Shape, SourceModel};
 
 /// Weights in memory, as they would be stored.
 #[derive(Debug, Clone)]
@@ -90,7 +90,29 @@ impl Model {
 
     /// The plan carried out in memory, `rows` rows at a time.
     pub(crate) fn grow(&self, plan: &GrowthPlan, rows: usize) -> Self {
-        let tensors = plan.tensors.iter().map(|t| {
+        let config = plan.target_config(&self.config).unwrap();
+        Self { tensors: self.carried_out(&plan.tensors, plan.seed, rows), config }
+    }
+
+    /// The plan of folding the model's masks.
+    pub(crate) fn fold(&self, dtype: Option<Precision>) -> FoldPlan {
+        let (precision, _) = self.tensors["model.norm.weight"];
+        FoldPlan::new(&SourceModel::from_config(&self.config, precision.into()).unwrap(), dtype).unwrap()
+    }
+
+    /// The fold carried out in memory.
+    pub(crate) fn folded(&self, plan: &FoldPlan, rows: usize) -> Self {
+        let config = plan.target_config(&self.config).unwrap();
+        Self { tensors: self.carried_out(&plan.tensors, 0, rows), config }
+    }
+
+    fn carried_out(
+        &self,
+        plans: &[TensorPlan],
+        seed: u64,
+        rows: usize,
+    ) -> BTreeMap<String, (Precision, Vec<u8>)> {
+        let tensors = plans.iter().map(|t| {
             let mut t = t.clone();
             let source = t.source.as_ref().map(|s| &self.tensors[&s.name].1);
             let read = |offset: u64, out: &mut [u8]| {
@@ -102,7 +124,7 @@ impl Model {
                 let elements = stored.shape.iter().product::<usize>() as u64;
                 t.set_std(sample_std(&stored.name, stored.dtype, elements, read).unwrap() * t.scale.abs());
             }
-            let composer = Composer::new(&t, plan.seed).unwrap();
+            let composer = Composer::new(&t, seed).unwrap();
             let mut bytes = vec![0xaa; t.nbytes() as usize];
             let mut scratch = Vec::new();
             let count = t.size().0;
@@ -114,7 +136,7 @@ impl Model {
             }
             (t.name.clone(), (t.dtype, bytes))
         });
-        Self { tensors: tensors.collect(), config: plan.target_config(&self.config).unwrap() }
+        tensors.collect()
     }
 
     /// As a checkpoint in `dir`, in shards of at most `shard` bytes.

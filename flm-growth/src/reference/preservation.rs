@@ -294,3 +294,137 @@ proptest! {
         }
     }
 }
+
+fn msg() -> GrowthOptions {
+    GrowthOptions { operator: Operator::Msg, ..loud() }
+}
+
+/// A model grown by `msg`, tied or not, with its masks at `mask`.
+fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Model) {
+    let model = Model::random(config(SMALL, tied, true), precision, 6);
+    let plan = model.plan(&LARGER, &msg()).unwrap();
+    let mut grown = model.grow(&plan, 4);
+    grown.config.growth = grown.config.growth.map(|g| g.with_mask(mask));
+    (model, grown)
+}
+
+#[test]
+fn masked_growth_keeps_the_logits_in_each_dimension_and_all() {
+    let none = ShapeOverrides::default();
+    for (name, overrides) in [
+        ("layers", ShapeOverrides { num_hidden_layers: Some(8), ..none }),
+        ("hidden", ShapeOverrides { hidden_size: Some(20), ..none }),
+        ("heads", ShapeOverrides { num_attention_heads: Some(10), ..none }),
+        ("ffn", ShapeOverrides { intermediate_size: Some(20), ..none }),
+        ("vocab", ShapeOverrides { vocab_size: Some(64), ..none }),
+    ] {
+        let model = f64_model();
+        let error = error(&model, &SMALL.with(&overrides), &msg());
+        assert!(error < 1e-12, "{name}: {error:e}");
+    }
+    for (tied, precision) in [(false, Precision::F64), (true, Precision::F64), (false, Precision::Bf16)] {
+        let (model, grown) = masked(precision, tied, 0.0);
+        let error = relative(&model, &grown, 23);
+        assert!(error < 1e-12, "{tied} {precision}: {error:e}");
+        // nothing but noise is new: at mask 1 it is another function
+        assert!(relative(&model, &masked(precision, tied, 1.0).1, 23) > 0.01);
+    }
+    let plan = f64_model().plan(&LARGER, &msg()).unwrap();
+    assert_eq!(plan.preservation(), Preservation::Exact);
+    assert_eq!(plan.config.rms_norm_eps, 1e-5);
+}
+
+#[test]
+fn a_masked_model_is_not_grown_again_before_it_is_folded() {
+    let (_, grown) = masked(Precision::F64, false, 0.5);
+    let error = grown.plan(&LARGER, &loud()).unwrap_err().to_string();
+    assert!(error.contains("flm fold"), "{error}");
+}
+
+#[test]
+fn folding_is_exact_at_any_mask() {
+    for tied in [false, true] {
+        for mask in [0.0, 0.1, 0.37, 0.5, 0.9, 1.0] {
+            for (precision, bound) in [(Precision::F64, 1e-12), (Precision::F32, 1e-5)] {
+                let (source, model) = masked(precision, tied, mask);
+                let plan = model.fold(None);
+                let folded = model.folded(&plan, 3);
+                let error = relative(&model, &folded, 31);
+                assert!(error < bound, "{tied} {mask} {precision}: {error:e}");
+                assert!(folded.config.growth.is_none());
+                if mask == 0.0 {
+                    assert!(relative(&source, &folded, 23) < bound);
+                }
+            }
+        }
+        let (_, model) = masked(Precision::Bf16, tied, 0.37);
+        let folded = model.folded(&model.fold(Some(Precision::F64)), 3);
+        assert!(relative(&model, &folded, 31) < 1e-12);
+    }
+}
+
+#[test]
+fn a_fold_with_one_factor_wrong_is_another_function() {
+    let (_, model) = masked(Precision::F64, false, 0.37);
+    let plan = model.fold(None);
+    let broken = |change: &dyn Fn(&mut crate::FoldPlan)| {
+        let mut plan = plan.clone();
+        change(&mut plan);
+        relative(&model, &model.folded(&plan, 3), 31)
+    };
+    assert!(broken(&|_| ()) < 1e-12);
+    assert!(broken(&|p| p.rms_norm_eps = 1e-5) > 1e-6);
+    for (part, gain) in [("input_layernorm", true), ("self_attn.o_proj", false), ("mlp.down_proj", false)] {
+        let each = |p: &mut crate::FoldPlan, change: &dyn Fn(&mut crate::plan::TensorPlan)| {
+            p.tensors.iter_mut().filter(|t| t.name.contains(part)).for_each(change);
+        };
+        assert!(broken(&|p| each(p, &|t| t.col_scale = None)) > 1e-4, "{part}");
+        if !gain {
+            assert!(broken(&|p| each(p, &|t| t.row_scale = None)) > 1e-4, "{part}");
+        }
+        assert!(broken(&|p| each(p, &|t| t.scale = 0.9)) > 1e-4, "{part}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..Default::default() })]
+
+    #[test]
+    fn any_masked_growth_keeps_the_logits_and_folds(
+        (from, to) in shapes(), tied: bool, seed: u64, mask in 0.0f64..=1.0,
+    ) {
+        let model = Model::random(config(from, tied, true), Precision::F64, seed);
+        let plan = model.plan(&to, &GrowthOptions { seed, ..msg() }).unwrap();
+        let mut grown = model.grow(&plan, 5);
+        let error = relative(&model, &grown, from.vocab_size);
+        prop_assert!(error < 1e-12, "{error:e}");
+        if let Some(masks) = grown.config.growth.take() {
+            grown.config.growth = Some(masks.with_mask(mask));
+            let error = relative(&grown, &grown.folded(&grown.fold(None), 4), to.vocab_size);
+            prop_assert!(error < 1e-11, "fold: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn every_mask_is_needed_and_where_it_begins() {
+    use flm_candle::config::GrowthMasks;
+    let (source, grown) = masked(Precision::F64, false, 0.0);
+    let broken = |change: &dyn Fn(&mut GrowthMasks)| {
+        let mut model = grown.clone();
+        model.config.growth.iter_mut().for_each(change);
+        relative(&source, &model, 23)
+    };
+    assert!(broken(&|_| ()) < 1e-12);
+    let check = |name: &str, change: &dyn Fn(&mut GrowthMasks)| {
+        let error = broken(change);
+        assert!(error > 1e-4, "{name}: {error:e}");
+    };
+    check("no hidden mask", &|m| m.hidden = None);
+    check("no head mask", &|m| m.heads = None);
+    check("no unit mask", &|m| m.ffn = None);
+    check("no layer mask", &|m| m.layers = None);
+    check("hidden mask a place late", &|m| m.hidden.iter_mut().for_each(|h| h.from += 1));
+    check("unit mask a place early", &|m| m.ffn.iter_mut().for_each(|f| f.from -= 1));
+    check("a mask of 0.01", &|m| *m = m.with_mask(0.01));
+}

@@ -4,6 +4,7 @@
 //! Streamed, no model is ever whole in memory. The noise floor, the difference between the source in
 //! bf16 and the source in f32, tells how large a difference means nothing.
 
+mod html;
 mod metrics;
 mod report;
 mod runner;
@@ -160,7 +161,7 @@ pub fn verify(
 const POSITIONS: usize = 128;
 
 /// Texts of the same length together, in the order of their first appearance.
-fn groups(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
+pub(crate) fn groups(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
     let mut groups: Vec<Vec<&[u32]>> = Vec::new();
     for text in texts.iter().filter(|t| !t.is_empty()) {
         match groups.iter_mut().find(|g| g[0].len() == text.len()) {
@@ -178,11 +179,7 @@ fn layer_map(
     options: &VerifyOptions,
 ) -> Result<Option<Vec<usize>>> {
     let (from, to) = (Shape::of(source.config()), Shape::of(target.config()));
-    let known = || {
-        let growth = Provenance::read(target.dir())?.growth;
-        (growth.from == from && growth.to == to)
-            .then(|| (0..).zip(&growth.layers).filter(|(_, l)| !l.new).map(|(i, _)| i).collect())
-    };
+    let known = || Provenance::read(target.dir())?.layer_map(&from, &to);
     let same =
         || (from.num_hidden_layers == to.num_hidden_layers).then(|| (0..from.num_hidden_layers).collect());
     let map: Option<Vec<usize>> = options.layer_map.clone().or_else(known).or_else(same);
@@ -204,5 +201,7 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
 }
 
+#[cfg(test)]
+mod exactness;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use crate::reference::{Model, SMALL, config};
 use crate::{ExecuteOptions, GrowthOptions, GrowthPlan, Operator, Placement, execute};
 
 /// Sizes that every kernel takes: grouped queries, widths of whole SIMD registers.
-const SOURCE: Shape = Shape {
+pub(super) const SOURCE: Shape = Shape {
     num_hidden_layers: 3,
     hidden_size: 64,
     num_attention_heads: 4,
@@ -15,7 +15,7 @@ const SOURCE: Shape = Shape {
     intermediate_size: 160,
     vocab_size: 100,
 };
-const TARGET: Shape = Shape {
+pub(super) const TARGET: Shape = Shape {
     num_hidden_layers: 5,
     hidden_size: 96,
     num_attention_heads: 6,
@@ -25,15 +25,20 @@ const TARGET: Shape = Shape {
     vocab_size: 128,
 };
 
-struct Pair {
+pub(super) struct Pair {
     _dir: tempfile::TempDir,
     model: Model,
-    source: Arc<Checkpoint>,
-    target: Arc<Checkpoint>,
+    pub(super) source: Arc<Checkpoint>,
+    pub(super) target: Arc<Checkpoint>,
 }
 
 /// A random model and what a plan, changed by `mutate`, makes of it.
-fn pair(precision: Precision, options: &GrowthOptions, to: Shape, mutate: impl Fn(&mut GrowthPlan)) -> Pair {
+pub(super) fn pair(
+    precision: Precision,
+    options: &GrowthOptions,
+    to: Shape,
+    mutate: impl Fn(&mut GrowthPlan),
+) -> Pair {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::random(config(SOURCE, false, true), precision, 3);
     let source = model.save(&dir.path().join("source"), 1 << 30);
@@ -45,12 +50,12 @@ fn pair(precision: Precision, options: &GrowthOptions, to: Shape, mutate: impl F
     Pair { _dir: dir, model, source: Arc::new(source), target }
 }
 
-fn texts() -> Vec<Vec<u32>> {
+pub(super) fn texts() -> Vec<Vec<u32>> {
     let text = |n: u32, step: u32| (0..n).map(|i| (i * i * step + 3) % 97).collect();
     vec![text(30, 7), text(30, 5), text(11, 1), vec![]]
 }
 
-fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyReport {
+pub(super) fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyReport {
     let mut options = VerifyOptions::new(texts());
     change(&mut options);
     let mut last = (0, 0);
@@ -60,7 +65,7 @@ fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyReport {
     report
 }
 
-fn loud() -> GrowthOptions {
+pub(super) fn loud() -> GrowthOptions {
     GrowthOptions { std: Std::Value(0.3), placement: Placement::After(vec![0, 0]), ..Default::default() }
 }
 
@@ -190,4 +195,21 @@ fn what_cannot_be_compared_is_refused() {
     assert!(fails(&|o| o.dtype = DType::F16).contains("cannot compute in"));
     let back = verify(&stored.target, &stored.source, &VerifyOptions::new(texts()), &mut |_, _| ());
     assert!(back.unwrap_err().to_string().contains("vocab_size would shrink from 128 to 100"));
+}
+
+#[test]
+fn the_report_is_one_page_with_plan_picture_and_provenance() {
+    let stored = pair(Precision::F32, &loud(), TARGET, |_| ());
+    let report = run(&stored, |_| ());
+    let provenance = crate::execute::Provenance::read(stored.target.dir()).unwrap();
+    let page = report.html("small <a>", "large", Some(&provenance)).unwrap();
+    for part in ["small &lt;a&gt; → large", "3 → 5", "<svg", "<polyline", "plan_blake3", "The same function"]
+    {
+        assert!(page.contains(part), "{part}");
+    }
+    for outside in ["<script", "<link", "src=", "href="] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    let failed = VerifyReport { passed: false, failures: vec!["a & b".into()], ..report };
+    assert!(failed.html("a", "b", None).unwrap().contains("<li>a &amp; b</li>"));
 }

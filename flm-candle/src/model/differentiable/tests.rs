@@ -78,9 +78,11 @@ fn block(x: &[Tensor]) -> Block {
             heads: 2,
             kv_heads: 1,
             head_dim: 4,
+            mask: None,
         },
         post_attention_layernorm: norm(5),
-        mlp: Mlp { gate_proj: linear(6), up_proj: linear(7), down_proj: linear(8) },
+        mlp: Mlp { gate_proj: linear(6), up_proj: linear(7), down_proj: linear(8), mask: None },
+        masks: None,
     }
 }
 

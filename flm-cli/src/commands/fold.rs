@@ -1,0 +1,82 @@
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use flm_growth::{ExecuteOptions, FoldPlan, SourceModel, precision::Precision};
+use serde::Serialize;
+
+use crate::{
+    arguments::{Dtype, open, parse_size},
+    output::{Output, size},
+};
+
+/// Turn a checkpoint that is still growing (masks in its config.json) into a plain one.
+///
+/// The function is the same at any mask value, exactly; memory does not depend on the model.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  flm fold ./Tele-FLM-102B ./Tele-FLM-102B-plain")]
+pub(crate) struct Fold {
+    /// Checkpoint directory with masks.
+    src: PathBuf,
+    /// Directory to make.
+    dst: PathBuf,
+    /// Store the weights in this dtype: scaled bf16 weights are rounded, in f32 they are not
+    /// [default: each tensor's own].
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Dtype>,
+    /// Largest file.
+    #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
+    max_shard_size: u64,
+    /// Throw away what an unfinished run has written.
+    #[arg(long)]
+    restart: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    dst: PathBuf,
+    rms_norm_eps: f64,
+    masks: flm_candle::config::GrowthMasks,
+    output_bytes: u64,
+    hole_bytes: u64,
+    seconds: f64,
+}
+
+impl Fold {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let source = open(&self.src)?;
+        let dtype = match self.dtype {
+            Some(dtype) => Some(Precision::try_from(candle_core::DType::from(dtype))?),
+            None => None,
+        };
+        let plan = FoldPlan::new(&SourceModel::from_checkpoint(&source)?, dtype)?;
+        let options = ExecuteOptions {
+            max_shard_bytes: self.max_shard_size,
+            command: std::env::args().collect(),
+            restart: self.restart,
+            ..ExecuteOptions::default()
+        };
+        let bar = output.bytes("folding", plan.tensors.iter().map(|t| t.nbytes()).sum());
+        let done = plan
+            .execute(&source, &self.dst, &options, &|bytes| bar.inc(bytes))
+            .with_context(|| format!("cannot fold into {}", self.dst.display()))?;
+        bar.finish_and_clear();
+        let summary = Summary {
+            dst: self.dst.clone(),
+            rms_norm_eps: plan.rms_norm_eps,
+            masks: plan.masks,
+            output_bytes: done.output_bytes,
+            hole_bytes: done.hole_bytes,
+            seconds: done.seconds,
+        };
+        output.result(&summary, |s| {
+            format!(
+                "a plain checkpoint of {} in {}, {:.1} s",
+                size(s.output_bytes),
+                s.dst.display(),
+                s.seconds
+            )
+        })?;
+        Ok(true)
+    }
+}

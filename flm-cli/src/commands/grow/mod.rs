@@ -1,0 +1,397 @@
+mod report;
+mod stage;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use candle_core::DType;
+use clap::{Args, ValueEnum};
+use flm_candle::{
+    checkpoint::Checkpoint,
+    config::{PRESETS, TeleFlmConfig, preset},
+};
+use flm_growth::{
+    ExecuteOptions, GrowthOptions, GrowthPlan, Multipliers, Operator, Placement, Shape, SourceModel,
+    distance::{Distances, Metric},
+    execute,
+    execute::{Provenance, disk_need},
+    plan::Std,
+    shape::ShapeOverrides,
+};
+
+use super::distance::{MetricName, measure};
+use crate::{
+    arguments::{TextArgs, has_tokenizer, open, parse_size, read_text, tokenizer},
+    output::Output,
+};
+use report::{Report, Reports};
+use stage::{Place, Recipe, Stage, parse_pair, parse_std};
+
+/// Grow a checkpoint to a larger shape that computes the same function.
+///
+/// Memory does not depend on the model; the output directory appears when it is complete. A run that
+/// was cut off is taken up by the same command.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    flm grow ./Tele-FLM ./Tele-FLM-102B --to tele-flm-102b\n  \
+    flm grow ./SmolLM2 ./SmolLM2-wide --hidden 768 --heads 12 --ffn 2048 --layers 36\n  \
+    flm grow ./Tele-FLM ./Tele-FLM-1T --to tele-flm-102b --to tele-flm-1t --mup 2.0/80\n  \
+    flm grow ./Tele-FLM ./Tele-FLM-102B --recipe recipes/52b-to-102b.toml seed=7\n  \
+    flm grow --from-config tele-flm-102b --to tele-flm-1t --dry-run")]
+pub(crate) struct Grow {
+    /// Checkpoint directory to read.
+    #[arg(required_unless_present_any = ["from_config", "recipe"])]
+    src: Option<PathBuf>,
+    /// Directory to make.
+    #[arg(required_unless_present = "dry_run")]
+    dst: Option<PathBuf>,
+    /// What to change in the recipe: seed=7, operator=zero (all stages), stage.2.layers=40.
+    #[arg(value_name = "KEY=VALUE", requires = "recipe")]
+    overrides: Vec<String>,
+    /// Take stages and settings from a recipe; a copy goes into the output.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "hidden", "heads", "kv_heads", "ffn", "layers",
+        "vocab", "operator", "place", "metric", "keep_ends", "seed", "std", "mup", "input_mult", "untie", "mask_steps"])]
+    recipe: Option<PathBuf>,
+    /// Plan from a preset's name or a config.json, without weights; needs --dry-run.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "src", requires = "dry_run")]
+    from_config: Option<String>,
+    /// Take the target's sizes from a preset (see `flm models`) or a config.json; given again, grow
+    /// from each to the next, with the other flags for the last.
+    #[arg(long, value_name = "NAME|FILE")]
+    to: Vec<String>,
+    /// Width of the residual stream.
+    #[arg(long, value_name = "N")]
+    hidden: Option<usize>,
+    /// Query heads.
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// Key/value heads [default: in the source's ratio to --heads].
+    #[arg(long, value_name = "N")]
+    kv_heads: Option<usize>,
+    /// Width of the feed-forward layer.
+    #[arg(long, value_name = "N")]
+    ffn: Option<usize>,
+    /// Decoder blocks.
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+    /// Rows of the embedding.
+    #[arg(long, value_name = "N")]
+    vocab: Option<usize>,
+    /// Rules for new weights.
+    #[arg(long, value_enum, default_value_t = OperatorName::Msg)]
+    operator: OperatorName,
+    /// Where new layers go: interpolate, uniform, after:3,7,…, distance (after the layers that do
+    /// least, measured on --text) or distance:FILE (of `flm distance --json`).
+    #[arg(long, default_value = "interpolate", value_name = "RULE")]
+    place: Place,
+    /// What --place distance goes by.
+    #[arg(long, value_enum, default_value_t = MetricName::Angular)]
+    metric: MetricName,
+    /// With --place distance: copy neither the first layer nor the last.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true", value_name = "BOOL")]
+    keep_ends: bool,
+    #[command(flatten)]
+    texts: TextArgs,
+    /// Seed of the new weights.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Standard deviation of new weights: match (each tensor's own) or a number.
+    #[arg(long, default_value = "match", value_parser = parse_std, value_name = "STD")]
+    std: Std,
+    /// Multipliers of the target, as output_mult/mup_scale_factor; lm_head is rescaled where their
+    /// ratio differs [default: both grow with the width, which keeps their ratio].
+    #[arg(long, value_parser = parse_pair, value_name = "OUT/SCALE")]
+    mup: Option<(f64, f64)>,
+    /// input_mult of the target; the embedding is rescaled [default: the source's].
+    #[arg(long, value_name = "X")]
+    input_mult: Option<f64>,
+    /// Write lm_head out where the source ties it to the embedding.
+    #[arg(long)]
+    untie: bool,
+    /// Optimizer steps in which training raises the masks of the operator msg to 1.
+    #[arg(long, default_value_t = 5000, value_name = "N")]
+    mask_steps: u64,
+    /// Largest file.
+    #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
+    max_shard_size: u64,
+    /// Grow the optimizer's state that a training checkpoint holds, too.
+    #[arg(long)]
+    optimizer_state: bool,
+    /// Do not hash the source's files for provenance.json.
+    #[arg(long)]
+    no_source_digests: bool,
+    /// Throw away what an unfinished run has written.
+    #[arg(long)]
+    restart: bool,
+    /// Print the plan, tensor by tensor, and stop.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Names of operators on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OperatorName {
+    /// Noise behind masks of 0 that training raises to 1 (Masked Structural Growth).
+    Msg,
+    /// Zeros where new weights write: a plain checkpoint that any Llama runtime runs.
+    Zero,
+    /// Duplicated features, whole-number ratios (HyperCloning).
+    Clone,
+    /// The stack of layers repeated; does NOT keep the function: a baseline.
+    Stack,
+}
+
+impl From<OperatorName> for Operator {
+    fn from(name: OperatorName) -> Self {
+        match name {
+            OperatorName::Msg => Self::Msg,
+            OperatorName::Zero => Self::Zero,
+            OperatorName::Clone => Self::Clone,
+            OperatorName::Stack => Self::Stack,
+        }
+    }
+}
+
+impl Grow {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let recipe = match &self.recipe {
+            Some(path) => {
+                let recipe = Recipe::parse(&read_text(path)?, &self.overrides);
+                Some(recipe.with_context(|| format!("cannot use {}", path.display()))?)
+            }
+            None => None,
+        };
+        let stages = recipe.as_ref().map_or_else(|| self.stages(), Recipe::stages);
+        let shard = recipe.as_ref().map_or(Ok(None), Recipe::max_shard_bytes)?;
+        let execution = ExecuteOptions {
+            max_shard_bytes: shard.unwrap_or(self.max_shard_size),
+            command: std::env::args().collect(),
+            recipe: recipe.as_ref().map(|r| r.text.clone()),
+            source_digests: !self.no_source_digests,
+            optimizer_state: self.optimizer_state,
+            restart: self.restart,
+            ..ExecuteOptions::default()
+        };
+        let count = stages.len();
+        let mut source = self.source(recipe.as_ref().and_then(|r| r.from.as_deref()))?;
+        let mut reports = Vec::with_capacity(count);
+        let mut between = Vec::new();
+        for (number, stage) in (1..).zip(&stages) {
+            let stage = Stage { operator: Some(operator(stage, number < count, output)), ..stage.clone() };
+            let plan = self.plan(&source, &stage, output)?;
+            let dst = match (&self.dst, number == count) {
+                (Some(dst), true) => Some(dst.clone()),
+                (Some(dst), false) => Some(between_path(dst, number)?),
+                (None, _) => None,
+            };
+            let mut report = Report::new(&plan, dst.as_deref(), &execution, self.dry_run)?;
+            match (&source, &dst, self.dry_run) {
+                (Source::Checkpoint(checkpoint), Some(dst), false) => {
+                    if number < count && is_done(dst, &plan)? {
+                        output.note(&format!("stage {number} was finished before"));
+                    } else {
+                        let bar = output.bytes("growing", report.summary.output_bytes);
+                        let done = execute(&plan, checkpoint, dst, &execution, &|bytes| bar.inc(bytes))
+                            .with_context(|| format!("cannot grow into {}", dst.display()))?;
+                        bar.finish_and_clear();
+                        report.done(&done);
+                    }
+                    if number < count {
+                        source = Source::Checkpoint(open(dst)?);
+                        between.push(dst.clone());
+                    }
+                }
+                (source_now, ..) => {
+                    let config = plan.target_config(source_now.config())?;
+                    source = Source::Config(Box::new(config));
+                }
+            }
+            reports.push((report, plan));
+        }
+        for dir in between {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
+        Reports::new(reports).context("there is no stage")?.print(output)?;
+        Ok(true)
+    }
+
+    /// The stages that flags ask for: one for each --to, the other flags for the last.
+    fn stages(&self) -> Vec<Stage> {
+        let common = Stage {
+            operator: Some(self.operator.into()),
+            place: Some(self.place.clone()),
+            metric: Some(self.metric.into()),
+            keep_ends: Some(self.keep_ends),
+            std: Some(self.std),
+            mask_steps: Some(self.mask_steps),
+            seed: Some(self.seed),
+            ..Stage::default()
+        };
+        let last = Stage {
+            to: self.to.last().cloned(),
+            layers: self.layers,
+            hidden: self.hidden,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            ffn: self.ffn,
+            vocab: self.vocab,
+            mup: self.mup,
+            input_mult: self.input_mult,
+            untie: Some(self.untie),
+            ..common.clone()
+        };
+        let earlier = self.to.iter().rev().skip(1).rev();
+        earlier.map(|to| Stage { to: Some(to.clone()), ..common.clone() }).chain([last]).collect()
+    }
+
+    fn source(&self, of_recipe: Option<&str>) -> anyhow::Result<Source> {
+        match (&self.src, self.from_config.as_deref().or(of_recipe.filter(|_| self.dry_run))) {
+            (Some(src), _) => Ok(Source::Checkpoint(open(src)?)),
+            (None, Some(name)) => Ok(Source::Config(Box::new(config(name)?))),
+            (None, None) => bail!("no source: give a checkpoint directory, or --from-config with --dry-run"),
+        }
+    }
+
+    fn plan(&self, source: &Source, stage: &Stage, output: &Output) -> anyhow::Result<GrowthPlan> {
+        let model = match source {
+            Source::Checkpoint(checkpoint) => SourceModel::from_checkpoint(checkpoint)?,
+            Source::Config(config) => {
+                SourceModel::from_config(config, config.declared_dtype().unwrap_or(DType::BF16))?
+            }
+        };
+        let tokenizer_size = match self.src.as_deref().filter(|dir| has_tokenizer(dir)) {
+            Some(dir) => Some(tokenizer(dir)?.len()),
+            None => None,
+        };
+        let target = target(stage, source.config())?;
+        let added = target.num_hidden_layers.saturating_sub(source.config().num_hidden_layers);
+        let options = GrowthOptions {
+            operator: stage.operator.unwrap_or(Operator::Msg),
+            placement: self.placement(source, stage, added, output)?,
+            seed: stage.seed.unwrap_or(0),
+            std: stage.std.unwrap_or(Std::Match),
+            multipliers: Multipliers { input_mult: stage.input_mult, output_pair: stage.mup },
+            tokenizer_size,
+            untie: stage.untie.unwrap_or(false),
+            mask_steps: stage.mask_steps.unwrap_or(5000),
+        };
+        Ok(GrowthPlan::new(&model, &target, &options)?)
+    }
+
+    fn placement(
+        &self,
+        source: &Source,
+        stage: &Stage,
+        added: usize,
+        output: &Output,
+    ) -> anyhow::Result<Placement> {
+        let file = match stage.place.clone().unwrap_or(Place::Rule(Placement::Interpolate)) {
+            Place::Rule(rule) => return Ok(rule),
+            Place::Distance(file) => file,
+        };
+        let distances = match (file, source) {
+            (Some(file), _) => Distances::read(&file)?,
+            (None, Source::Checkpoint(_)) if added == 0 => return Ok(Placement::Interpolate),
+            (None, Source::Checkpoint(checkpoint)) => measure(checkpoint, &self.texts, None, output)?,
+            (None, Source::Config(_)) => {
+                output.warn(
+                    "distances need weights: this plan places layers by interpolate, its sizes are the same",
+                );
+                return Ok(Placement::Interpolate);
+            }
+        };
+        let layers = source.config().num_hidden_layers;
+        ensure!(
+            distances.layers.len() == layers,
+            "the distances are of {} layers, the source has {layers}: measure the source",
+            distances.layers.len()
+        );
+        let metric = stage.metric.unwrap_or(Metric::Angular);
+        Ok(distances.placement(metric, added, stage.keep_ends.unwrap_or(true))?)
+    }
+}
+
+/// What a stage grows.
+enum Source {
+    Checkpoint(std::sync::Arc<Checkpoint>),
+    Config(Box<TeleFlmConfig>),
+}
+
+impl Source {
+    fn config(&self) -> &TeleFlmConfig {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.config(),
+            Self::Config(config) => config,
+        }
+    }
+}
+
+/// A stage's operator. Masks at 0 that are folded before the next stage are the operator `zero`.
+fn operator(stage: &Stage, followed: bool, output: &Output) -> Operator {
+    match stage.operator.unwrap_or(Operator::Msg) {
+        Operator::Msg if followed => {
+            output.note(
+                "masks are for the last stage: this one is grown with `zero`, which is msg folded at 0",
+            );
+            Operator::Zero
+        }
+        operator => operator,
+    }
+}
+
+/// Where the output of a stage that is followed by another lies until the last is done.
+fn between_path(dst: &Path, stage: usize) -> anyhow::Result<PathBuf> {
+    let name = dst.file_name().with_context(|| format!("{} names no directory", dst.display()))?;
+    Ok(dst.with_file_name(format!(".{}.stage-{stage}", name.to_string_lossy())))
+}
+
+/// Whether an earlier run has finished this stage.
+fn is_done(dst: &Path, plan: &GrowthPlan) -> anyhow::Result<bool> {
+    if !dst.is_dir() {
+        return Ok(false);
+    }
+    let made = Provenance::read(dst).and_then(|p| p.growth).map(|g| g.plan_blake3);
+    ensure!(
+        made == Some(plan.digest()?),
+        "{} is left of another growth: remove it to start over",
+        dst.display()
+    );
+    Ok(true)
+}
+
+fn target(stage: &Stage, source: &TeleFlmConfig) -> anyhow::Result<Shape> {
+    let base = match &stage.to {
+        Some(name) => {
+            let to = Shape::of(&config(name)?);
+            // a plain Llama's heads stay as wide as they are: the preset's must be the same
+            ensure!(
+                to.head_dim == source.head_dim,
+                "{name} has heads of {}, the source of {}: heads do not change their width; give the sizes one by one",
+                to.head_dim,
+                source.head_dim
+            );
+            to
+        }
+        None => Shape::of(source),
+    };
+    Ok(base.with(&ShapeOverrides {
+        num_hidden_layers: stage.layers,
+        hidden_size: stage.hidden,
+        num_attention_heads: stage.heads,
+        num_key_value_heads: stage.kv_heads,
+        intermediate_size: stage.ffn,
+        vocab_size: stage.vocab,
+    }))
+}
+
+/// A preset's config, or that of a file or checkpoint directory.
+fn config(name: &str) -> anyhow::Result<TeleFlmConfig> {
+    if let Some(config) = preset(name) {
+        return Ok(config);
+    }
+    let path = Path::new(name);
+    let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+    ensure!(path.is_file(), "{name} is neither a preset ({}) nor a config.json", PRESETS.join(", "));
+    Ok(TeleFlmConfig::from_file(&path)?)
+}

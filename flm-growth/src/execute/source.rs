@@ -1,0 +1,42 @@
+use flm_candle::checkpoint::{Checkpoint, TensorEntry};
+
+use crate::error::{GrowthError, Result};
+use crate::fill::sample_std;
+use crate::plan::{Fill, Std, TensorPlan};
+use crate::precision::Precision;
+
+/// A target tensor with its source found and its standard deviation measured.
+pub(super) struct Source<'a> {
+    pub(super) plan: TensorPlan,
+    pub(super) entry: Option<&'a TensorEntry>,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(plan: &TensorPlan, source: &'a Checkpoint) -> Result<Self> {
+        let mut plan = plan.clone();
+        let Some(tensor) = &plan.source else { return Ok(Self { plan, entry: None }) };
+        let entry = source.entry(&tensor.name)?;
+        if entry.shape != tensor.shape {
+            return Err(GrowthError::TensorShape {
+                name: tensor.name.clone(),
+                got: entry.shape.clone(),
+                expected: tensor.shape.clone(),
+            });
+        }
+        if Precision::try_from(entry.dtype)? != tensor.dtype {
+            return Err(GrowthError::TensorDtype {
+                name: tensor.name.clone(),
+                got: entry.dtype.as_str().into(),
+                expected: tensor.dtype.to_string(),
+            });
+        }
+        if [plan.new_cols, plan.new_rows, plan.new_corner].contains(&Some(Fill::Normal(Std::Match))) {
+            let elements = entry.shape.iter().map(|&n| n as u64).product();
+            let std = sample_std(&entry.name, tensor.dtype, elements, |offset, out| {
+                Ok(source.read_at(entry, offset, out)?)
+            })?;
+            plan.set_std(std * plan.scale.abs());
+        }
+        Ok(Self { plan, entry: Some(entry) })
+    }
+}

@@ -1,0 +1,171 @@
+//! Masked checkpoints as plain ones, exactly, at any mask value.
+//!
+//! With hidden mask h (1 for old entries, m for new), S = Σh, D the width and rᵢ = √hᵢ, a plain model
+//! whose residual stream is the masked one's times r computes the same function:
+//!
+//! ```text
+//! Σ xᵢ²·hᵢ / S + eps = D/S · (Σ (xᵢ·rᵢ)²/D + eps·S/D)
+//! ```
+//!
+//! so that gains take √(S/D)/rᵢ, eps takes S/D, whatever writes the stream takes hᵢ·rᵢ, and the masks of
+//! heads, units and layers go into the columns and the whole of the writers. Where h is 0 the stream is
+//! 0 and the gain's factor is arbitrary; this is then the `zero` operator's checkpoint.
+
+use std::path::Path;
+
+use flm_candle::checkpoint::Checkpoint;
+use flm_candle::config::{GrowthMasks, TeleFlmConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{GrowthError, Result};
+use crate::execute::{ExecuteOptions, ExecuteReport, Provenance, Transfer};
+use crate::operator::Role;
+use crate::plan::{SourceModel, SourceTensor, TailScale, TensorPlan};
+use crate::precision::Precision;
+
+/// What becomes of every tensor, and of config.json, when masks are folded into the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FoldPlan {
+    /// Version of this format: 1.
+    pub version: u32,
+    /// The masks that are folded.
+    pub masks: GrowthMasks,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f64,
+    /// What the weights are stored as, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dtype: Option<Precision>,
+    /// Every tensor, in the order of the forward pass.
+    pub tensors: Vec<TensorPlan>,
+}
+
+/// The factors that a mask asks for.
+struct Factors {
+    /// Of what writes the residual stream: h·r of new entries.
+    stream: Option<TailScale>,
+    /// Of gains: √(S/D) for all, and 1/r besides for new entries.
+    gain: f64,
+    gain_tail: Option<TailScale>,
+    /// Of the final norm's gain for new entries, where the head is tied to the embedding: it takes
+    /// back what the embedding took.
+    tied_tail: Option<TailScale>,
+    eps: f64,
+}
+
+impl Factors {
+    fn new(masks: &GrowthMasks, width: usize) -> Self {
+        let Some(hidden) = masks.hidden else {
+            return Self { stream: None, gain: 1.0, gain_tail: None, tied_tail: None, eps: 1.0 };
+        };
+        let (from, mask, root) = (hidden.from, hidden.mask, hidden.mask.sqrt());
+        let share = (from as f64 + mask * (width - from) as f64) / width as f64;
+        let tail = |scale: f64| Some(TailScale { from, scale });
+        let inverse = |power: f64| if power > 0.0 { 1.0 / power } else { 1.0 };
+        Self {
+            stream: tail(mask * root),
+            gain: share.sqrt(),
+            gain_tail: tail(inverse(root)),
+            tied_tail: tail(inverse(root * mask * root)),
+            eps: share,
+        }
+    }
+}
+
+impl FoldPlan {
+    /// Plans the fold of `source`; weights are stored as `dtype`, or as they are.
+    ///
+    /// Gains that a factor moves off a 16-bit grid are stored as f32.
+    ///
+    /// # Errors
+    /// [`GrowthError::NotMasked`] where there is nothing to fold.
+    pub fn new(source: &SourceModel, dtype: Option<Precision>) -> Result<Self> {
+        let config = source.config();
+        let masks = config.growth.clone().ok_or(GrowthError::NotMasked)?;
+        let factors = Factors::new(&masks, config.hidden_size);
+        let tensors = config.tensors().map(|t| {
+            let (role, layer) =
+                Role::of(&t.name).ok_or_else(|| GrowthError::UnknownTensor(t.name.clone()))?;
+            let stored = source.tensor(&t.name)?;
+            let layer = layer.map_or(1.0, |l| masks.layer(l));
+            Ok(tensor_plan(config, &masks, &factors, role, layer, stored, dtype))
+        });
+        Ok(Self {
+            version: 1,
+            rms_norm_eps: config.rms_norm_eps * factors.eps,
+            dtype,
+            tensors: tensors.collect::<Result<_>>()?,
+            masks,
+        })
+    }
+
+    /// The plain checkpoint's config.
+    pub fn target_config(&self, source: &TeleFlmConfig) -> Result<TeleFlmConfig> {
+        let mut config = source.clone();
+        config.growth = None;
+        config.rms_norm_eps = self.rms_norm_eps;
+        if let Some(dtype) = self.dtype {
+            let key = if config.raw().contains_key("dtype") { "dtype" } else { "torch_dtype" };
+            config.set_raw(key, dtype.torch_name().into());
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Writes the plain checkpoint; see [`crate::execute()`].
+    pub fn execute(
+        &self,
+        source: &Checkpoint,
+        dst: &Path,
+        options: &ExecuteOptions,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<ExecuteReport> {
+        let digest = blake3::hash(&serde_json::to_vec(self)?).to_hex().to_string();
+        let of_source = Provenance::read(source.dir());
+        let (growth, earlier) = of_source.map(|p| (p.growth, p.earlier)).unwrap_or_default();
+        let fold = Some(self.masks.clone());
+        let provenance = Provenance { growth, earlier, fold, ..Provenance::new(source, options) };
+        let config = self.target_config(source.config())?;
+        Transfer { tensors: &self.tensors, seed: 0, config, digest, provenance }
+            .run(source, dst, options, progress)
+    }
+}
+
+fn tensor_plan(
+    config: &TeleFlmConfig,
+    masks: &GrowthMasks,
+    factors: &Factors,
+    role: Role,
+    layer: f64,
+    stored: &SourceTensor,
+    dtype: Option<Precision>,
+) -> TensorPlan {
+    let heads = masks.heads.map(|h| TailScale { from: h.from * config.head_dim, scale: h.mask });
+    let units = masks.ffn.map(|f| TailScale { from: f.from, scale: f.mask });
+    let (scale, row_scale, col_scale) = match role {
+        Role::Embedding => (1.0, None, factors.stream),
+        Role::Norm => (factors.gain, None, factors.gain_tail),
+        Role::FinalNorm if config.tie_word_embeddings => (factors.gain, None, factors.tied_tail),
+        Role::FinalNorm => (factors.gain, None, factors.gain_tail),
+        Role::Reader | Role::Head => (1.0, None, None),
+        Role::AttentionWriter => (layer, factors.stream, heads),
+        Role::FeedForwardWriter => (layer, factors.stream, units),
+    };
+    let mut to = dtype.unwrap_or(stored.dtype);
+    if matches!(role, Role::Norm | Role::FinalNorm) {
+        let kept = to.holds_scaled(scale) && col_scale.is_none_or(|t| to.holds_scaled(t.scale));
+        to = if kept { to } else { Precision::F32 };
+    }
+    TensorPlan {
+        name: stored.name.clone(),
+        dtype: to,
+        shape: stored.shape.clone(),
+        new_layer: false,
+        source: Some(stored.clone()),
+        scale,
+        row_scale,
+        col_scale,
+        new_cols: None,
+        new_rows: None,
+        new_corner: None,
+    }
+}

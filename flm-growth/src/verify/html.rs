@@ -1,0 +1,128 @@
+//! A verification as one self-contained HTML page.
+
+use std::fmt::Write;
+
+use super::report::VerifyReport;
+use crate::error::Result;
+use crate::execute::Provenance;
+use crate::picture::{Scale, layer_chart};
+use crate::shape::Shape;
+
+const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
+table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}\
+td.n{text-align:right;font-variant-numeric:tabular-nums}pre{background:#f6f6f6;padding:.8rem;overflow:auto;font-size:12px}\
+.ok{color:#17692b}.bad{color:#b3261e}svg{max-width:100%;height:auto}";
+
+impl VerifyReport {
+    /// One page with the plan, the error table, a picture of per-layer differences and the provenance.
+    ///
+    /// `source` and `target` are names to show; `provenance` is the target's, where it has one.
+    pub fn html(&self, source: &str, target: &str, provenance: Option<&Provenance>) -> Result<String> {
+        let mut page = String::new();
+        let title = format!("{source} → {target}");
+        let verdict = if self.passed {
+            "<p class=\"ok\"><b>The same function, within the bounds.</b></p>".to_owned()
+        } else {
+            let failures: String = self.failures.iter().map(|f| format!("<li>{}</li>", escape(f))).collect();
+            format!("<p class=\"bad\"><b>NOT the same function:</b></p><ul class=\"bad\">{failures}</ul>")
+        };
+        // writing to a String does not fail
+        let _ = write!(
+            page,
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1>{verdict}",
+            escape(&title)
+        );
+        if let Some(growth) = provenance.and_then(|p| p.growth.as_ref()) {
+            page += "<h2>Plan</h2>";
+            page += &table(&shape_rows(&growth.from, &growth.to));
+            let new: Vec<String> =
+                growth.layers.iter().enumerate().filter(|(_, l)| l.new).map(|(i, _)| i.to_string()).collect();
+            page += &table(&[
+                ["operator".into(), growth.operator.to_string()],
+                ["placement".into(), growth.placement.to_string()],
+                ["new layers".into(), if new.is_empty() { "none".into() } else { new.join(", ") }],
+                ["seed".into(), growth.seed.to_string()],
+                ["norm eps".into(), format!("{:e}", growth.config.rms_norm_eps)],
+                [
+                    "logit scale".into(),
+                    format!("{} / {}", growth.config.output_mult, growth.config.mup_scale_factor),
+                ],
+            ]);
+        }
+        page += "<h2>Differences</h2>";
+        page += &table(&self.rows());
+        if !self.layers.is_empty() {
+            page += "<h2>Residual stream at matching layers</h2>";
+            let points = self.layers.iter().map(|l| (l.source as f64, l.relative_l2)).collect();
+            let mut series = vec![("source against target", points)];
+            if let Some(floor) = self.noise_floor {
+                series.push((
+                    "noise floor of the logits",
+                    self.layers.iter().map(|l| (l.source as f64, floor)).collect(),
+                ));
+            }
+            page += &layer_chart(
+                "Relative L2 difference after each layer",
+                "relative L2",
+                Scale::Logarithmic,
+                &series,
+            )?;
+        }
+        if let Some(provenance) = provenance {
+            let text = serde_json::to_string_pretty(provenance)?;
+            let _ = write!(page, "<h2>Provenance</h2><pre>{}</pre>", escape(&text));
+        }
+        page += "</body></html>\n";
+        Ok(page)
+    }
+
+    fn rows(&self) -> Vec<[String; 2]> {
+        let number = |value: Option<f64>| value.map_or_else(|| "–".into(), |v| format!("{v:.6}"));
+        let small = |value: f64| format!("{value:.3e}");
+        [
+            ("arithmetic", self.dtype.clone()),
+            (
+                "positions",
+                format!("{} in {} texts, {} vocabulary rows", self.positions, self.texts, self.vocab),
+            ),
+            ("logits, relative L2", small(self.relative_l2)),
+            ("logits, largest difference", small(self.max_abs)),
+            ("logits, mean difference", small(self.mean_abs)),
+            ("KL divergence, mean", small(self.kl_mean)),
+            ("KL divergence, largest", small(self.kl_max)),
+            ("same likeliest token", format!("{:.3} %", 100.0 * self.argmax_agreement)),
+            ("perplexity, source", number(self.source_perplexity)),
+            ("perplexity, target", number(self.target_perplexity)),
+            (
+                "noise floor: bf16 against f32, source",
+                self.noise_floor.map_or_else(|| "not measured".into(), small),
+            ),
+        ]
+        .map(|(name, value)| [name.to_owned(), value])
+        .into()
+    }
+}
+
+fn shape_rows(from: &Shape, to: &Shape) -> Vec<[String; 2]> {
+    [
+        ("layers", from.num_hidden_layers, to.num_hidden_layers),
+        ("hidden", from.hidden_size, to.hidden_size),
+        ("heads", from.num_attention_heads, to.num_attention_heads),
+        ("key/value heads", from.num_key_value_heads, to.num_key_value_heads),
+        ("ffn", from.intermediate_size, to.intermediate_size),
+        ("vocabulary rows", from.vocab_size, to.vocab_size),
+    ]
+    .map(|(name, a, b)| [name.to_owned(), format!("{a} → {b}")])
+    .into()
+}
+
+fn table(rows: &[[String; 2]]) -> String {
+    let row = |[name, value]: &[String; 2]| {
+        format!("<tr><td>{}</td><td class=\"n\">{}</td></tr>", escape(name), escape(value))
+    };
+    format!("<table>{}</table>", rows.iter().map(row).collect::<String>())
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,228 @@
+//! Growth through the binary: masks, folds, stages, recipes, distances, and runs that are killed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flm_tests::{binary, flm, flm_json};
+use serde_json::Value;
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8 path")
+}
+
+/// The demo's nano-52b as safetensors, with what the demo grew of it beside.
+fn nano(dir: &Path) -> PathBuf {
+    flm_json(["demo", "--dir", text(&dir.join("demo"))]);
+    dir.join("demo/nano-52b")
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON")
+}
+
+fn stderr_of_failure(arguments: &[&str]) -> String {
+    let out = flm(arguments);
+    assert_eq!(out.status.code(), Some(1), "{arguments:?}");
+    String::from_utf8(out.stderr).expect("UTF-8")
+}
+
+#[test]
+fn masked_growth_is_exact_and_folds_at_every_mask() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let grown = dir.path().join("grown");
+    let report = flm_json(["grow", text(&source), text(&grown), "--to", "nano-102b", "--operator", "msg"]);
+    assert_eq!(report["preservation"], "exact");
+    let masks = &json(&grown.join("config.json"))["growth"];
+    assert_eq!((masks["hidden"]["from"].as_u64(), masks["heads"]["kv_from"].as_u64()), (Some(96), Some(4)));
+    assert_eq!(masks["layers"]["new"], report["new_layers"]);
+    for dtype in ["f32", "bf16", "f64"] {
+        let same = flm_json(["verify", text(&source), text(&grown), "--dtype", dtype]);
+        assert_eq!(
+            (same["passed"].as_bool(), same["max_abs"].as_f64()),
+            (Some(true), Some(0.0)),
+            "{dtype}: {same:#}"
+        );
+    }
+    let again = stderr_of_failure(&["grow", text(&grown), text(&dir.path().join("x")), "--to", "nano-1t"]);
+    assert!(again.contains("flm fold"), "{again}");
+    assert!(
+        stderr_of_failure(&["fold", text(&source), text(&dir.path().join("x"))])
+            .contains("plain one already")
+    );
+
+    let path = grown.join("config.json");
+    for mask in [0.0, 0.1, 0.5, 0.9, 1.0] {
+        let mut config = json(&path);
+        for part in ["hidden", "heads", "ffn", "layers"] {
+            config["growth"][part]["mask"] = mask.into();
+        }
+        std::fs::write(&path, config.to_string()).unwrap();
+        let folded = dir.path().join(format!("folded-{mask}"));
+        flm_json(["fold", text(&grown), text(&folded), "--dtype", "f32"]);
+        let same = flm_json(["verify", text(&grown), text(&folded)]);
+        assert!(same["rel_l2"].as_f64().unwrap() <= 1e-5, "{mask}: {same:#}");
+        assert_eq!(json(&folded.join("config.json")).get("growth"), None);
+    }
+}
+
+#[test]
+fn layers_are_placed_by_measured_distances() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let (file, picture) = (dir.path().join("distance.json"), dir.path().join("distance.svg"));
+    let distances = flm_json(["distance", text(&source), "--stream", "--picture", text(&picture)]);
+    assert_eq!(
+        (distances["layers"].as_array().map(Vec::len), distances["tokens"].as_u64()),
+        (Some(16), Some(256))
+    );
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("<polyline"));
+    std::fs::write(&file, distances.to_string()).unwrap();
+    let mut nearest: Vec<(f64, u64)> =
+        (1..15).map(|i| (distances["layers"][i]["angular"].as_f64().unwrap(), i as u64)).collect();
+    nearest.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut expected: Vec<u64> = nearest[..4].iter().map(|(_, layer)| *layer).collect();
+    expected.sort_unstable();
+    let list: Vec<String> = expected.iter().map(u64::to_string).collect();
+    for place in ["distance".to_owned(), format!("distance:{}", text(&file))] {
+        let plan = flm_json(["grow", text(&source), "--to", "nano-102b", "--place", &place, "--dry-run"]);
+        assert_eq!(plan["placement"], format!("after:{}", list.join(",")), "{place}");
+    }
+}
+
+#[test]
+fn recipes_and_stages_end_in_the_same_function() {
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let recipe = recipes.join("nano-52b-to-1t.toml");
+    let grown = dir.path().join("grown");
+    let report = flm_json(["grow", text(&source), text(&grown), "seed=3", "--recipe", text(&recipe)]);
+    assert_eq!(report["earlier_stages"][0]["to"]["num_hidden_layers"], 20);
+    let config = json(&grown.join("config.json"));
+    assert_eq!((&config["output_mult"], &config["mup_scale_factor"]), (&2.0.into(), &80.0.into()));
+    let page = dir.path().join("report.html");
+    let same = flm_json(["verify", text(&source), text(&grown), "--report", text(&page)]);
+    assert_eq!(same["passed"], true, "{same:#}");
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<polyline"));
+    let copy = std::fs::read_to_string(grown.join("recipe.toml")).unwrap();
+    assert!(copy.starts_with(&std::fs::read_to_string(&recipe).unwrap()) && copy.contains("#   seed=3"));
+    assert_eq!(json(&grown.join("provenance.json"))["growth"]["seed"], 3);
+    // nothing of the stages between is left
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
+    let flags = dir.path().join("flags");
+    flm_json([
+        "grow",
+        text(&source),
+        text(&flags),
+        "--to",
+        "nano-102b",
+        "--to",
+        "nano-1t",
+        "--operator",
+        "zero",
+        "--mup",
+        "2.0/80",
+    ]);
+    assert_eq!(flm_json(["verify", text(&source), text(&flags)])["passed"], true);
+
+    for (name, parameters) in [
+        ("52b-to-102b", 102_206_351_360u64),
+        ("102b-to-1t", 1_083_813_908_480),
+        ("nano-52b-to-102b", 4_428_600),
+        ("nano-102b-to-1t", 39_077_520),
+    ] {
+        let recipe = recipes.join(format!("{name}.toml"));
+        let plan = flm_json(["grow", "--recipe", text(&recipe), "--dry-run"]);
+        assert_eq!(plan["summary"]["target_parameters"].as_u64(), Some(parameters), "{name}");
+    }
+}
+
+#[test]
+fn damage_is_found_by_checksums() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let grown = dir.path().join("grown");
+    flm_json(["grow", text(&source), text(&grown), "--to", "nano-102b"]);
+    assert_eq!(flm_json(["verify", text(&grown)])["passed"], true);
+    let path = grown.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&path, bytes).unwrap();
+    let out = flm(["verify", text(&grown), "--json"]);
+    assert_eq!(out.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(report["problems"][1].as_str().unwrap().starts_with("tensor model."), "{report:#}");
+    assert!(stderr_of_failure(&["verify", text(&source)]).contains("no checksums.json"));
+}
+
+/// `flm grow` to a nano 1T of wide layers: some 400 MB.
+fn grow_large(source: &Path, dst: &Path, seed: &str) -> Command {
+    let mut command = Command::new(binary());
+    command
+        .args(["grow", text(source), text(dst), "--to", "nano-1t", "--ffn", "8000", "--seed", seed])
+        .args(["--max-shard-size", "50MB", "--quiet"])
+        .env("RAYON_NUM_THREADS", "2")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+/// Digests of everything but the provenance, which names the command.
+fn digests(dir: &Path) -> Value {
+    let mut checksums = json(&dir.join("checksums.json"));
+    checksums["files"].as_object_mut().expect("files").remove("provenance.json");
+    checksums
+}
+
+#[test]
+fn killed_runs_go_on_and_end_in_the_same_bytes() {
+    let rounds = std::env::var("FLM_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12u32);
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let whole = dir.path().join("whole");
+    let start = Instant::now();
+    assert!(grow_large(&source, &whole, "1").status().unwrap().success());
+    let duration = start.elapsed();
+    let expected = digests(&whole);
+    std::fs::remove_dir_all(&whole).unwrap();
+    let mut resumed = 0;
+    for round in 0..rounds {
+        let dst = dir.path().join("grown");
+        let mut child = grow_large(&source, &dst, "1").spawn().unwrap();
+        // spread over the run, at odd places
+        let part = f64::from((round * 37 + 11) % 97) / 97.0;
+        std::thread::sleep(Duration::from_secs_f64(duration.as_secs_f64() * part));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let staging = dir.path().join(".grown.partial");
+        if round == 0 && staging.join(".journal.jsonl").is_file() {
+            let out = flm([
+                "grow",
+                text(&source),
+                text(&dst),
+                "--to",
+                "nano-1t",
+                "--ffn",
+                "8000",
+                "--seed",
+                "2",
+                "--max-shard-size",
+                "50MB",
+            ]);
+            let error = String::from_utf8(out.stderr).unwrap();
+            assert!(error.contains("another seed (1, now 2)"), "{error}");
+        }
+        if !dst.exists() {
+            resumed += u32::from(staging.join(".journal.jsonl").is_file());
+            assert!(grow_large(&source, &dst, "1").status().unwrap().success(), "round {round}");
+        }
+        assert_eq!(digests(&dst), expected, "round {round}");
+        assert!(!staging.exists());
+        std::fs::remove_dir_all(&dst).unwrap();
+    }
+    assert!(resumed > rounds / 3, "{resumed} of {rounds} were killed while they wrote");
+}

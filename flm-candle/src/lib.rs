@@ -11,6 +11,7 @@
 //! - [`model`]: the decoder, layer by layer
 //! - [`block_source`]: where a block's weights come from: resident, or streamed from disk
 //! - [`generate`]: sampling and decoding
+//! - [`train`]: full-parameter fine-tuning and pre-training
 
 pub mod block_source;
 pub mod checkpoint;
@@ -18,3 +19,4 @@ pub mod config;
 pub mod generate;
 pub mod model;
 pub mod tokenizer;
+pub mod train;

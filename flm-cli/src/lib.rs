@@ -4,6 +4,7 @@ mod arguments;
 mod commands;
 mod demo;
 mod eval;
+mod hub;
 mod output;
 
 use std::process::ExitCode;
@@ -21,7 +22,8 @@ use output::Output;
     about,
     after_help = "Start with `flm demo`: it makes a small checkpoint and takes it through every step.\n\
                   Every command has `--help` with an example. Results go to stdout, progress to stderr.\n\
-                  Exit status: 0 success, 1 a check failed or the work could not be done, 2 wrong usage."
+                  Exit status: 0 success, 1 a check failed or the work could not be done, 2 wrong usage, \
+                  130 interrupted."
 )]
 struct Cli {
     /// Print the result as JSON, with a stable schema.
@@ -65,7 +67,8 @@ pub fn run() -> ExitCode {
         Ok(false) => ExitCode::from(1),
         Err(error) => {
             output.error(&error);
-            ExitCode::from(1)
+            let interrupted = matches!(error.downcast_ref(), Some(hub::HubError::Interrupted));
+            ExitCode::from(if interrupted { 130 } else { 1 })
         }
     }
 }

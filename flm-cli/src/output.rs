@@ -5,7 +5,7 @@
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 /// How results and progress are shown.
@@ -33,6 +33,17 @@ impl Output {
     ) -> anyhow::Result<()> {
         let text = if self.json { serde_json::to_string_pretty(value)? } else { human(value) };
         self.line(&text)
+    }
+
+    /// Prints `value` as one line of JSON, where JSON is asked for.
+    pub(crate) fn event<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
+        if self.json { self.line(&serde_json::to_string(value)?) } else { Ok(()) }
+    }
+
+    /// Bars that are drawn together.
+    pub(crate) fn bars(&self) -> MultiProgress {
+        let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        MultiProgress::with_draw_target(target)
     }
 
     /// Writes text and a newline to stdout; a reader that went away is not an error.

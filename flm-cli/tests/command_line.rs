@@ -11,7 +11,9 @@ fn help_goes_to_stdout_and_succeeds() {
     let out = flm(&["--help"]);
     assert_eq!(out.status.code(), Some(0));
     let help = String::from_utf8(out.stdout).unwrap();
-    for command in ["demo", "inspect", "convert", "grow", "verify", "logits", "generate", "eval", "models"] {
+    for command in [
+        "demo", "inspect", "convert", "grow", "verify", "logits", "generate", "eval", "models", "pull", "sft",
+    ] {
         assert!(help.contains(command), "{command}");
     }
 }
@@ -20,8 +22,19 @@ fn help_goes_to_stdout_and_succeeds() {
 fn every_command_shows_an_example() {
     let mut commands: Vec<Vec<&str>> =
         ["perplexity", "alignbench", "judge", "score", "report"].map(|name| vec!["eval", name]).into();
-    let names =
-        ["inspect", "convert", "grow", "verify", "logits", "generate", "models", "demo", "completions"];
+    let names = [
+        "inspect",
+        "convert",
+        "grow",
+        "verify",
+        "logits",
+        "generate",
+        "models",
+        "pull",
+        "sft",
+        "demo",
+        "completions",
+    ];
     commands.extend(["fold", "distance"].map(|name| vec![name]));
     commands.extend(names.map(|name| vec![name]));
     for mut command in commands {

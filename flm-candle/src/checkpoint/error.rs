@@ -221,6 +221,14 @@ pub enum CheckpointError {
         /// CRC-32 of what was read.
         got: u32,
     },
+    /// A tensor that was written and fsynced has other bytes when it is read again.
+    #[error("{path}: {tensor} is not read back as it was written: check the disk")]
+    NotAsWritten {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// The output exists already.
     #[error("{path} exists and is not an empty directory: remove it or choose another name")]
     DestinationExists {

@@ -104,6 +104,11 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     file.sync_all().map_err(io("sync", path))
 }
 
+/// Fsyncs the directory that holds `path`.
+pub(super) fn sync_parent(path: &Path) -> Result<()> {
+    sync(parent(path))
+}
+
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -1,6 +1,10 @@
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{KvCache, Linear, Pass, Path, rotary::rotate};
+use super::{
+    KvCache, Linear, Pass, Path,
+    differentiable::{Heads, attention, supports},
+    rotary::rotate,
+};
 
 /// Causal self-attention with rotary positions; several query heads may share a key/value head.
 ///
@@ -30,6 +34,12 @@ impl Attention {
     /// `x` is `[b, t, hidden_size]`; `cache` is the cache and the index of this block in it.
     pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<(&mut KvCache, usize)>) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
+        if let (Some(documents), None, true) = (&pass.documents, &cache, supports(x)) {
+            let heads = Heads { query: self.heads, key_value: self.kv_heads, dim: self.head_dim };
+            let (q, k) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?);
+            let y = attention(&q, &k, &self.v_proj.forward(x)?, documents, heads)?;
+            return self.o_proj.forward(&y);
+        }
         // [b, t, heads · d] -> [b, heads, t, d]
         let split = |y: Tensor, heads| y.reshape((b, t, heads, self.head_dim))?.transpose(1, 2);
         let q = rotate(&split(self.q_proj.forward(x)?, self.heads)?, pass)?;

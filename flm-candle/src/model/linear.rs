@@ -1,6 +1,6 @@
 use candle_core::{DType, Result, Tensor};
 
-use super::widening::WideningMatmul;
+use super::{differentiable::linear, widening::WideningMatmul};
 
 /// A matrix without bias: `y = x · Wᵀ`.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ impl Linear {
         let y = if self.weight.dtype() == DType::BF16 && x.device().is_cpu() {
             let wide = rows.to_dtype(DType::F32)?.contiguous()?;
             wide.apply_op2_no_bwd(&self.weight, &WideningMatmul)?.to_dtype(x.dtype())?
+        } else if self.weight.is_variable() {
+            linear(&rows, &self.weight)?
         } else {
             rows.matmul(&self.weight.t()?)?
         };

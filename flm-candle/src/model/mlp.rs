@@ -1,6 +1,9 @@
 use candle_core::{DType, Result, Tensor};
 
-use super::Linear;
+use super::{
+    Linear,
+    differentiable::{supports, swiglu},
+};
 
 /// SwiGLU: `down(silu(gate(x)) · up(x))`. Shazeer, arXiv 2002.05202.
 #[derive(Debug, Clone)]
@@ -18,9 +21,13 @@ pub struct Mlp {
 impl Mlp {
     /// `x` is `[b, t, hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let statistics = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let gate = self.gate_proj.forward(x)?.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())?;
-        let units = (gate * self.up_proj.forward(x)?)?;
+        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
+        let units = if supports(x) {
+            swiglu(&gate, &up)?
+        } else {
+            let statistics = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+            (gate.to_dtype(statistics)?.silu()?.to_dtype(x.dtype())? * up)?
+        };
         match &self.mask {
             Some(mask) => self.down_proj.forward(&units.broadcast_mul(mask)?),
             None => self.down_proj.forward(&units),

@@ -1,4 +1,6 @@
-use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::Rotary;
 
@@ -21,12 +23,26 @@ fn max_scores(device: &Device) -> usize {
 ///
 /// Rows of a batch may have different lengths: shorter ones are padded on the left, and
 /// `padding[row]` says by how much. Positions count from a row's first real token.
+///
+/// In training a row is packed with several documents ([`Pass::packed`]): attention stays inside each
+/// and its positions start at 0.
 #[derive(Debug)]
 pub struct Pass {
     pub(super) path: Path,
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
     pub(super) chunks: Vec<QueryChunk>,
+    /// For each position of each row the first key that it sees; training only.
+    pub(super) documents: Option<Documents>,
+}
+
+/// Where the documents of packed rows start.
+#[derive(Debug, Clone)]
+pub(super) struct Documents {
+    /// Row by row, for each position that of its document's first token.
+    pub(super) starts: Arc<Vec<u32>>,
+    /// The rotary frequencies.
+    pub(super) rotary: Rotary,
 }
 
 /// Consecutive queries that attend together: queries `start..start + len` see keys `0..keys`.
@@ -76,8 +92,67 @@ impl Pass {
                 Ok(QueryChunk { start, len: count, keys, mask })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { path, cos, sin, chunks })
+        Ok(Self { path, cos, sin, chunks, documents: None })
     }
+
+    /// A differentiable pass over rows of `len` tokens that are packed with documents: `starts` has, row
+    /// by row, for each position the position at which its document starts.
+    ///
+    /// # Errors
+    /// When `starts` is no multiple of `len` values, or a document starts after its token.
+    pub fn packed(
+        rotary: &Rotary,
+        starts: &[u32],
+        len: usize,
+        heads: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let misplaced =
+            |row: &[u32], (i, &start): (usize, &u32)| start as usize > i || row[start as usize] != start;
+        let wrong = |row: &[u32]| !row.is_sorted() || row.iter().enumerate().any(|at| misplaced(row, at));
+        if len == 0 || !starts.len().is_multiple_of(len) || starts.chunks(len).any(wrong) {
+            bail!("the documents of a packed row must follow each other and start before their tokens");
+        }
+        let rows = starts.len() / len;
+        let positions: Vec<usize> =
+            starts.iter().enumerate().map(|(i, &start)| i % len - start as usize).collect();
+        let (cos, sin) = rotary.tables(&positions, Some(rows), dtype, device)?;
+        let documents = Documents { starts: Arc::new(starts.to_vec()), rotary: rotary.clone() };
+        // the CPU's own attention asks the documents, not a mask
+        let fused = device.is_cpu() && matches!(dtype, DType::F32 | DType::F64);
+        let step = (max_scores(device) / (rows * heads * len)).clamp(1, len);
+        let chunks = (0..len).step_by(if fused { len } else { step }).map(|start| {
+            let count = step.min(len - start);
+            let keys = start + count;
+            let mask =
+                if fused { None } else { Some(document_mask(starts, len, start, count, dtype, device)?) };
+            Ok(QueryChunk { start, len: count, keys, mask })
+        });
+        let chunks = chunks.collect::<Result<_>>()?;
+        Ok(Self { path: Path::Differentiable, cos, sin, chunks, documents: Some(documents) })
+    }
+}
+
+/// 0 where query `first + i` of a row sees a key of its document, −∞ elsewhere.
+fn document_mask(
+    starts: &[u32],
+    len: usize,
+    first: usize,
+    count: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    let (rows, keys) = (starts.len() / len, first + count);
+    let mut values = Vec::with_capacity(rows * count * keys);
+    for row in starts.chunks_exact(len) {
+        for (query, &start) in row.iter().enumerate().skip(first).take(count) {
+            let seen = |key| (start as usize..=query).contains(&key);
+            values.extend((0..keys).map(|key| if seen(key) { 0f32 } else { f32::NEG_INFINITY }));
+        }
+    }
+    let statistics = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    Tensor::from_vec(values, (rows, 1, 1, count, keys), device)?.to_dtype(statistics)
 }
 
 /// 0 where query `first + i` of a row may see a key, −∞ where the key is later or padding.

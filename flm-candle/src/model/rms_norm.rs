@@ -1,6 +1,9 @@
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{NormMask, Path};
+use super::{
+    NormMask, Path,
+    differentiable::{rms_norm, supports},
+};
 
 /// `x / √(mean(x²) + eps) · gain`, with statistics in f32 (f64 for f64 inputs).
 ///
@@ -39,6 +42,9 @@ impl RmsNorm {
     pub fn forward(&self, x: &Tensor, path: Path) -> Result<Tensor> {
         if let Some(mask) = self.mask {
             return self.masked(x, mask, path);
+        }
+        if path == Path::Differentiable && supports(x) && x.dtype() == self.gain.dtype() {
+            return rms_norm(x, &self.gain, self.eps);
         }
         if path == Path::Fused && x.dtype() == DType::F32 && self.gain.dtype() == DType::F32 {
             return candle_nn::ops::rms_norm(&x.contiguous()?, &self.gain, self.eps as f32);

@@ -20,6 +20,16 @@ impl Rotary {
         Self { inverse_frequencies: (0..head_dim / 2).map(frequency).collect() }
     }
 
+    /// Cosines and sines of positions `0..t`, row by row.
+    pub(super) fn table(&self, t: usize, dtype: DType) -> (Vec<f64>, Vec<f64>) {
+        let angle = |p: usize, f: f64| match dtype {
+            DType::F64 => p as f64 * f,
+            _ => f64::from(p as f32 * f as f32),
+        };
+        let angles = (0..t).flat_map(|p| self.inverse_frequencies.iter().map(move |&f| angle(p, f)));
+        angles.map(|angle| (angle.cos(), angle.sin())).unzip()
+    }
+
     /// Cosines and sines, `[t, head_dim / 2]`, or `[rows, t, head_dim / 2]` where positions differ by row.
     pub(super) fn tables(
         &self,

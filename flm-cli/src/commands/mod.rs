@@ -11,6 +11,8 @@ mod grow;
 mod inspect;
 mod logits;
 mod models;
+mod pull;
+mod sft;
 mod verify;
 
 use clap::Subcommand;
@@ -21,6 +23,8 @@ use crate::output::Output;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Demo(demo::Demo),
+    Models(models::Models),
+    Pull(Box<pull::Pull>),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
     Grow(Box<grow::Grow>),
@@ -31,7 +35,7 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     #[command(subcommand)]
     Eval(eval::Eval),
-    Models(models::Models),
+    Sft(sft::Sft),
     Completions(completions::Completions),
 }
 
@@ -49,7 +53,9 @@ impl Command {
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),
             Self::Eval(command) => command.run(output),
+            Self::Sft(command) => command.run(output),
             Self::Models(command) => command.run(output),
+            Self::Pull(command) => command.run(output),
             Self::Completions(command) => command.run(output),
         }
     }

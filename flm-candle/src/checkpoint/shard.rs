@@ -1,0 +1,184 @@
+//! One PyTorch shard to one safetensors file, for conversions that cannot wait for the whole checkpoint.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::error::{Result, io};
+use super::layout::Layout;
+use super::pytorch::PyTorchError;
+use super::source::{OpenFile, Source};
+use super::weight_map::{self, WeightMap};
+use super::zip::ZipEntry;
+use super::{CheckpointError, RawTensor, TensorSpec, is_skipped, pytorch, staging};
+
+/// Bytes moved at a time.
+const CHUNK: u64 = 2 << 20;
+
+/// Tensor name → file name by the text of an index; buffers that follow from the config are left out.
+///
+/// # Errors
+/// [`CheckpointError::Index`]: not an index, a duplicate, or a file name that is not a plain one.
+pub fn parse_index(path: &Path, text: &[u8]) -> Result<BTreeMap<String, String>> {
+    let map = weight_map::parse(text);
+    let mut map: WeightMap = map.map_err(|source| CheckpointError::Index { path: path.into(), source })?;
+    map.retain(|tensor, _| !is_skipped(tensor));
+    Ok(map)
+}
+
+/// The text of `model.safetensors.index.json` for tensors of these files and this many bytes in all.
+pub fn index_text(weight_map: &BTreeMap<String, String>, total_size: u64) -> String {
+    let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+    format!("{index:#}\n")
+}
+
+/// A tensor that [`convert_shard`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardTensor {
+    /// Its name.
+    pub name: String,
+    /// Its length.
+    pub nbytes: u64,
+    /// BLAKE3 of its bytes, in hexadecimal.
+    pub blake3: String,
+}
+
+/// Writes the tensors of the PyTorch file `src` to the new safetensors file `dst`, in bounded memory.
+///
+/// Bytes are moved as they are; the CRC-32 of every storage is checked. The file is fsynced, then read
+/// again and its tensors' digests compared with those of the source; only then does it get
+/// its name, from `dst` with `.part` appended. `progress` is told the bytes done and may stop the work by
+/// returning false: then the result is `None` and `dst` does not exist.
+///
+/// # Errors
+/// Anything malformed in the source; a tensor that was not read back as it was written.
+pub fn convert_shard(
+    src: &Path,
+    dst: &Path,
+    progress: &dyn Fn(u64) -> bool,
+) -> Result<Option<Vec<ShardTensor>>> {
+    let source = OpenFile::open(src)?;
+    let read = pytorch::read(&source).map_err(|error| match error {
+        PyTorchError::Zip(source) => CheckpointError::Zip { path: src.into(), source },
+        PyTorchError::Pickle(source) => CheckpointError::Pickle { path: src.into(), source },
+    })?;
+    let specs: Vec<TensorSpec> = read.tensors.iter().map(spec).collect();
+    let shards = Layout::new(&specs, u64::MAX)?.shards;
+    let Some(layout) = shards.into_iter().next() else { return Ok(Some(Vec::new())) };
+    let mut part = dst.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let out = File::options().read(true).write(true).create(true).truncate(true).open(&part);
+    let out = out.map_err(io("create", &part))?;
+    out.set_len(layout.size).map_err(io("set the length of", &part))?;
+    out.write_all_at(&layout.header, 0).map_err(io("write", &part))?;
+
+    let offsets: BTreeMap<&str, u64> =
+        layout.tensors.iter().map(|t| (t.spec.name.as_str(), t.offset)).collect();
+    let place = |t: &RawTensor| offsets.get(t.name.as_str()).copied().unwrap_or_default();
+    let mut written = BTreeMap::new();
+    for storage in &read.storages {
+        let inside = |t: &&RawTensor| {
+            (storage.offset..=storage.offset + storage.size).contains(&t.offset)
+                && t.offset + t.nbytes <= storage.offset + storage.size
+                && !written.contains_key(&t.name)
+        };
+        let mut tensors: Vec<Moving<'_>> =
+            read.tensors.iter().filter(inside).map(|t| Moving::new(t, place(t))).collect();
+        if !move_storage(src, &source, storage, &out, &part, &mut tensors, progress)? {
+            let _ = std::fs::remove_file(&part);
+            return Ok(None);
+        }
+        for moved in tensors {
+            written.insert(moved.tensor.name.clone(), moved.hash.finalize().to_hex().to_string());
+        }
+    }
+    out.sync_all().map_err(io("sync", &part))?;
+    let mut tensors = Vec::with_capacity(layout.tensors.len());
+    for tensor in &layout.tensors {
+        let name = tensor.spec.name.clone();
+        let blake3 = hash_range(&out, tensor.offset, tensor.nbytes).map_err(io("read", &part))?;
+        if written.get(&name) != Some(&blake3) {
+            return Err(CheckpointError::NotAsWritten { tensor: name, path: part });
+        }
+        tensors.push(ShardTensor { name, nbytes: tensor.nbytes, blake3 });
+    }
+    std::fs::rename(&part, dst).map_err(io("rename to", dst))?;
+    staging::sync_parent(dst)?;
+    Ok(Some(tensors))
+}
+
+fn spec(tensor: &RawTensor) -> TensorSpec {
+    TensorSpec { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone() }
+}
+
+/// A tensor on its way, and the hash of what has passed.
+struct Moving<'a> {
+    tensor: &'a RawTensor,
+    /// Where it lies in the new file.
+    to: u64,
+    hash: blake3::Hasher,
+}
+
+impl<'a> Moving<'a> {
+    fn new(tensor: &'a RawTensor, to: u64) -> Self {
+        Self { tensor, to, hash: blake3::Hasher::new() }
+    }
+}
+
+/// Reads a storage once from its start and writes what of it is tensors; false where it was stopped.
+fn move_storage(
+    path: &Path,
+    source: &OpenFile,
+    storage: &ZipEntry,
+    out: &File,
+    out_path: &Path,
+    tensors: &mut [Moving<'_>],
+    progress: &dyn Fn(u64) -> bool,
+) -> Result<bool> {
+    let name = tensors.first().map_or_else(|| "none".to_owned(), |t| t.tensor.name.clone());
+    let mut crc = crc32fast::Hasher::new();
+    let mut buf = vec![0; CHUNK.min(storage.size) as usize];
+    let mut done = 0;
+    while done < storage.size {
+        let n = CHUNK.min(storage.size - done) as usize;
+        let at = storage.offset + done;
+        let read = source.read_exact_at(&mut buf[..n], at);
+        read.map_err(|source| CheckpointError::Read { tensor: name.clone(), path: path.into(), source })?;
+        crc.update(&buf[..n]);
+        for moving in tensors.iter_mut() {
+            let start = moving.tensor.offset.max(at);
+            let end = (moving.tensor.offset + moving.tensor.nbytes).min(at + n as u64);
+            if start < end {
+                let bytes = &buf[(start - at) as usize..(end - at) as usize];
+                moving.hash.update(bytes);
+                let to = moving.to + (start - moving.tensor.offset);
+                out.write_all_at(bytes, to).map_err(io("write", out_path))?;
+            }
+        }
+        done += n as u64;
+        if !progress(n as u64) {
+            return Ok(false);
+        }
+    }
+    let got = crc.finalize();
+    if got == storage.crc32 {
+        return Ok(true);
+    }
+    let (path, entry) = (path.into(), storage.name.clone());
+    Err(CheckpointError::Checksum { path, entry, tensor: name, expected: storage.crc32, got })
+}
+
+fn hash_range(file: &File, mut offset: u64, nbytes: u64) -> std::io::Result<String> {
+    let mut hash = blake3::Hasher::new();
+    let mut buf = vec![0; CHUNK.min(nbytes) as usize];
+    let end = offset + nbytes;
+    while offset < end {
+        let n = CHUNK.min(end - offset) as usize;
+        file.read_exact_at(&mut buf[..n], offset)?;
+        hash.update(&buf[..n]);
+        offset += n as u64;
+    }
+    Ok(hash.finalize().to_hex().to_string())
+}

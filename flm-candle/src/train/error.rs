@@ -1,0 +1,88 @@
+use std::path::PathBuf;
+
+use crate::{checkpoint::CheckpointError, config::ConfigError, model::ModelError, tokenizer::TokenizerError};
+
+/// What can go wrong while training.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A checkpoint could not be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tokenizer or its chat template failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Backward did not reach a parameter.
+    #[error(
+        "parameter {0} got no gradient: an operation of the forward pass has no backward; nothing was changed"
+    )]
+    MissingGradient(String),
+    /// A batch without anything to learn.
+    #[error("step {0} has no target tokens: all its labels are masked")]
+    NoTargets(u64),
+    /// The loss or the gradient is not a number.
+    #[error("{what} of step {step} is {value}: stopped before the update; batch: {batch}")]
+    NotFinite {
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// The step, counted from 1.
+        step: u64,
+        /// What it is.
+        value: f64,
+        /// The samples of the step.
+        batch: String,
+    },
+    /// Something in a line of a data file.
+    #[error("{path}:{line}: {message}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// Something in the data as a whole.
+    #[error("{0}")]
+    Data(String),
+    /// Something in the recipe.
+    #[error("recipe: {0}")]
+    Recipe(String),
+    /// A training state that does not fit.
+    #[error("cannot resume from {path}: {message}")]
+    State {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The thread that reads or writes beside the computation died.
+    #[error("the thread that moves parameters stopped without an answer")]
+    Worker,
+}
+
+impl TrainError {
+    /// An error of the system while doing `action` to `path`.
+    pub(crate) fn file(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { action, path, source }
+    }
+}

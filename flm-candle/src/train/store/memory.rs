@@ -1,0 +1,171 @@
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Result as CandleResult, Tensor, Var, bail};
+
+use super::{Array, ParameterStore, Place, Update};
+use crate::train::{Layout, ParameterGroup, Slices, TrainError, head::host_slice};
+
+/// Everything in host memory; weights also on the device, if it is another one and has room.
+///
+/// 16 bytes a parameter on the host while a step runs: weights, gradient and two moments in f32.
+#[derive(Debug)]
+pub struct MemoryStore {
+    layout: Layout,
+    units: Vec<UnitState>,
+    device: Device,
+    dtype: DType,
+    on_device: bool,
+}
+
+#[derive(Debug)]
+struct UnitState {
+    /// f32, in host memory.
+    weights: Vec<Var>,
+    /// Copies for computing, where they are kept.
+    copies: Option<Vec<Var>>,
+    gradient: Vec<Vec<f32>>,
+    exp_avg: Vec<Vec<f32>>,
+    exp_avg_sq: Vec<Vec<f32>>,
+}
+
+impl MemoryStore {
+    /// Zeros for all parameters, to compute with in `dtype` on `device`; `on_device` keeps the weights
+    /// there from step to step.
+    pub fn new(layout: &Layout, device: &Device, dtype: DType, on_device: bool) -> Result<Self, TrainError> {
+        let mut units = Vec::with_capacity(layout.units().len());
+        for unit in layout.units() {
+            let zeros = || unit.parameters.iter().map(|p| vec![0f32; p.len()]).collect::<Vec<_>>();
+            let weights = unit
+                .parameters
+                .iter()
+                .map(|p| Var::from_vec(vec![0f32; p.len()], p.shape.as_slice(), &Device::Cpu));
+            units.push(UnitState {
+                weights: weights.collect::<CandleResult<_>>()?,
+                copies: None,
+                gradient: Vec::new(),
+                exp_avg: zeros(),
+                exp_avg_sq: zeros(),
+            });
+        }
+        Ok(Self { layout: layout.clone(), units, device: device.clone(), dtype, on_device })
+    }
+
+    /// Whether the host's f32 weights are what computes.
+    fn in_place(&self) -> bool {
+        self.device.is_cpu() && self.dtype == DType::F32
+    }
+}
+
+/// A variable for computing: matrices in `dtype`, gains in f32 (f64 for a model in f64).
+pub(super) fn compute_copy(
+    weight: &Tensor,
+    group: ParameterGroup,
+    dtype: DType,
+    device: &Device,
+) -> CandleResult<Var> {
+    let dtype = match (group, dtype) {
+        (ParameterGroup::Norm, DType::BF16 | DType::F16) => DType::F32,
+        (_, dtype) => dtype,
+    };
+    Var::from_tensor(&weight.detach().to_dtype(dtype)?.to_device(device)?)
+}
+
+impl ParameterStore for MemoryStore {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn weights(&mut self, unit: usize) -> Result<Vec<Var>, TrainError> {
+        let in_place = self.in_place();
+        let state = &mut self.units[unit];
+        if in_place {
+            return Ok(state.weights.clone());
+        }
+        if let Some(copies) = &state.copies {
+            return Ok(copies.clone());
+        }
+        let parameters = &self.layout.units()[unit].parameters;
+        let copies = state.weights.iter().zip(parameters);
+        let copies = copies.map(|(w, p)| compute_copy(w, p.group, self.dtype, &self.device));
+        let copies: Vec<Var> = copies.collect::<CandleResult<_>>()?;
+        if self.on_device {
+            state.copies = Some(copies.clone());
+        }
+        Ok(copies)
+    }
+
+    fn expect(&mut self, _: usize) {}
+
+    fn put_gradient(&mut self, unit: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError> {
+        self.units[unit].gradient = gradient;
+        Ok(())
+    }
+
+    fn take_gradient(&mut self, unit: usize) -> Result<Vec<Vec<f32>>, TrainError> {
+        Ok(std::mem::take(&mut self.units[unit].gradient))
+    }
+
+    fn update(&mut self, update: &mut Update<'_>) -> Result<(), TrainError> {
+        for (unit, state) in self.layout.units().iter().zip(&mut self.units) {
+            state.copies = None;
+            let gradients = std::mem::take(&mut state.gradient);
+            let arrays =
+                state.weights.iter().zip(&gradients).zip(&mut state.exp_avg).zip(&mut state.exp_avg_sq);
+            for ((((weights, gradient), exp_avg), exp_avg_sq), parameter) in arrays.zip(&unit.parameters) {
+                change(weights, |weights| {
+                    update(parameter, Slices { weights, gradient, exp_avg, exp_avg_sq });
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, at: Place, offset: usize, values: &mut [f32]) -> Result<(), TrainError> {
+        let state = &self.units[at.unit];
+        let range = offset..offset + values.len();
+        match at.array {
+            Array::Weights => {
+                let (storage, _) = state.weights[at.parameter].storage_and_layout();
+                values.copy_from_slice(&host_slice(&storage)?[range]);
+            }
+            Array::ExpAvg => values.copy_from_slice(&state.exp_avg[at.parameter][range]),
+            Array::ExpAvgSq => values.copy_from_slice(&state.exp_avg_sq[at.parameter][range]),
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, at: Place, offset: usize, values: &[f32]) -> Result<(), TrainError> {
+        let state = &mut self.units[at.unit];
+        let range = offset..offset + values.len();
+        match at.array {
+            Array::Weights => {
+                state.copies = None;
+                change(&state.weights[at.parameter], |weights| weights[range].copy_from_slice(values))?;
+            }
+            Array::ExpAvg => state.exp_avg[at.parameter][range].copy_from_slice(values),
+            Array::ExpAvgSq => state.exp_avg_sq[at.parameter][range].copy_from_slice(values),
+        }
+        Ok(())
+    }
+}
+
+/// Changes a variable's values where they are.
+fn change(variable: &Var, change: impl FnOnce(&mut [f32]) + Send) -> Result<(), TrainError> {
+    Ok(variable.inplace_op1(&InPlace(Mutex::new(Some(change))))?)
+}
+
+struct InPlace<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce(&mut [f32])> InplaceOp1 for InPlace<F> {
+    fn name(&self) -> &'static str {
+        "in-place"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &candle_core::Layout) -> CandleResult<()> {
+        let CpuStorage::F32(values) = storage else { bail!("master weights are f32") };
+        if let Some(change) = self.0.lock().ok().and_then(|mut change| change.take()) {
+            change(values);
+        }
+        Ok(())
+    }
+}

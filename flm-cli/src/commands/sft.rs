@@ -1,0 +1,206 @@
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::Context;
+use clap::Args;
+use flm_candle::train::{Event, Outcome, Plan, PlanReport, Recipe, StepMetrics, Trainer, peak_memory};
+use serde::Serialize;
+
+use crate::{
+    arguments::{Dtype, RunArgs, parse_size},
+    output::{Output, count, size, table},
+};
+
+/// Train all parameters of a model: supervised fine-tuning on conversations, or pre-training on text.
+///
+/// The recipe is a TOML file; `recipes/tele-flm-sft.toml` explains every setting, and any of them can be
+/// given after it as key=value. Run again with the same output directory, it goes on from the newest
+/// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2 --dry-run"
+)]
+pub(crate) struct Sft {
+    /// Recipe file.
+    recipe: PathBuf,
+    /// Settings that replace the recipe's.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Read the data, predict memory and disk, and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Host memory to stay within, for example 16GB; replaces memory.budget.
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    memory_budget: Option<u64>,
+    /// Dtype of the arithmetic: f32 or bf16 [default: f32 on a CPU, bf16 on a GPU].
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Dtype>,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: String,
+}
+
+/// What a finished or stopped run prints.
+#[derive(Debug, Serialize)]
+struct Summary {
+    #[serde(flatten)]
+    outcome: Outcome,
+    /// The step that it went on from.
+    resumed_from: Option<u64>,
+    seconds: f64,
+    /// Of the steps of this call, padding included.
+    tokens: usize,
+    tokens_per_second: f64,
+    peak_memory: Option<u64>,
+}
+
+impl Sft {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let mut recipe = Recipe::from_file(&self.recipe, &self.overrides)?;
+        if let Some(budget) = self.memory_budget {
+            recipe.memory.budget = budget.to_string();
+        }
+        let plan = Plan::new(recipe)?;
+        if self.dry_run {
+            output.result(&plan.report(), describe)?;
+            return Ok(true);
+        }
+        let run = RunArgs { dtype: self.dtype, device: self.device.clone(), stream: false };
+        let device = run.device()?;
+        let mut trainer = Trainer::new(plan, &device, run.dtype(&device))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        // the second time, whoever waits has waited enough
+        ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+        })
+        .context("cannot watch for Ctrl-C")?;
+        let summary = self.train(&mut trainer, &stop, output)?;
+        let stopped = summary.outcome.stopped;
+        output.result(&summary, |s| {
+            let (o, rate) = (&s.outcome, s.tokens_per_second);
+            let validation =
+                o.validation_loss.map_or_else(String::new, |loss| format!(", validation loss {loss:.4}"));
+            let loss = o.loss.map_or_else(|| "no step left to make".into(), |loss| format!("loss {loss:.4}"));
+            let state = if o.stopped { "stopped" } else { "trained" };
+            format!(
+                "{state} at step {} of {}: {loss}{validation}, {rate:.1} tokens/s\n{}",
+                o.step,
+                o.steps,
+                o.model.display()
+            )
+        })?;
+        if stopped {
+            std::process::exit(130);
+        }
+        Ok(true)
+    }
+
+    fn train(&self, trainer: &mut Trainer, stop: &AtomicBool, output: &Output) -> anyhow::Result<Summary> {
+        let (resumed_from, steps) = (trainer.resumed(), trainer.plan().steps);
+        if let Some(step) = resumed_from {
+            output.note(&format!("going on from step {step} of {steps}"));
+        }
+        let bar = output.steps("training", steps);
+        bar.set_position(resumed_from.unwrap_or(0));
+        bar.reset_eta();
+        let (start, mut tokens, mut busy) = (Instant::now(), 0, 0.0);
+        let outcome = trainer.run(stop, &mut |event| match event {
+            Event::Step(step) => {
+                tokens += step.tokens;
+                busy += step.seconds;
+                bar.set_message(line(step));
+                bar.inc(1);
+                // where no bar is seen, twenty lines are
+                if bar.is_hidden() && (step.step.is_multiple_of(steps.div_ceil(20)) || step.step == 1) {
+                    output.note(&format!("step {} of {steps}: {}", step.step, line(step)));
+                }
+            }
+            Event::Validation { step, loss } => {
+                bar.suspend(|| output.note(&format!("step {step}: validation loss {loss:.4}")));
+            }
+            Event::Saved(path) => bar.suspend(|| output.note(&format!("saved {}", path.display()))),
+        })?;
+        bar.finish_and_clear();
+        if outcome.stopped {
+            output.note("stopped: run the same command again to go on");
+        }
+        Ok(Summary {
+            outcome,
+            resumed_from,
+            seconds: start.elapsed().as_secs_f64(),
+            tokens,
+            tokens_per_second: tokens as f64 / f64::max(busy, 1e-9),
+            peak_memory: peak_memory(),
+        })
+    }
+}
+
+fn line(step: &StepMetrics) -> String {
+    format!(
+        "loss {:.4}  rate {:.2e}  norm {:.3}  {:.0} tokens/s",
+        step.loss,
+        step.learning_rate,
+        step.gradient_norm,
+        step.tokens as f64 / step.seconds
+    )
+}
+
+fn describe(report: &PlanReport) -> String {
+    let data = &report.data;
+    let mut text = format!(
+        "parameters          {}\n\
+         samples             {} ({} cut off, {} left out)\n\
+         tokens              {} in {} documents, {} learned, the longest {}\n\
+         rows                {} of {} tokens, {:.1} % filled; {} to validate\n\
+         steps               {} ({} per epoch), {} tokens, {:.2e} operations\n\
+         checkpoints         {} of disk at most\n\
+         memory budget       {}\n\n",
+        count(report.parameters),
+        count(data.samples as u64),
+        count(data.truncated as u64),
+        count(data.dropped as u64),
+        count(data.tokens as u64),
+        count(data.documents as u64),
+        count(data.targets as u64),
+        count(data.longest as u64),
+        count(report.rows as u64),
+        count(report.context as u64),
+        report.packing_efficiency * 100.0,
+        count(report.validation_rows as u64),
+        count(report.steps),
+        count(report.steps_per_epoch),
+        count(report.tokens),
+        report.operations,
+        size(report.checkpoint_disk),
+        size(report.budget),
+    );
+    let rows = report.tiers.iter().map(|tier| {
+        let chosen = tier.placement == report.placement && tier.recompute == report.recompute;
+        vec![
+            format!("{:?}", tier.placement).to_lowercase(),
+            if tier.recompute { "yes" } else { "no" }.into(),
+            size(tier.memory.total),
+            size(tier.memory.parameters),
+            size(tier.memory.activations),
+            size(tier.memory.disk),
+            match (chosen, tier.fits) {
+                (true, _) => "chosen",
+                (false, true) => "fits",
+                (false, false) => "too large",
+            }
+            .into(),
+        ]
+    });
+    let header = ["placement", "recompute", "memory", "parameters", "activations", "disk", ""];
+    text.push_str(&table(&header, rows, true));
+    text
+}

@@ -1,0 +1,163 @@
+//! `flm sft` from outside: exit status, messages, and runs that are killed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use candle_core::DType;
+use flm_candle::{
+    checkpoint::{Checkpoint, TensorSpec, Writer},
+    config::{TeleFlmConfig, preset},
+};
+
+/// A small model, samples and a recipe.
+fn prepare(dir: &Path) {
+    prepare_with(dir, |config| config.num_hidden_layers = 2);
+}
+
+fn prepare_with(dir: &Path, change: impl Fn(&mut TeleFlmConfig)) {
+    let mut config = preset("nano-52b").unwrap();
+    config.vocab_size = 2048;
+    config.max_position_embeddings = 64;
+    change(&mut config);
+    config.set_raw("torch_dtype", "float32".into());
+    let specs: Vec<TensorSpec> =
+        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
+    let writer = Writer::create(&dir.join("model"), &specs, u64::MAX).unwrap();
+    for (index, spec) in specs.iter().enumerate() {
+        let len: usize = spec.shape.iter().product();
+        let value = |i: usize| {
+            let wave = ((i * 7919 + index * 104_729) as f32 * 0.37).sin();
+            if spec.shape.len() == 1 { 1.0 + 0.1 * wave } else { 0.1 * wave }
+        };
+        let bytes: Vec<u8> = (0..len).flat_map(|i| value(i).to_le_bytes()).collect();
+        writer.write_at(&spec.name, 0, &bytes).unwrap();
+    }
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/spm/tokenizer.model");
+    fs::copy(fixture, writer.staging_dir().join("tokenizer.model")).unwrap();
+    writer.finish(&config).unwrap();
+    let line = |i: usize| {
+        format!(
+            "{{\"instruction\":\"count to {i}\",\"output\":\"{}\"}}\n",
+            "一二三四五六七".repeat(1 + i % 3)
+        )
+    };
+    fs::write(dir.join("data.jsonl"), (0..24).map(line).collect::<String>()).unwrap();
+    let recipe = "model = \"model\"\noutput = \"out\"\n[data]\nfiles = [\"data.jsonl\"]\nvalidation = 0.1\n\
+                  [train]\nbatch_size = 4\nepochs = 6\n[optimizer]\nlearning_rate = 1e-3\n[save]\n\
+                  every_steps = 3\ndtype = \"f32\"\n";
+    fs::write(dir.join("recipe.toml"), recipe).unwrap();
+}
+
+fn flm(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+    command.arg("sft").arg(dir.join("recipe.toml")).args(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(dir: &Path, arguments: &[&str]) -> Output {
+    flm(dir, arguments).output().unwrap()
+}
+
+fn weights(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    checkpoint.entries().map(|e| (e.name.clone(), checkpoint.read(e).unwrap())).collect()
+}
+
+fn wait_for(path: &Path) {
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "{} did not appear", path.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_run_killed_at_random_moments_ends_in_the_same_weights() {
+    let (whole, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    prepare(whole.path());
+    prepare(killed.path());
+    let start = Instant::now();
+    let out = run(whole.path(), &["--json"]);
+    let took = start.elapsed();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    // moments spread over a run, from the first to beyond the first checkpoints
+    for kill in 1..=6u32 {
+        let mut child = flm(killed.path(), &["--json"]).spawn().unwrap();
+        std::thread::sleep(took * kill / 11);
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    let out = run(killed.path(), &["--json"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(weights(&whole.path().join("out/final")), weights(&killed.path().join("out/final")));
+    let lines = |dir: &Path| {
+        let text = fs::read_to_string(dir.join("out/metrics.jsonl")).unwrap();
+        let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].clone();
+        text.lines().map(loss).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(whole.path()), lines(killed.path()));
+}
+
+#[test]
+fn an_interrupt_saves_and_exits_with_130() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let child = flm(dir.path(), &["train.epochs=100000"]).spawn().unwrap();
+    wait_for(&dir.path().join("out/metrics.jsonl"));
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let out = child.wait_with_output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert_eq!(out.status.code(), Some(130), "{stderr}");
+    assert!(stdout.starts_with("stopped at step"), "{stdout}");
+    let saved = PathBuf::from(stdout.lines().last().unwrap());
+    assert!(saved.join("optimizer/model.safetensors").exists(), "{stdout}");
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_wrong_recipes_fail_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let out = run(dir.path(), &["--dry-run", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(report["data"]["samples"], 24);
+    assert_eq!(report["tiers"].as_array().unwrap().len(), 3);
+    assert!(!dir.path().join("out").exists());
+    let small = run(dir.path(), &["--dry-run", "--json", "--memory-budget", "1MB"]);
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&small.stdout).unwrap()["placement"], "disk");
+    let wrong = run(dir.path(), &["train.epoch=1"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert_eq!(text, "error: recipe: unknown key `train.epoch`; did you mean `train.epochs`?\n");
+}
+
+#[test]
+fn a_model_four_times_the_budget_trains_from_disk_within_it() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare_with(dir.path(), |config| {
+        (config.hidden_size, config.intermediate_size, config.num_hidden_layers) = (384, 1024, 16);
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (6, 6, 64);
+    });
+    let arguments = ["--memory-budget", "115MB", "train.max_steps=2", "data.context_length=32", "--json"];
+    let dry = run(dir.path(), &[&arguments[..], &["--dry-run"]].concat());
+    let report: serde_json::Value = serde_json::from_slice(&dry.stdout).unwrap();
+    assert!(report["parameters"].as_u64().unwrap() * 16 > 4 * 115_000_000);
+    assert_eq!(report["placement"], "disk");
+    let out = run(dir.path(), &arguments);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let result: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let peak = result["peak_memory"].as_u64().unwrap();
+    assert!(peak < 115_000_000, "{peak}");
+}
+
+#[test]
+fn the_recipe_in_the_repository_is_one() {
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/tele-flm-sft.toml");
+    let recipe = flm_candle::train::Recipe::from_file(&recipe, &[]).unwrap();
+    assert_eq!((recipe.optimizer.learning_rate, recipe.optimizer.final_learning_rate), (2.7e-5, 1e-9));
+}

@@ -61,8 +61,9 @@ impl RmsNorm {
     fn masked(&self, x: &Tensor, mask: NormMask, path: Path) -> Result<Tensor> {
         let (from, size) = (mask.from, x.dim(D::Minus1)?);
         let old = x.narrow(D::Minus1, 0, from)?.contiguous()?;
-        if path == Path::Fused && mask.mask == 0.0 {
-            // new entries of the residual stream are 0 and weigh nothing
+        if mask.mask == 0.0 {
+            // new entries of the residual stream are 0 and weigh nothing; nor has a weight a gradient
+            // through them, which the mask multiplies
             let norm = Self { gain: self.gain.narrow(0, 0, from)?, eps: self.eps, mask: None };
             return norm.forward(&old, path)?.pad_with_zeros(D::Minus1, 0, size - from);
         }

@@ -1,6 +1,8 @@
 //! Training against losses, gradients and AdamW steps made by PyTorch's autograd
 //! (`tests/fixtures/train/train_golden.py`).
 
+#![allow(clippy::unwrap_used)]
+
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};

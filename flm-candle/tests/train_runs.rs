@@ -1,5 +1,7 @@
 //! Whole runs: data, checkpoints, resuming, what can be wrong.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! Every place that parameters can be in, and every split of a step, gives the same training.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};

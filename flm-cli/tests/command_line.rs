@@ -1,5 +1,7 @@
 //! Usage errors and help of the built binary.
 
+#![allow(clippy::unwrap_used)]
+
 use std::process::{Command, Output};
 
 fn flm(arguments: &[&str]) -> Output {

@@ -1,5 +1,7 @@
 //! `flm sft` from outside: exit status, messages, and runs that are killed.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

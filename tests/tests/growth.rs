@@ -1,5 +1,7 @@
 //! Growth through the binary: masks, folds, stages, recipes, distances, and runs that are killed.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

@@ -78,7 +78,7 @@ pub(crate) struct Grow {
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
     /// Rules for new weights.
-    #[arg(long, value_enum, default_value_t = OperatorName::Msg)]
+    #[arg(long, value_enum, default_value_t = OperatorName::Zero)]
     operator: OperatorName,
     /// Where new layers go: interpolate, uniform, after:3,7,…, distance (after the layers that do
     /// least, measured on --text) or distance:FILE (of `flm distance --json`).
@@ -267,7 +267,7 @@ impl Grow {
         let target = target(stage, source.config())?;
         let added = target.num_hidden_layers.saturating_sub(source.config().num_hidden_layers);
         let options = GrowthOptions {
-            operator: stage.operator.unwrap_or(Operator::Msg),
+            operator: stage.operator.unwrap_or(Operator::Zero),
             placement: self.placement(source, stage, added, output)?,
             seed: stage.seed.unwrap_or(0),
             std: stage.std.unwrap_or(Std::Match),
@@ -329,7 +329,7 @@ impl Source {
 
 /// A stage's operator. Masks at 0 that are folded before the next stage are the operator `zero`.
 fn operator(stage: &Stage, followed: bool, output: &Output) -> Operator {
-    match stage.operator.unwrap_or(Operator::Msg) {
+    match stage.operator.unwrap_or(Operator::Zero) {
         Operator::Msg if followed => {
             output.note(
                 "masks are for the last stage: this one is grown with `zero`, which is msg folded at 0",

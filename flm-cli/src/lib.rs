@@ -14,12 +14,11 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use commands::Command;
 use output::Output;
 
-/// Tele-FLM (FLM-2) checkpoints: open, convert, grow, verify, run, evaluate.
+/// Tele-FLM (FLM-2) checkpoints: pull, open, convert, grow, verify, fine-tune, run, evaluate.
 #[derive(Debug, Parser)]
 #[command(
     name = "flm",
     version,
-    about,
     after_help = "Start with `flm demo`: it makes a small checkpoint and takes it through every step.\n\
                   Every command has `--help` with an example. Results go to stdout, progress to stderr.\n\
                   Exit status: 0 success, 1 a check failed or the work could not be done, 2 wrong usage, \

@@ -78,6 +78,18 @@ impl Shape {
         }
     }
 
+    /// What can grow, by the names that people use, in this shape and in `other`.
+    pub fn beside(&self, other: &Self) -> [(&'static str, usize, usize); 6] {
+        [
+            ("layers", self.num_hidden_layers, other.num_hidden_layers),
+            ("hidden", self.hidden_size, other.hidden_size),
+            ("heads", self.num_attention_heads, other.num_attention_heads),
+            ("key/value heads", self.num_key_value_heads, other.num_key_value_heads),
+            ("ffn", self.intermediate_size, other.intermediate_size),
+            ("vocabulary rows", self.vocab_size, other.vocab_size),
+        ]
+    }
+
     /// Checks that this shape can grow to `target`: nothing shrinks, heads keep their width and
     /// come in whole groups of query heads with their key/value head.
     pub fn check_growth_to(&self, target: &Self) -> Result<()> {

@@ -103,6 +103,31 @@ fn logits_of_every_storage_form_are_the_goldens() {
 }
 
 #[test]
+fn a_dry_run_of_convert_refuses_what_convert_refuses() {
+    let (source, dir) = (fixture("models/teleflm-f32-st"), tempfile::tempdir().unwrap());
+    std::fs::copy(source.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    // another declared dtype is what convert mends; another shape is not
+    for (from, to, accepted) in [
+        ("\"float32\"", "\"bfloat16\"", true),
+        ("\"intermediate_size\": 172", "\"intermediate_size\": 176", false),
+    ] {
+        assert!(config.contains(from));
+        std::fs::write(dir.path().join("config.json"), config.replace(from, to)).unwrap();
+        let out = dir.path().with_extension(if accepted { "good" } else { "bad" });
+        for arguments in [vec!["--dry-run"], vec![]] {
+            let run = flm(["convert", text(dir.path()), text(&out)].into_iter().chain(arguments));
+            assert_eq!(run.status.success(), accepted, "{to}: {}", String::from_utf8_lossy(&run.stderr));
+        }
+        assert_eq!(out.exists(), accepted);
+        if accepted {
+            assert!(std::fs::read_to_string(out.join("config.json")).unwrap().contains("float32"));
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+    }
+}
+
+#[test]
 fn convert_keeps_bits_and_changes_dtype_when_asked() {
     let dir = tempfile::tempdir().unwrap();
     let source = fixture("models/teleflm-gqa-bf16-shbin");

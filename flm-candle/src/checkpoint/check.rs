@@ -23,8 +23,8 @@ impl Checkpoint {
         problems
     }
 
-    /// [`Checkpoint::problems`] without those of dtypes.
-    pub(super) fn shape_problems(&self) -> Vec<CheckpointError> {
+    /// [`Checkpoint::problems`] without those of dtypes, which [`super::convert`] mends.
+    pub fn shape_problems(&self) -> Vec<CheckpointError> {
         let tied_head = self.config.tie_word_embeddings.then(|| TensorShape {
             name: LM_HEAD.into(),
             shape: vec![self.config.vocab_size, self.config.hidden_size],

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use super::{Checkpoint, ConvertOptions, Format, convert};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
+    super::fixtures::fixture("models").join(name)
 }
 
 fn open(dir: &Path) -> Checkpoint {

@@ -51,7 +51,9 @@ impl Convert {
         let src = open(&self.src)?;
         let bytes_read: u64 = src.entries().map(|e| e.nbytes).sum();
         let summary = if self.dry_run {
-            src.check()?;
+            if let Some(problem) = src.shape_problems().into_iter().next() {
+                return Err(problem.into());
+            }
             let dtype = self.dtype.map(DType::from);
             let bytes_written = src
                 .entries()

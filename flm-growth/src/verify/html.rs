@@ -104,16 +104,7 @@ impl VerifyReport {
 }
 
 fn shape_rows(from: &Shape, to: &Shape) -> Vec<[String; 2]> {
-    [
-        ("layers", from.num_hidden_layers, to.num_hidden_layers),
-        ("hidden", from.hidden_size, to.hidden_size),
-        ("heads", from.num_attention_heads, to.num_attention_heads),
-        ("key/value heads", from.num_key_value_heads, to.num_key_value_heads),
-        ("ffn", from.intermediate_size, to.intermediate_size),
-        ("vocabulary rows", from.vocab_size, to.vocab_size),
-    ]
-    .map(|(name, a, b)| [name.to_owned(), format!("{a} → {b}")])
-    .into()
+    from.beside(to).map(|(name, a, b)| [name.to_owned(), format!("{a} → {b}")]).into()
 }
 
 fn table(rows: &[[String; 2]]) -> String {

@@ -1,7 +1,7 @@
 //! Running the built binary against the loopback Hub.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
 };
 
@@ -9,17 +9,9 @@ use serde_json::Value;
 
 use crate::server::{HubServer, REPOSITORY};
 
-/// target/PROFILE/flm, beside this test's own binary.
-pub(crate) fn binary() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().unwrap().parent().unwrap().join("flm");
-    assert!(path.is_file(), "{}: build it with cargo build --workspace", path.display());
-    path
-}
-
 /// `flm pull acme/tiny --to DIR --json`, with a home of its own and a token.
 pub(crate) fn command(server: &HubServer, dir: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    let mut command = Command::new(flm_tests::binary());
     command
         .args(["pull", REPOSITORY, "--json", "--retries", "3", "--to"])
         .arg(dir)

@@ -131,16 +131,8 @@ impl Reports {
 
 fn human(report: &Report, plan: &GrowthPlan) -> String {
     let (from, to, s) = (&report.from, &report.to, &report.summary);
-    let dimensions = [
-        ("layers", from.num_hidden_layers, to.num_hidden_layers),
-        ("hidden", from.hidden_size, to.hidden_size),
-        ("heads", from.num_attention_heads, to.num_attention_heads),
-        ("key/value heads", from.num_key_value_heads, to.num_key_value_heads),
-        ("ffn", from.intermediate_size, to.intermediate_size),
-        ("vocabulary rows", from.vocab_size, to.vocab_size),
-    ];
     let mut rows: Vec<Vec<String>> =
-        dimensions.map(|(name, a, b)| vec![name.into(), count(a as u64), count(b as u64)]).into();
+        from.beside(to).map(|(name, a, b)| vec![name.into(), count(a as u64), count(b as u64)]).into();
     rows.push(vec!["parameters".into(), count(s.source_parameters), count(s.target_parameters)]);
     let mut text = table(&["", "from", "to"], rows, true);
     let preservation = match report.preservation {

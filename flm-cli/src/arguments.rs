@@ -10,6 +10,7 @@ use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use flm_candle::{
     checkpoint::Checkpoint,
+    config::{PRESETS, TeleFlmConfig, preset},
     model::{CausalLm, Residency},
     tokenizer::Tokenizer,
 };
@@ -136,6 +137,17 @@ fn random_tokens(rows: usize, len: usize, vocabulary: usize) -> Vec<Vec<u32>> {
         ((state >> 33) % vocabulary as u64) as u32
     };
     (0..rows).map(|_| (0..len).map(|_| next()).collect()).collect()
+}
+
+/// A preset's config, or that of a file or checkpoint directory.
+pub(crate) fn config(name: &str) -> anyhow::Result<TeleFlmConfig> {
+    if let Some(config) = preset(name) {
+        return Ok(config);
+    }
+    let path = Path::new(name);
+    let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+    ensure!(path.is_file(), "{name} is neither a preset ({}) nor a config.json", PRESETS.join(", "));
+    Ok(TeleFlmConfig::from_file(&path)?)
 }
 
 /// Opens a checkpoint directory.

@@ -8,7 +8,7 @@ use candle_core::DType;
 use clap::{Args, ValueEnum};
 use flm_candle::{
     checkpoint::Checkpoint,
-    config::{PRESETS, TeleFlmConfig, preset},
+    config::TeleFlmConfig,
 };
 use flm_growth::{
     ExecuteOptions, GrowthOptions, GrowthPlan, Multipliers, Operator, Placement, Shape, SourceModel,
@@ -21,7 +21,7 @@ use flm_growth::{
 
 use super::distance::{MetricName, measure};
 use crate::{
-    arguments::{TextArgs, has_tokenizer, open, parse_size, read_text, tokenizer},
+    arguments::{TextArgs, config, has_tokenizer, open, parse_size, read_text, tokenizer},
     output::Output,
 };
 use report::{Report, Reports};
@@ -383,15 +383,4 @@ fn target(stage: &Stage, source: &TeleFlmConfig) -> anyhow::Result<Shape> {
         intermediate_size: stage.ffn,
         vocab_size: stage.vocab,
     }))
-}
-
-/// A preset's config, or that of a file or checkpoint directory.
-fn config(name: &str) -> anyhow::Result<TeleFlmConfig> {
-    if let Some(config) = preset(name) {
-        return Ok(config);
-    }
-    let path = Path::new(name);
-    let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-    ensure!(path.is_file(), "{name} is neither a preset ({}) nor a config.json", PRESETS.join(", "));
-    Ok(TeleFlmConfig::from_file(&path)?)
 }

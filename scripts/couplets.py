@@ -2,7 +2,7 @@
 """Instruction samples from poems: the first line of a couplet is asked for, the second answered.
 usage: couplets.py classics.jsonl OUT.jsonl [--count 300] [--seed 7] [--validation OTHERS.jsonl] [--questions ASKED.jsonl]
 The input has one JSON object a line with work, title, author, text (one couplet a line of text).
---questions asks for 24 of the couplets in AlignBench's format."""
+--validation takes 40 other couplets, --questions asks for 24 of the couplets in AlignBench's format."""
 import argparse, json, random
 
 ap = argparse.ArgumentParser(); ap.add_argument("classics"); ap.add_argument("out")

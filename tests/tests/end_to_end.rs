@@ -24,19 +24,61 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 #[test]
 fn demo_passes_every_step() {
     let dir = tempfile::tempdir().unwrap();
-    let report = flm_json(["demo", "--dir", text(&dir.path().join("demo"))]);
+    let demo = dir.path().join("demo");
+    let report = flm_json(["demo", "--dir", text(&demo)]);
     assert_eq!(report["passed"], true, "{report:#}");
     let steps: Vec<&str> =
         report["steps"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
-    assert_eq!(steps, ["make", "inspect", "convert", "grow", "verify", "grow", "verify", "generate"]);
+    let kinds = "unpack inspect convert distance grow verify grow verify eval sft eval report";
+    assert_eq!(steps.join(" "), kinds);
     // what it leaves behind can be used by every command
-    let grown = dir.path().join("demo/nano-1t");
-    let seen = flm_json(["inspect", text(&grown)]);
+    let seen = flm_json(["inspect", text(&demo.join("nano-1t"))]);
     assert_eq!(seen["parameters"], 39_077_520);
-    let config: Value = serde_json::from_slice(&std::fs::read(grown.join("config.json")).unwrap()).unwrap();
+    let config = std::fs::read(demo.join("nano-1t/config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
     assert_eq!((&config["output_mult"], &config["mup_scale_factor"]), (&2.0.into(), &80.0.into()));
-    let again = flm(["demo", "--dir", text(&dir.path().join("demo"))]);
-    assert_eq!(again.status.code(), Some(1), "an existing directory is left alone");
+    // the intervals of the scores before and after tuning are apart
+    let scores = |run: &str| {
+        let judgments = demo.join("results").join(run).join("judgments.jsonl");
+        flm_json(["eval", "score", text(&judgments), "--questions", text(&demo.join("questions.jsonl"))])
+    };
+    let (before, after) = (scores("before"), scores("after"));
+    assert_eq!((&after["ledger"]["rows"], &after["ledger"]["parsed"]), (&60.into(), &60.into()));
+    let bound = |scores: &Value, end: usize| scores["intervals"]["strict"]["overall"][end].as_f64().unwrap();
+    assert!(bound(&before, 1) < bound(&after, 0), "{before:#} {after:#}");
+    let page = std::fs::read_to_string(demo.join("report.html")).unwrap();
+    assert!(page.contains("nano-102b after SFT") && page.contains("nano-102b before SFT"));
+}
+
+#[test]
+fn demo_replaces_a_demo_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = dir.path().join("demo");
+    for _ in 0..2 {
+        let report = flm_json(["demo", "--dir", text(&demo), "--until", "inspect"]);
+        assert_eq!(report["steps"].as_array().unwrap().len(), 2);
+        assert!(!demo.join("stray").exists());
+        std::fs::write(demo.join("stray"), "").unwrap();
+    }
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("kept"), "").unwrap();
+    let refused = flm(["demo", "--dir", text(&other), "--until", "inspect"]);
+    assert_eq!(refused.status.code(), Some(1), "another directory is left alone");
+    assert!(other.join("kept").exists());
+    // what is asked is not what was taught
+    let lines = |name: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(demo.join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let taught: Vec<Value> =
+        lines("instructions.jsonl").into_iter().map(|s| s["messages"][0]["content"].clone()).collect();
+    let asked = lines("questions.jsonl");
+    assert_eq!((taught.len(), asked.len()), (200, 60));
+    assert!(asked.iter().all(|q| !taught.contains(&q["question"])));
+    let categories: std::collections::HashSet<&str> =
+        asked.iter().filter_map(|q| q["category"].as_str()).collect();
+    assert_eq!(categories.len(), 8);
 }
 
 #[test]

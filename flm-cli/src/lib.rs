@@ -55,12 +55,7 @@ pub fn run() -> ExitCode {
         }
     };
     let output = Output::new(cli.json, cli.quiet);
-    if let Some(threads) = cli.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1));
-        if let Err(error) = pool.build_global() {
-            output.warn(&format!("--threads has no effect: {error}"));
-        }
-    }
+    settle_threads(cli.threads);
     match cli.command.run(&output) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
@@ -69,5 +64,26 @@ pub fn run() -> ExitCode {
             let interrupted = matches!(error.downcast_ref(), Some(hub::HubError::Interrupted));
             ExitCode::from(if interrupted { 130 } else { 1 })
         }
+    }
+}
+
+/// Tells rayon, gemm and candle how many threads to use; all of them read the environment.
+///
+/// candle's own pool, which does element-wise operations, waits for its threads by spinning: where other
+/// work has one of the cores, every operation takes a time slice of the scheduler, and training is seven
+/// times slower (measured). Without that pool it is no slower on a quiet machine.
+fn settle_threads(threads: Option<usize>) {
+    let set = |name: &str, value: usize| {
+        // SAFETY: this is the first that `main` does; no other thread runs yet.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var(name, value.to_string());
+        }
+    };
+    if let Some(threads) = threads {
+        set("RAYON_NUM_THREADS", threads.max(1));
+    }
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        set("CANDLE_NUM_THREADS", 1);
     }
 }

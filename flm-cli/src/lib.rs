@@ -1,10 +1,12 @@
 //! The `flm` command: parse, call the libraries, print.
 
 mod arguments;
+mod chat;
 mod commands;
 mod demo;
 mod eval;
 mod hub;
+mod interrupt;
 mod output;
 
 use std::process::ExitCode;
@@ -67,7 +69,7 @@ pub fn run() -> ExitCode {
         Err(error) => {
             output.error(&error);
             let interrupted = matches!(error.downcast_ref(), Some(hub::HubError::Interrupted));
-            ExitCode::from(if interrupted { 130 } else { 1 })
+            ExitCode::from(if interrupted { interrupt::STATUS } else { 1 })
         }
     }
 }

@@ -67,6 +67,11 @@ impl Output {
         }
     }
 
+    /// Tells something that was asked for and is no result, terminal or not.
+    pub(crate) fn say(&self, text: &str) {
+        eprintln!("{text}");
+    }
+
     pub(crate) fn warn(&self, text: &str) {
         eprintln!("warning: {text}");
     }

@@ -1,19 +1,12 @@
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
-use anyhow::Context;
 use clap::Args;
 use flm_candle::train::{Event, Outcome, Plan, PlanReport, Recipe, StepMetrics, Trainer, peak_memory};
 use serde::Serialize;
 
 use crate::{
     arguments::{Dtype, RunArgs, parse_size},
+    interrupt,
     output::{Output, count, size, table},
 };
 
@@ -74,15 +67,7 @@ impl Sft {
         let run = RunArgs { dtype: self.dtype, device: self.device.clone(), stream: false };
         let device = run.device()?;
         let mut trainer = Trainer::new(plan, &device, run.dtype(&device))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        // the second time, whoever waits has waited enough
-        ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-        })
-        .context("cannot watch for Ctrl-C")?;
+        let stop = interrupt::watch()?;
         let summary = self.train(&mut trainer, &stop, output)?;
         let stopped = summary.outcome.stopped;
         output.result(&summary, |s| {
@@ -99,7 +84,7 @@ impl Sft {
             )
         })?;
         if stopped {
-            std::process::exit(130);
+            std::process::exit(i32::from(interrupt::STATUS));
         }
         Ok(true)
     }

@@ -142,11 +142,11 @@ impl LocalModel {
         }
         // prompts of like length together: less padding
         order.sort_by_key(|&i| jobs[i].prompt.len());
-        let mut passes = 0;
+        let before = self.model.passes();
         for batch in order.chunks(decoding.batch.max(1)) {
-            passes += self.complete_batch(jobs, batch, decoding, done)?;
+            self.complete_batch(jobs, batch, decoding, done)?;
         }
-        Ok(passes)
+        Ok(self.model.passes() - before)
     }
 
     fn complete_batch(
@@ -155,7 +155,7 @@ impl LocalModel {
         batch: &[usize],
         decoding: &Decoding,
         done: &mut dyn FnMut(usize, Completion) -> anyhow::Result<()>,
-    ) -> anyhow::Result<usize> {
+    ) -> anyhow::Result<()> {
         let mut stop_tokens = self.model.config().eos_token_ids.clone();
         stop_tokens.extend(self.tokenizer.eos_id());
         let options: Vec<_> = batch
@@ -188,23 +188,14 @@ impl LocalModel {
             let handed = self.completion(&rows[row], finish).and_then(|text| done(batch[row], text));
             handed.map_err(|error| failure.get_or_insert(error).to_string()).is_ok()
         })?;
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(rows.iter().map(Vec::len).max().unwrap_or(0)),
-        }
+        failure.map_or(Ok(()), Err)
     }
 
     fn completion(&self, ids: &[u32], finish: Finish) -> anyhow::Result<Completion> {
-        let finish = match finish {
-            Finish::Stop => "stop",
-            Finish::Length => "length",
-            Finish::Context => "context",
-            Finish::Cancelled => "cancelled",
-        };
         // a character that the last token has cut
         let text = self.tokenizer.decode(ids)?;
         let text = text.trim_end_matches('\u{FFFD}').trim().to_owned();
-        Ok(Completion { text, tokens: ids.len(), finish })
+        Ok(Completion { text, tokens: ids.len(), finish: finish.as_str() })
     }
 }
 

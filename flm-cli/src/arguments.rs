@@ -10,6 +10,7 @@ use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use flm_candle::{
     checkpoint::Checkpoint,
+    config::{PRESETS, TeleFlmConfig, preset},
     generate::GenerateOptions,
     model::{CausalLm, Residency},
     tokenizer::{ChatTemplate, Tokenizer},
@@ -37,14 +38,16 @@ impl From<Dtype> for DType {
 
 /// Where and how a model runs.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "How the model runs")]
 pub(crate) struct RunArgs {
     /// Dtype of the arithmetic: f32, bf16 or f64 [default: f32 on a CPU, bf16 on a GPU].
-    #[arg(long, value_name = "DTYPE")]
+    #[arg(long, value_name = "DTYPE", hide_possible_values = true)]
     pub(crate) dtype: Option<Dtype>,
-    /// cpu, cuda or cuda:N.
+    /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub(crate) device: String,
-    /// Keep one block in memory at a time and read the others from disk as they are needed.
+    /// For models larger than memory: keep one block in memory at a time and read the others from disk
+    /// as they are needed, for every token again.
     #[arg(long)]
     pub(crate) stream: bool,
 }
@@ -87,6 +90,7 @@ impl RunArgs {
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "How the next token is chosen")]
 pub(crate) struct SamplingArgs {
     /// Randomness of the choice: 0 always takes the likeliest token, 0.7 is usual for free text.
     #[arg(long, default_value_t = 0.0, value_name = "T")]
@@ -121,11 +125,12 @@ impl SamplingArgs {
 
 /// What text a command runs on.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Tokens to run on")]
 pub(crate) struct TextArgs {
     /// Run on a text file, in windows of --context tokens [default: random tokens].
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Run on these token ids.
+    /// Run on these token ids, for example 1,5,17.
     #[arg(long, value_parser = parse_ids, value_name = "IDS", conflicts_with = "text")]
     ids: Option<::std::vec::Vec<u32>>,
     /// Tokens in a window.
@@ -171,6 +176,17 @@ fn random_tokens(rows: usize, len: usize, vocabulary: usize) -> Vec<Vec<u32>> {
         ((state >> 33) % vocabulary as u64) as u32
     };
     (0..rows).map(|_| (0..len).map(|_| next()).collect()).collect()
+}
+
+/// A preset's config, or that of a file or checkpoint directory.
+pub(crate) fn config(name: &str) -> anyhow::Result<TeleFlmConfig> {
+    if let Some(config) = preset(name) {
+        return Ok(config);
+    }
+    let path = Path::new(name);
+    let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+    ensure!(path.is_file(), "{name} is neither a preset ({}) nor a config.json", PRESETS.join(", "));
+    Ok(TeleFlmConfig::from_file(&path)?)
 }
 
 /// Opens a checkpoint directory.

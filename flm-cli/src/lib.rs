@@ -16,6 +16,9 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use commands::Command;
 use output::Output;
 
+/// Where the help of every command lists the options that all have.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Tele-FLM (FLM-2) checkpoints: pull, open, convert, grow, verify, fine-tune, run, evaluate.
 #[derive(Debug, Parser)]
 #[command(
@@ -28,13 +31,13 @@ use output::Output;
 )]
 struct Cli {
     /// Print the result as JSON, with a stable schema.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE, display_order = 900)]
     json: bool,
     /// Show no progress.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, display_order = 901)]
     quiet: bool,
     /// Threads to compute and copy with [default: all cores, or RAYON_NUM_THREADS].
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE, display_order = 902)]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,

@@ -9,6 +9,7 @@
 //! - [`operator`]: the rules that make a growth preserve the function
 //! - [`plan`]: the plan and its numbers, from a checkpoint or from a `config.json` alone
 //! - [`fold`]: masked checkpoints as plain ones
+//! - [`mod@init`]: checkpoints with random weights
 //! - [`distance`]: how much each layer does, for choosing which to copy
 //! - [`checksums`]: digests of what was written
 //! - [`fill`]: reproducible random weights
@@ -32,6 +33,7 @@ pub mod error;
 pub mod execute;
 pub mod fill;
 pub mod fold;
+pub mod init;
 pub mod operator;
 mod picture;
 pub mod placement;
@@ -46,6 +48,7 @@ mod reference;
 pub use error::GrowthError;
 pub use execute::{ExecuteOptions, ExecuteReport, execute};
 pub use fold::FoldPlan;
+pub use init::init;
 pub use operator::Operator;
 pub use placement::Placement;
 pub use plan::{GrowthOptions, GrowthPlan, Multipliers, SourceModel};

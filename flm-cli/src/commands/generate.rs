@@ -13,7 +13,7 @@ use crate::{
     output::Output,
 };
 
-/// Continue a prompt; the text goes to stdout.
+/// Continue a prompt, or answer one message with --chat; the text goes to stdout.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm generate ./Tele-FLM --prompt 'The capital of France is'\n  \

@@ -9,6 +9,7 @@ mod eval;
 mod fold;
 mod generate;
 mod grow;
+mod init;
 mod inspect;
 mod logits;
 mod models;
@@ -28,6 +29,7 @@ pub(crate) enum Command {
     Pull(Box<pull::Pull>),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
+    Init(init::Init),
     Grow(Box<grow::Grow>),
     Fold(fold::Fold),
     Distance(distance::Distance),
@@ -48,6 +50,7 @@ impl Command {
             Self::Demo(command) => command.run(output),
             Self::Inspect(command) => command.run(output),
             Self::Convert(command) => command.run(output),
+            Self::Init(command) => command.run(output),
             Self::Grow(command) => command.run(output),
             Self::Fold(command) => command.run(output),
             Self::Distance(command) => command.run(output),

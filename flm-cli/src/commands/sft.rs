@@ -12,12 +12,18 @@ use crate::{
 
 /// Train all parameters of a model: supervised fine-tuning on conversations, or pre-training on text.
 ///
-/// The recipe is a TOML file; `recipes/tele-flm-sft.toml` explains every setting, and any of them can be
-/// given after it as key=value. Run again with the same output directory, it goes on from the newest
-/// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130.
+/// The recipe is a TOML file with at least the checkpoint to start from (model), a directory for the
+/// result (output) and the training data (data.files); `recipes/tele-flm-sft.toml` explains every setting,
+/// and any of them can be given after it as key=value. Data are JSON lines such as {"messages": [{"role":
+/// "user", "content": "…"}, {"role": "assistant", "content": "…"}]}, {"instruction": …, "output": …} or
+/// {"text": …}, and .txt files. Run again with the same output directory, it goes on from the newest
+/// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130. The trained model is in final/.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2 --dry-run"
+    after_help = "Examples:\n  \
+        flm sft recipes/tele-flm-sft.toml model=./Tele-FLM output=./tuned data.files='[\"sft.jsonl\"]' --dry-run\n  \
+        flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2\n  \
+        flm chat ./tuned/final"
 )]
 pub(crate) struct Sft {
     /// Recipe file.
@@ -25,16 +31,16 @@ pub(crate) struct Sft {
     /// Settings that replace the recipe's.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Read the data, predict memory and disk, and stop.
+    /// Read and check the data, say how many steps, how much memory and disk it would take, and stop.
     #[arg(long)]
     dry_run: bool,
     /// Host memory to stay within, for example 16GB; replaces memory.budget.
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     memory_budget: Option<u64>,
     /// Dtype of the arithmetic: f32 or bf16 [default: f32 on a CPU, bf16 on a GPU].
-    #[arg(long, value_name = "DTYPE")]
+    #[arg(long, value_name = "DTYPE", hide_possible_values = true)]
     dtype: Option<Dtype>,
-    /// cpu, cuda or cuda:N.
+    /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
 }

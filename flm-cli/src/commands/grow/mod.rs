@@ -8,7 +8,7 @@ use candle_core::DType;
 use clap::{Args, ValueEnum};
 use flm_candle::{
     checkpoint::Checkpoint,
-    config::{PRESETS, TeleFlmConfig, preset},
+    config::TeleFlmConfig,
 };
 use flm_growth::{
     ExecuteOptions, GrowthOptions, GrowthPlan, Multipliers, Operator, Placement, Shape, SourceModel,
@@ -21,7 +21,7 @@ use flm_growth::{
 
 use super::distance::{MetricName, measure};
 use crate::{
-    arguments::{TextArgs, has_tokenizer, open, parse_size, read_text, tokenizer},
+    arguments::{TextArgs, config, has_tokenizer, open, parse_size, read_text, tokenizer},
     output::Output,
 };
 use report::{Report, Reports};
@@ -29,6 +29,8 @@ use stage::{Place, Recipe, Stage, parse_pair, parse_std};
 
 /// Grow a checkpoint to a larger shape that computes the same function.
 ///
+/// The larger shape is a preset or a config.json (--to), sizes (--hidden, --heads, --ffn, --layers: what is
+/// not given stays), or a recipe. `flm verify SRC DST` shows afterwards that both compute the same.
 /// Memory does not depend on the model; the output directory appears when it is complete. A run that
 /// was cut off is taken up by the same command.
 #[derive(Debug, Args)]
@@ -77,7 +79,7 @@ pub(crate) struct Grow {
     /// Rows of the embedding.
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
-    /// Rules for new weights.
+    /// What the new weights are.
     #[arg(long, value_enum, default_value_t = OperatorName::Zero)]
     operator: OperatorName,
     /// Where new layers go: interpolate, uniform, after:3,7,…, distance (after the layers that do
@@ -87,20 +89,18 @@ pub(crate) struct Grow {
     /// What --place distance goes by.
     #[arg(long, value_enum, default_value_t = MetricName::Angular)]
     metric: MetricName,
-    /// With --place distance: copy neither the first layer nor the last.
+    /// With --place distance: copy neither the first layer nor the last (--keep-ends false: any).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
         default_missing_value = "true", value_name = "BOOL")]
     keep_ends: bool,
-    #[command(flatten)]
-    texts: TextArgs,
     /// Seed of the new weights.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Standard deviation of new weights: match (each tensor's own) or a number.
     #[arg(long, default_value = "match", value_parser = parse_std, value_name = "STD")]
     std: Std,
-    /// Multipliers of the target, as output_mult/mup_scale_factor; lm_head is rescaled where their
-    /// ratio differs [default: both grow with the width, which keeps their ratio].
+    /// Multipliers of the target's logits (µP), as output_mult/mup_scale_factor; lm_head is rescaled where
+    /// their ratio differs, so that the function stays [default: both grow with the width, which keeps their ratio].
     #[arg(long, value_parser = parse_pair, value_name = "OUT/SCALE")]
     mup: Option<(f64, f64)>,
     /// input_mult of the target; the embedding is rescaled [default: the source's].
@@ -112,7 +112,7 @@ pub(crate) struct Grow {
     /// Optimizer steps in which training raises the masks of the operator msg to 1.
     #[arg(long, default_value_t = 5000, value_name = "N")]
     mask_steps: u64,
-    /// Largest file.
+    /// Largest file, for example 5GB or 500MiB.
     #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
     max_shard_size: u64,
     /// Grow the optimizer's state that a training checkpoint holds, too.
@@ -127,6 +127,8 @@ pub(crate) struct Grow {
     /// Print the plan, tensor by tensor, and stop.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten, next_help_heading = "Tokens to measure on, with --place distance")]
+    texts: TextArgs,
 }
 
 /// Names of operators on the command line.
@@ -383,15 +385,4 @@ fn target(stage: &Stage, source: &TeleFlmConfig) -> anyhow::Result<Shape> {
         intermediate_size: stage.ffn,
         vocab_size: stage.vocab,
     }))
-}
-
-/// A preset's config, or that of a file or checkpoint directory.
-fn config(name: &str) -> anyhow::Result<TeleFlmConfig> {
-    if let Some(config) = preset(name) {
-        return Ok(config);
-    }
-    let path = Path::new(name);
-    let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-    ensure!(path.is_file(), "{name} is neither a preset ({}) nor a config.json", PRESETS.join(", "));
-    Ok(TeleFlmConfig::from_file(&path)?)
 }

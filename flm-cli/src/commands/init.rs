@@ -1,0 +1,60 @@
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use flm_growth::{init, precision::Precision};
+use serde::Serialize;
+
+use crate::{
+    arguments::{Dtype, config, parse_size},
+    output::{Output, count, size},
+};
+
+/// Make a checkpoint with random weights, to pre-train with `flm sft`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  flm init nano-52b ./nano-init --tokenizer ./tokenizer --seed 1")]
+pub(crate) struct Init {
+    /// The model's shape: a preset (see `flm models`), a config.json or a checkpoint directory.
+    #[arg(value_name = "NAME|FILE")]
+    config: String,
+    /// Directory to make.
+    dst: PathBuf,
+    /// Directory whose tokenizer, chat template and licence files go into the checkpoint.
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// What the weights are drawn for.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Dtype of the weights.
+    #[arg(long, default_value = "f32", value_name = "DTYPE")]
+    dtype: Dtype,
+    /// Largest file.
+    #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
+    max_shard_size: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    dst: PathBuf,
+    parameters: u64,
+    bytes: u64,
+}
+
+impl Init {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let config = config(&self.config)?;
+        let precision = Precision::try_from(candle_core::DType::from(self.dtype))?;
+        let parameters = config.parameter_count();
+        let bytes = parameters * precision.bytes() as u64;
+        let bar = output.bytes("drawing", bytes);
+        let side_files = self.tokenizer.as_deref();
+        init(&config, &self.dst, side_files, self.seed, precision, self.max_shard_size, &|n| bar.inc(n))
+            .with_context(|| format!("cannot make {}", self.dst.display()))?;
+        bar.finish_and_clear();
+        let summary = Summary { dst: self.dst.clone(), parameters, bytes };
+        output.result(&summary, |s| {
+            format!("{} random parameters, {}, in {}", count(s.parameters), size(s.bytes), s.dst.display())
+        })?;
+        Ok(true)
+    }
+}

@@ -125,7 +125,6 @@ impl SamplingArgs {
 
 /// What text a command runs on.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Tokens to run on")]
 pub(crate) struct TextArgs {
     /// Run on a text file, in windows of --context tokens [default: random tokens].
     #[arg(long, value_name = "FILE")]

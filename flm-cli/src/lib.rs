@@ -31,13 +31,13 @@ const EVERYWHERE: &str = "Options of every command";
 )]
 struct Cli {
     /// Print the result as JSON, with a stable schema.
-    #[arg(long, global = true, help_heading = EVERYWHERE, display_order = 900)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     json: bool,
     /// Show no progress.
-    #[arg(short, long, global = true, help_heading = EVERYWHERE, display_order = 901)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     quiet: bool,
     /// Threads to compute and copy with [default: all cores, or RAYON_NUM_THREADS].
-    #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE, display_order = 902)]
+    #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE)]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,

@@ -110,12 +110,8 @@ fn a_saved_conversation_is_training_data() {
     let turn = |role: &str, text: &str| ChatMessage::new(role, text);
     let first = vec![turn("system", "w9 w8"), turn("user", "w20 w21"), turn("assistant", said[0])];
     let user = "w7 \nw6";
-    let second = vec![
-        turn("user", user),
-        turn("assistant", said[1]),
-        turn("user", "w5"),
-        turn("assistant", said[2]),
-    ];
+    let second =
+        vec![turn("user", user), turn("assistant", said[1]), turn("user", "w5"), turn("assistant", said[2])];
     assert_eq!(samples.len(), 3);
     assert_eq!(samples[1].content, Content::Chat(first));
     assert_eq!(samples[2].content, Content::Chat(second));
@@ -153,7 +149,11 @@ fn a_conversation_that_is_too_long_loses_its_oldest_turns() {
     // a single message that does not fit is refused, and forgotten
     let out = chat(&model, &format!("{}\nw20 w21\n", long(0, 600)), &options);
     assert_eq!(out.status.code(), Some(1));
-    assert!(stderr(&out).contains("takes 602 tokens") && stderr(&out).contains("shorten it"), "{}", stderr(&out));
+    assert!(
+        stderr(&out).contains("takes 602 tokens") && stderr(&out).contains("shorten it"),
+        "{}",
+        stderr(&out)
+    );
     let told = answers(&out);
     assert_eq!((told.len(), &told[0]["prompt_tokens"]), (1, &json!(4)));
 }
@@ -225,7 +225,10 @@ fn an_interrupt_stops_the_answer_and_not_the_program() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
     let samples = read_samples(&file).unwrap();
     let Content::Chat(messages) = &samples[0].content else { panic!("{samples:?}") };
-    assert_eq!(messages.iter().map(|m| m.role.as_str()).collect::<Vec<_>>(), ["user", "assistant", "user", "assistant"]);
+    assert_eq!(
+        messages.iter().map(|m| m.role.as_str()).collect::<Vec<_>>(),
+        ["user", "assistant", "user", "assistant"]
+    );
     assert_eq!(messages[1].content, cut.trim_end_matches('\n'));
 }
 

@@ -67,11 +67,13 @@ fn rows(out: &Path) -> Vec<Value> {
 }
 
 fn answers(out: &Path) -> BTreeMap<u64, (String, Value)> {
-    rows(out).into_iter().map(|row| {
-        let answer = row["answer"].as_str().unwrap().to_owned();
-        (row["question_id"].as_u64().unwrap(), (answer, row["temperature"].clone()))
-    })
-    .collect()
+    rows(out)
+        .into_iter()
+        .map(|row| {
+            let answer = row["answer"].as_str().unwrap().to_owned();
+            (row["question_id"].as_u64().unwrap(), (answer, row["temperature"].clone()))
+        })
+        .collect()
 }
 
 #[test]

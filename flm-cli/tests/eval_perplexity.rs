@@ -80,7 +80,11 @@ fn rows_are_what_the_files_alone_give_and_the_total_is_their_sum() {
     let out = perplexity(&model, &[&named, lines.to_str().unwrap()], &[]);
     let table = String::from_utf8(out.stdout).unwrap();
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows.iter().map(|row| row[0]).collect::<Vec<_>>(), ["bits", "古文", "lines", "total"], "{table}");
+    assert_eq!(
+        rows.iter().map(|row| row[0]).collect::<Vec<_>>(),
+        ["bits", "古文", "lines", "total"],
+        "{table}"
+    );
     assert_eq!(rows[1][1], format!("{:.4}", first["bits_per_byte"].as_f64().unwrap()), "{table}");
     assert_eq!(rows[3][2], format!("{:.4}", report["perplexity"].as_f64().unwrap()), "{table}");
 }
@@ -97,7 +101,10 @@ fn what_cannot_be_scored_is_named() {
     let good = write("good.txt", "w5 w6 w7");
     for (bad, says) in [
         (write("short.txt", "w5"), "short.txt: no text of two tokens or more"),
-        (write("chat.jsonl", r#"{"messages": [{"role": "assistant", "content": "w5"}]}"#), "chat.jsonl:1: a conv"),
+        (
+            write("chat.jsonl", r#"{"messages": [{"role": "assistant", "content": "w5"}]}"#),
+            "chat.jsonl:1: a conv",
+        ),
         (dir.path().join("none.txt").to_str().unwrap().to_owned(), "none.txt"),
     ] {
         let out = perplexity(&model, &[&good, &bad], &[]);

@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct Distance {
     /// Checkpoint directory.
     dir: PathBuf,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Tokens to run on")]
     texts: TextArgs,
     /// Draw the distances over depth into this SVG file.
     #[arg(long, value_name = "FILE")]

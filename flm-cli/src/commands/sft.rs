@@ -19,12 +19,10 @@ use crate::{
 /// {"text": …}, and .txt files. Run again with the same output directory, it goes on from the newest
 /// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130. The trained model is in final/.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         flm sft recipes/tele-flm-sft.toml model=./Tele-FLM output=./tuned data.files='[\"sft.jsonl\"]' --dry-run\n  \
         flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2\n  \
-        flm chat ./tuned/final"
-)]
+        flm chat ./tuned/final")]
 pub(crate) struct Sft {
     /// Recipe file.
     recipe: PathBuf,

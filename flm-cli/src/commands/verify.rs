@@ -28,7 +28,7 @@ pub(crate) struct Verify {
     a: PathBuf,
     /// Grown (or converted) checkpoint.
     b: Option<PathBuf>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Tokens to run on")]
     texts: TextArgs,
     /// Do not measure how far bf16 is from f32 on the source.
     #[arg(long)]

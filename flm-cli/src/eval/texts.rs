@@ -129,7 +129,9 @@ mod tests {
         assert_eq!(find(&[format!("新闻={}", path("news.txt"))]).unwrap(), ["新闻"]);
         assert_eq!(find(&[path("")]).unwrap(), ["a=b", "code", "news"]);
         assert_eq!(find(&[format!("all={}", path(""))]).unwrap(), ["all/a=b", "all/code", "all/news"]);
-        assert!(find(&[path("news.txt"), path("")]).unwrap_err().contains("two files would be called \"news\""));
+        assert!(
+            find(&[path("news.txt"), path("")]).unwrap_err().contains("two files would be called \"news\"")
+        );
         assert!(find(&[format!("={}", path("news.txt"))]).unwrap_err().contains("no name"));
         let empty = tempfile::tempdir().unwrap();
         let error = find(&[empty.path().to_str().unwrap().to_owned()]).unwrap_err();

@@ -6,10 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use candle_core::DType;
 use clap::{Args, ValueEnum};
-use flm_candle::{
-    checkpoint::Checkpoint,
-    config::TeleFlmConfig,
-};
+use flm_candle::{checkpoint::Checkpoint, config::TeleFlmConfig};
 use flm_growth::{
     ExecuteOptions, GrowthOptions, GrowthPlan, Multipliers, Operator, Placement, Shape, SourceModel,
     distance::{Distances, Metric},

@@ -10,7 +10,8 @@ pub(crate) struct RuleJudge;
 
 impl Judge for RuleJudge {
     fn id(&self) -> String {
-        "rule: pairs of characters or words shared with the reference (not comparable with any other judge)".into()
+        "rule: pairs of characters or words shared with the reference (not comparable with any other judge)"
+            .into()
     }
 
     fn prompt(&self) -> Option<&Prompt> {
@@ -151,7 +152,8 @@ mod tests {
         // its characters in another order
         assert_eq!(score("鸟啼闻处处晓觉不眠春", reference), 2);
         // the right answer in ever more words, or again and again
-        let rambling = "子曰学而时习之不亦说乎有朋自远方来不亦乐乎人不知而不愠不亦君子乎其为人也孝弟而好犯上者鲜矣";
+        let rambling =
+            "子曰学而时习之不亦说乎有朋自远方来不亦乐乎人不知而不愠不亦君子乎其为人也孝弟而好犯上者鲜矣";
         let mut last = 10;
         for words in [8, 16, 32, 90] {
             let longer: String = rambling.chars().cycle().take(words).collect();

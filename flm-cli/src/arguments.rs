@@ -213,8 +213,9 @@ pub(crate) fn chat_template(dir: &Path, tokenizer: &Tokenizer) -> anyhow::Result
     }
     ensure!(
         TELE_FLM_TURNS.iter().all(|token| tokenizer.token_to_id(token).is_some()),
-        "{} has no chat template, and its tokenizer has no {} as Tele-FLM's has: it may be a base model, \
-         which `flm generate --prompt` continues; for a chat model, put its chat_template.jinja there",
+        "{} has no chat template, and its tokenizer has no {} as Tele-FLM's has. For a chat model, put its \
+         chat_template.jinja there; a base model is run without one: `flm generate --prompt`, \
+         `flm eval alignbench --plain`",
         dir.display(),
         TELE_FLM_TURNS.join(" and ")
     );

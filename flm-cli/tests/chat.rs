@@ -54,8 +54,12 @@ fn fresh(model: &Path, prompt: &[u32], more: &[&str]) -> String {
     assert!(out.status.success(), "{}", stderr(&out));
     let answer: Value = serde_json::from_slice(&out.stdout).unwrap();
     let ids = answer["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32);
-    // special tokens are no text
-    ids.filter(|&id| id > 4).map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ")
+    // the token that opens a user's turn ends the answer; special tokens are no text
+    ids.take_while(|&id| id != TURNS[0])
+        .filter(|&id| id > 4)
+        .map(|id| format!("w{id}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[test]
@@ -201,13 +205,13 @@ fn an_interrupt_stops_the_answer_and_not_the_program() {
     let model = word_model(dir.path());
     // streamed, so that the answer takes its time
     let options = ["--stream", "--max-new-tokens", "400"];
-    let whole = chat(&model, "w20 w21 w22", &options);
+    let whole = chat(&model, "w250", &options);
     let whole = String::from_utf8(whole.stdout).unwrap();
     assert!(whole.split_whitespace().count() > 300, "{whole}");
 
     let mut child = flm(&["chat", model.to_str().unwrap()]).args(options).spawn().unwrap();
     let (mut lines, mut out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    lines.write_all(b"w20 w21 w22\n").unwrap();
+    lines.write_all(b"w250\n").unwrap();
     let mut first = [0; 8];
     out.read_exact(&mut first).unwrap();
     interrupt(&child);

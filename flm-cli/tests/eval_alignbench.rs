@@ -30,6 +30,9 @@ fn checkpoint_and_questions(dir: &Path) -> (PathBuf, PathBuf) {
     let word = |id: usize| match id {
         0 => "<unk>".to_owned(),
         1 => "abc".to_owned(),
+        // what Tele-FLM's chat template needs
+        2 => "<_user>".to_owned(),
+        3 => "<_bot>".to_owned(),
         id => format!("w{id}"),
     };
     let vocabulary: serde_json::Map<String, Value> = (0..384).map(|id| (word(id), id.into())).collect();

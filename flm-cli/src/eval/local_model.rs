@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::identity::hex;
-use crate::arguments::{RunArgs, open, tokenizer};
+use crate::arguments::{RunArgs, chat_template, open, tokenizer};
 
 /// Bytes of a tensor that its digest reads at one place.
 const SAMPLE: u64 = 4096;
@@ -81,9 +81,8 @@ impl LocalModel {
         let checkpoint = open(dir)?;
         let tokenizer = tokenizer(dir)?;
         let digest = digest(&checkpoint).with_context(|| format!("cannot read {}", dir.display()))?;
+        let template = if plain { None } else { Some(chat_template(dir, &tokenizer)?) };
         let model = run.load(&checkpoint)?;
-        let template =
-            (!plain).then(|| tokenizer.chat_template().cloned().unwrap_or_else(ChatTemplate::tele_flm));
         let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let name =
             whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());

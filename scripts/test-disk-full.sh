@@ -13,7 +13,7 @@ trap 'umount "$disk"; rm -rf "$dir"' EXIT
 export RAYON_NUM_THREADS=2
 fail() { printf 'test-disk-full: %s\n' "$*" >&2; exit 1; }
 
-"$flm" demo --dir "$dir/demo" --quiet > "$dir/demo.log"
+"$flm" demo --dir "$dir/demo" --until convert --quiet > "$dir/demo.log"
 grow=("$flm" grow "$dir/demo/nano-52b" "$disk/grown" --to nano-1t --ffn 6000 --quiet)
 "${grow[@]}" 2> "$dir/error" > /dev/null &
 growth=$!

@@ -149,7 +149,7 @@ fn convert_keeps_bits_and_changes_dtype_when_asked() {
 
 /// A nano checkpoint as PyTorch shards.
 fn nano(dir: &Path) -> PathBuf {
-    flm_json(["demo", "--dir", text(&dir.join("demo"))]);
+    flm_json(["demo", "--dir", text(&dir.join("demo")), "--until", "unpack"]);
     dir.join("demo/nano-52b-pytorch")
 }
 

@@ -15,7 +15,7 @@ fn text(path: &Path) -> &str {
 
 /// The demo's nano-52b as safetensors, with what the demo grew of it beside.
 fn nano(dir: &Path) -> PathBuf {
-    flm_json(["demo", "--dir", text(&dir.join("demo"))]);
+    flm_json(["demo", "--dir", text(&dir.join("demo")), "--until", "verify"]);
     dir.join("demo/nano-52b")
 }
 

@@ -1,31 +1,97 @@
-//! The built-in model's way through inspect, convert, grow, verify and generate.
+//! The built-in model's way through inspect, convert, distance, grow, verify, sft and eval.
 
-mod nano;
+mod assets;
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
 
+use anyhow::Context;
 use candle_core::{DType, Device};
+use clap::ValueEnum;
 use flm_candle::{
     checkpoint::{Checkpoint, ConvertOptions, convert},
     config::preset,
-    generate::{GenerateOptions, generate},
-    model::{CausalLm, Residency},
+    model::Residency,
+    tokenizer::Tokenizer,
+    train::{Plan, Recipe, Trainer},
 };
 use flm_growth::{
-    ExecuteOptions, GrowthOptions, GrowthPlan, Multipliers, Shape, SourceModel, execute,
+    ExecuteOptions, GrowthOptions, GrowthPlan, Multipliers, Placement, Shape, SourceModel,
+    distance::{DistanceOptions, Metric, measure},
+    execute,
     verify::{VerifyOptions, verify},
 };
 use serde::Serialize;
 
-use crate::output::{count, size};
+use crate::{
+    arguments::RunArgs,
+    eval::{
+        answer::{AnswerOptions, answer},
+        journal::write_whole,
+        judge::{RuleJudge, read_answers, run},
+        local_model::{Decoding, LocalModel},
+        questions::Questions,
+        report::{Report as EvalReport, page},
+        score::{Scores, read_rows, score},
+    },
+    output::{Output, count, size},
+};
 
-/// How many steps [`run`] reports.
-pub(crate) const STEPS: usize = 8;
+/// The built-in model as it comes, as PyTorch shards.
+const SHARDS: &str = "nano-52b-pytorch";
+/// The same as safetensors.
+const SOURCE: &str = "nano-52b";
+/// What it is grown to first; this one is tuned.
+const MIDDLE: &str = "nano-102b";
+/// What that is grown to.
+const TARGET: &str = "nano-1t";
+/// The file of the report page.
+const PAGE: &str = "report.html";
+/// Marks a directory as a demo's, and holds its report.
+const MARKER: &str = "demo.json";
+/// Most tokens of an answer.
+const ANSWER_TOKENS: usize = 48;
+
+/// A kind of step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    /// Write the built-in model and its data.
+    Unpack,
+    /// Check names, shapes and dtypes against config.json.
+    Inspect,
+    /// PyTorch shards to safetensors.
+    Convert,
+    /// Measure what each layer does.
+    Distance,
+    /// To the shape of the next stage.
+    Grow,
+    /// Logits against the source's.
+    Verify,
+    /// Full-parameter fine-tuning.
+    Sft,
+    /// Answers, judged and scored.
+    Eval,
+    /// One page of it.
+    Report,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
 
 /// A step of the demo.
 #[derive(Debug, Serialize)]
 pub(crate) struct Step {
-    pub(crate) name: &'static str,
+    #[serde(rename = "name")]
+    pub(crate) kind: Kind,
     pub(crate) did: String,
     pub(crate) proved: String,
     pub(crate) seconds: f64,
@@ -35,45 +101,109 @@ pub(crate) struct Step {
 /// All of it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
+    pub(crate) dir: PathBuf,
     pub(crate) steps: Vec<Step>,
+    pub(crate) seconds: f64,
     pub(crate) passed: bool,
+    /// The page, once it is there.
+    pub(crate) page: Option<PathBuf>,
 }
 
 /// What a step's work returns: what it did, what that proved, whether it held.
 type Outcome = anyhow::Result<(String, String, bool)>;
 
-/// Runs every step in the directory `dir`; `started` hears the name of each.
-pub(crate) fn run(dir: &Path, mut started: impl FnMut(&str)) -> anyhow::Result<Report> {
-    let path = |name: &str| dir.join(name);
-    let open = |name: &str| Checkpoint::open(&path(name)).map(Arc::new);
-    let mut steps = Vec::with_capacity(STEPS);
-    let mut step = |name: &'static str, work: &dyn Fn() -> Outcome| -> anyhow::Result<()> {
-        started(name);
+/// The demo's directory: a new one, or one that an earlier demo has made, which is emptied.
+///
+/// # Errors
+/// Where something else is there.
+pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
+    let context = || format!("cannot make {}", dir.display());
+    if dir.join(MARKER).is_file() {
+        std::fs::remove_dir_all(dir).with_context(context)?;
+    }
+    let free = !dir.exists() || std::fs::read_dir(dir).with_context(context)?.next().is_none();
+    anyhow::ensure!(free, "{} exists and is no demo's: name a new directory with --dir", dir.display());
+    std::fs::create_dir_all(dir).with_context(context)?;
+    std::fs::write(dir.join(MARKER), "{}\n").with_context(context)
+}
+
+/// Runs every step in the directory `dir`, and none after the last of the kind `until`.
+pub(crate) fn run_steps(dir: &Path, until: Kind, output: &Output) -> anyhow::Result<Report> {
+    let demo = Demo { dir, quiet: Output::silent() };
+    type Work<'a> = Box<dyn Fn() -> Outcome + 'a>;
+    let demo = &demo;
+    let steps: Vec<(Kind, Work<'_>)> = vec![
+        (Kind::Unpack, Box::new(|| demo.unpack())),
+        (Kind::Inspect, Box::new(|| demo.inspect())),
+        (Kind::Convert, Box::new(|| demo.convert())),
+        (Kind::Distance, Box::new(|| demo.distance())),
+        (Kind::Grow, Box::new(|| demo.grow(SOURCE, MIDDLE, None))),
+        (Kind::Verify, Box::new(|| demo.verify(MIDDLE))),
+        // the released 1T's multipliers are not those of the stage before: lm_head makes up for it
+        (Kind::Grow, Box::new(|| demo.grow(MIDDLE, TARGET, Some((2.0, 80.0))))),
+        (Kind::Verify, Box::new(|| demo.verify(TARGET))),
+        (Kind::Eval, Box::new(|| demo.eval("before", &dir.join(MIDDLE)))),
+        (Kind::Sft, Box::new(|| demo.sft())),
+        (Kind::Eval, Box::new(|| demo.eval("after", &dir.join(format!("{MIDDLE}-sft/final"))))),
+        (Kind::Report, Box::new(|| demo.report())),
+    ];
+    let last = steps.iter().rposition(|(kind, _)| *kind == until).unwrap_or(0);
+    let bar = output.steps("demo", last as u64 + 1);
+    let (begin, mut done) = (Instant::now(), Vec::new());
+    for (kind, work) in steps.iter().take(last + 1) {
+        bar.set_message(kind.to_string());
         let start = Instant::now();
-        let (did, proved, passed) = work()?;
-        steps.push(Step { name, did, proved, seconds: start.elapsed().as_secs_f64(), passed });
-        Ok(())
+        let (did, proved, passed) = work().with_context(|| format!("{kind} failed"))?;
+        done.push(Step { kind: *kind, did, proved, seconds: start.elapsed().as_secs_f64(), passed });
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let page = dir.join(PAGE);
+    let report = Report {
+        dir: dir.to_owned(),
+        passed: done.iter().all(|step| step.passed),
+        steps: done,
+        seconds: begin.elapsed().as_secs_f64(),
+        page: page.is_file().then_some(page),
     };
-    step("make", &|| {
-        let config = nano::write(&path("nano-52b-pytorch"))?;
-        let files = open("nano-52b-pytorch")?.files().len();
+    write_whole(&dir.join(MARKER), &serde_json::to_vec_pretty(&report)?)?;
+    Ok(report)
+}
+
+struct Demo<'a> {
+    dir: &'a Path,
+    quiet: Output,
+}
+
+impl Demo<'_> {
+    fn open(&self, name: &str) -> anyhow::Result<Arc<Checkpoint>> {
+        Ok(Arc::new(Checkpoint::open(&self.dir.join(name))?))
+    }
+
+    fn unpack(&self) -> Outcome {
+        let bytes = assets::unpack(self.dir, SHARDS)?;
+        let checkpoint = self.open(SHARDS)?;
         let did = format!(
-            "nano-52b, {} random parameters, {files} PyTorch shards",
-            count(config.parameter_count())
+            "the built-in model: {} parameters, {} PyTorch shards, {}",
+            count(checkpoint.config().parameter_count()),
+            checkpoint.files().len(),
+            size(bytes as u64)
         );
-        Ok((did, "shards and index as the released models have them".into(), true))
-    })?;
-    step("inspect", &|| {
-        let checkpoint = open("nano-52b-pytorch")?;
+        Ok((did, "the 52B's ratios, multipliers and kinds of files".into(), true))
+    }
+
+    fn inspect(&self) -> Outcome {
+        let checkpoint = self.open(SHARDS)?;
         let problems = checkpoint.problems().len();
         let did = format!("{} tensors checked against config.json", checkpoint.entries().count());
         Ok((did, format!("{problems} problems; nothing unpickled, no weight read"), problems == 0))
-    })?;
-    step("convert", &|| {
-        let source = open("nano-52b-pytorch")?;
-        let options = ConvertOptions { dtype: None, max_shard_size: 2 << 20 };
-        let report = convert(&source, &path("nano-52b"), &options, &|_| ())?;
-        let target = open("nano-52b")?;
+    }
+
+    fn convert(&self) -> Outcome {
+        let source = self.open(SHARDS)?;
+        let options = ConvertOptions { max_shard_size: 2 << 20, ..ConvertOptions::default() };
+        let report = convert(&source, &self.dir.join(SOURCE), &options, &|_| ())?;
+        let target = self.open(SOURCE)?;
         let mut different = 0;
         for entry in source.entries() {
             different += usize::from(source.read(entry)? != target.read(target.entry(&entry.name)?)?);
@@ -81,72 +211,151 @@ pub(crate) fn run(dir: &Path, mut started: impl FnMut(&str)) -> anyhow::Result<R
         let did = format!("{} in {} safetensors files", size(report.bytes_written), report.files);
         let equal = report.tensors - different;
         Ok((did, format!("{equal} of {} tensors equal bit for bit", report.tensors), different == 0))
-    })?;
-    for (name, checked, from, to, pair) in [
-        ("grow", "verify", "nano-52b", "nano-102b", None),
-        // the released 1T's multipliers are not those of the stage before: lm_head makes up for it
-        ("grow", "verify", "nano-102b", "nano-1t", Some((2.0, 80.0))),
-    ] {
-        step(name, &|| grow(&*open(from)?, &path(to), to, pair))?;
-        step(checked, &|| compare(&open("nano-52b")?, &open(to)?))?;
     }
-    step("generate", &|| {
-        let ids = |name| -> anyhow::Result<Vec<u32>> {
-            let model = CausalLm::load(&open(name)?, &Device::Cpu, DType::F32, Residency::Streamed)?;
-            let options = GenerateOptions::greedy(24, nano::TOKENIZER_SIZE);
-            Ok(generate(&model, &[vec![1, 5, 17, 300, 42]], &options, |_, _| true)?.remove(0).ids)
+
+    /// Windows of the questions and references, as tokens.
+    fn text(&self, windows: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+        let questions = Questions::open(&self.dir.join("questions.jsonl"))?;
+        let tokenizer = Tokenizer::from_dir(&self.dir.join(SHARDS))?;
+        let text: String = questions.list.iter().flat_map(|q| [&*q.question, &*q.reference]).collect();
+        Ok(tokenizer.encode(&text)?.chunks_exact(48).take(windows).map(<[u32]>::to_vec).collect())
+    }
+
+    fn distance(&self) -> Outcome {
+        let options = DistanceOptions {
+            tokens: self.text(8)?,
+            dtype: DType::F32,
+            device: Device::Cpu,
+            residency: Residency::Streamed,
         };
-        let (small, large) = (ids("nano-52b")?, ids("nano-1t")?);
-        let equal = small.iter().zip(&large).filter(|(a, b)| a == b).count();
-        let did = "24 tokens, greedy, from the first and the last model, streamed from disk".into();
-        Ok((did, format!("{equal} of 24 tokens equal"), small == large))
-    })?;
-    let passed = steps.iter().all(|step| step.passed);
-    Ok(Report { steps, passed })
+        let distances = measure(&self.open(SOURCE)?, &options, &mut |_, _| ())?;
+        write_whole(&self.dir.join("distances.json"), &serde_json::to_vec_pretty(&distances)?)?;
+        write_whole(&self.dir.join("distances.svg"), distances.svg()?.as_bytes())?;
+        let added = self.added_layers()?;
+        let Placement::After(layers) = distances.placement(Metric::Angular, added, true)? else {
+            anyhow::bail!("a placement by distance names its layers");
+        };
+        let names: Vec<String> = layers.iter().map(ToString::to_string).collect();
+        let did = format!("{} layers on {} tokens", distances.layers.len(), distances.tokens);
+        Ok((did, format!("layers {} change their input least", names.join(", ")), layers.len() == added))
+    }
+
+    fn added_layers(&self) -> anyhow::Result<usize> {
+        let middle = preset(MIDDLE).with_context(|| format!("no preset {MIDDLE}"))?;
+        Ok(middle.num_hidden_layers - self.open(SOURCE)?.config().num_hidden_layers)
+    }
+
+    fn grow(&self, from: &str, to: &str, pair: Option<(f64, f64)>) -> Outcome {
+        let source = self.open(from)?;
+        let target = preset(to).with_context(|| format!("no preset {to}"))?;
+        let placement = if to == MIDDLE {
+            let distances = flm_growth::distance::Distances::read(&self.dir.join("distances.json"))?;
+            distances.placement(Metric::Angular, self.added_layers()?, true)?
+        } else {
+            Placement::Interpolate
+        };
+        let options = GrowthOptions {
+            seed: 1,
+            placement,
+            multipliers: Multipliers { input_mult: None, output_pair: pair },
+            tokenizer_size: Some(Tokenizer::from_dir(&self.dir.join(SHARDS))?.len()),
+            ..GrowthOptions::default()
+        };
+        let plan = GrowthPlan::new(&SourceModel::from_checkpoint(&source)?, &Shape::of(&target), &options)?;
+        execute(&plan, &source, &self.dir.join(to), &ExecuteOptions::default(), &|_| ())?;
+        let (from, shape, summary) = (plan.source, plan.target, plan.summary());
+        let did = format!(
+            "to {to}: {} → {} layers, {} → {} hidden, {} → {} heads, {} → {} ffn",
+            from.num_hidden_layers,
+            shape.num_hidden_layers,
+            from.hidden_size,
+            shape.hidden_size,
+            from.num_attention_heads,
+            shape.num_attention_heads,
+            from.intermediate_size,
+            shape.intermediate_size
+        );
+        let grown = self.open(to)?;
+        let (parameters, expected) = (grown.config().parameter_count(), target.parameter_count());
+        let proved = format!("{} → {} parameters", count(summary.source_parameters), count(parameters));
+        Ok((did, proved, parameters == expected && grown.problems().is_empty()))
+    }
+
+    fn verify(&self, target: &str) -> Outcome {
+        let options = VerifyOptions {
+            tokenizer_size: Some(Tokenizer::from_dir(&self.dir.join(SHARDS))?.len()),
+            noise_floor: false,
+            ..VerifyOptions::new(self.text(4)?)
+        };
+        let report = verify(&self.open(SOURCE)?, &self.open(target)?, &options, &mut |_, _| ())?;
+        let did = format!("{target} on {} positions against {SOURCE}, f32, layer by layer", report.positions);
+        let proved = format!(
+            "logits differ by {:.0e} (relative), {:.0} % the same token",
+            report.relative_l2,
+            100.0 * report.argmax_agreement
+        );
+        Ok((did, proved, report.passed))
+    }
+
+    fn sft(&self) -> Outcome {
+        let plan = Plan::new(Recipe::from_file(&self.dir.join("sft.toml"), &[])?)?;
+        let samples = plan.report().data.samples;
+        let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32)?;
+        let (mut first, mut tokens) = (None, 0);
+        let outcome = trainer.run(&AtomicBool::new(false), &mut |event| {
+            if let flm_candle::train::Event::Step(step) = event {
+                first = first.or(Some(step.loss));
+                tokens += step.tokens;
+            }
+        })?;
+        let (first, last) = (first.unwrap_or(f64::NAN), outcome.loss.unwrap_or(f64::NAN));
+        let did = format!(
+            "all parameters of {MIDDLE} on {samples} samples, {} steps, {} tokens",
+            outcome.steps,
+            count(tokens as u64)
+        );
+        Ok((did, format!("loss {first:.2} → {last:.2}"), last < first))
+    }
+
+    fn eval(&self, name: &str, model: &Path) -> Outcome {
+        let questions = Questions::open(&self.dir.join("questions.jsonl"))?;
+        let out = self.dir.join("results").join(name);
+        let run_args = RunArgs { dtype: None, device: "cpu".into(), stream: false };
+        let decoding = Decoding {
+            max_new_tokens: ANSWER_TOKENS,
+            top_p: None,
+            repetition_penalty: 1.0,
+            batch: questions.list.len(),
+        };
+        let options = AnswerOptions { decoding, seed: 0, dry_run: false };
+        let mut local = LocalModel::open(model, &run_args, false)?;
+        local.name = format!("{MIDDLE} {name} SFT");
+        let answers = out.join("answers.jsonl");
+        let answered = answer(&questions, &local, &options, &answers, &self.quiet)?;
+        let judgments = out.join("judgments.jsonl");
+        let list = read_answers(&answers, &questions.rubric)?;
+        run(&list, &RuleJudge, &judgments, &self.quiet.steps("judgments", 0))?;
+        let scores = score(&read_rows(&judgments)?, Some(&questions.ids()));
+        let (overall, [low, high]) = overall(&scores)?;
+        let did = format!("{} {name} SFT: {} answers to questions not trained on", MIDDLE, answered.answered);
+        let proved = format!("rule judge: {overall:.2} of 10 (95 % {low:.2} – {high:.2})");
+        Ok((did, proved, answered.answered == questions.list.len()))
+    }
+
+    fn report(&self) -> Outcome {
+        let file = |name: &str| self.dir.join("results").join(name).join("judgments.jsonl");
+        let report = EvalReport::read(&[file("after")], Some(&file("before")), false)?;
+        let html = page(&report)?;
+        let path = self.dir.join(PAGE);
+        write_whole(&path, html.as_bytes())?;
+        let (before, after) = (overall(&report.series[0].scores)?, overall(&report.series[1].scores)?);
+        let apart = after.1[0] > before.1[1];
+        let proved = if apart { "better after SFT, the intervals apart" } else { "no clear difference" };
+        Ok((format!("one page, {}: {PAGE}", size(html.len() as u64)), proved.into(), apart))
+    }
 }
 
-fn grow(source: &Checkpoint, dst: &Path, to: &str, pair: Option<(f64, f64)>) -> Outcome {
-    let target = preset(to).ok_or_else(|| anyhow::anyhow!("no preset {to}"))?;
-    let options = GrowthOptions {
-        seed: 1,
-        multipliers: Multipliers { input_mult: None, output_pair: pair },
-        tokenizer_size: Some(nano::TOKENIZER_SIZE),
-        ..GrowthOptions::default()
-    };
-    let plan = GrowthPlan::new(&SourceModel::from_checkpoint(source)?, &Shape::of(&target), &options)?;
-    execute(&plan, source, dst, &ExecuteOptions::default(), &|_| ())?;
-    let (from, shape, summary) = (plan.source, plan.target, plan.summary());
-    let did = format!(
-        "to {to}: {} → {} layers, {} → {} hidden, {} → {} heads, {} → {} ffn",
-        from.num_hidden_layers,
-        shape.num_hidden_layers,
-        from.hidden_size,
-        shape.hidden_size,
-        from.num_attention_heads,
-        shape.num_attention_heads,
-        from.intermediate_size,
-        shape.intermediate_size
-    );
-    let grown = Checkpoint::open(dst)?;
-    let (parameters, expected) = (grown.config().parameter_count(), target.parameter_count());
-    let proved = format!("{} → {} parameters", count(summary.source_parameters), count(parameters));
-    Ok((did, proved, parameters == expected && grown.problems().is_empty()))
-}
-
-fn compare(source: &Arc<Checkpoint>, target: &Arc<Checkpoint>) -> Outcome {
-    let text =
-        |i: u32| (0..48).map(|t| (t * 997 + i * 131 + t * t * 7) % nano::TOKENIZER_SIZE as u32).collect();
-    let options = VerifyOptions {
-        tokenizer_size: Some(nano::TOKENIZER_SIZE),
-        noise_floor: false,
-        ..VerifyOptions::new((0..4).map(text).collect())
-    };
-    let report = verify(source, target, &options, &mut |_, _| ())?;
-    let did = format!("{} positions against nano-52b, f32, layer by layer", report.positions);
-    let proved = format!(
-        "logits differ by {:.0e} (relative), {:.0} % the same token",
-        report.relative_l2,
-        100.0 * report.argmax_agreement
-    );
-    Ok((did, proved, report.passed))
+/// The strict overall score and its 95 % interval.
+fn overall(scores: &Scores) -> anyhow::Result<(f64, [f64; 2])> {
+    scores.strict.overall.zip(scores.intervals.strict.overall).context("no overall score: a category is missing")
 }

@@ -15,7 +15,7 @@ use word_model::word_model;
 fn perplexity(model: &Path, texts: &[&str], more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
     command.args(["eval", "perplexity"]).arg(model).args(["--context", "16", "--stride", "11"]).args(more);
-    command.arg("--text").args(texts).output().unwrap()
+    command.args(texts.iter().flat_map(|text| ["--text", text])).output().unwrap()
 }
 
 fn json_of(out: &Output) -> Value {

@@ -39,11 +39,11 @@ pub(crate) struct Generate {
     /// Most tokens to make.
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Go on after the end-of-text token.
     #[arg(long)]
     ignore_eos: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     #[command(flatten)]
     run: RunArgs,
 }

@@ -21,14 +21,15 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm eval perplexity ./Tele-FLM --text book.txt --context 512 --json\n  \
-    flm eval perplexity ./Tele-FLM --text 新闻=news.jsonl code=src.txt wiki.txt\n  \
+    flm eval perplexity ./Tele-FLM --text 新闻=news.jsonl --text code=src.txt\n  \
     flm eval perplexity ./Tele-FLM --text ./domains")]
 pub(crate) struct Perplexity {
     /// Checkpoint directory.
     dir: PathBuf,
-    /// Texts, a row of the table each: UTF-8 files (- is standard input), .jsonl files with a text in
-    /// every line, directories of .txt and .jsonl files. A row is named by its file, or by NAME=.
-    #[arg(long, value_name = "[NAME=]PATH", num_args = 1.., required = true)]
+    /// A text: a UTF-8 file (- is standard input), a .jsonl file with a text in every line, or a directory
+    /// of .txt and .jsonl files. Given again, or for a directory, a table has a row for each file, named
+    /// by the file or by NAME=.
+    #[arg(long, value_name = "[NAME=]PATH", required = true)]
     text: Vec<String>,
     /// Tokens in a window.
     #[arg(long, default_value_t = 512, value_name = "N")]

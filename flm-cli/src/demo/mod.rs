@@ -357,9 +357,5 @@ impl Demo<'_> {
 
 /// The strict overall score and its 95 % interval.
 fn overall(scores: &Scores) -> anyhow::Result<(f64, [f64; 2])> {
-    scores
-        .strict
-        .overall
-        .zip(scores.intervals.strict.overall)
-        .context("no overall score: a category is missing")
+    scores.strict.overall.zip(scores.intervals.strict.overall).context("no overall score: a category is missing")
 }

@@ -80,7 +80,7 @@ pub(crate) fn describe(judged: &Judged) -> String {
 /// Judges that are no model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Rule {
-    /// Pairs of characters or words shared with the reference: for tests and demonstrations.
+    /// Pairs of characters or words shared with the reference beyond the question's: for tests and demonstrations.
     Rule,
 }
 
@@ -89,8 +89,8 @@ pub(crate) enum Rule {
 #[group(skip)]
 #[command(next_help_heading = "Who judges: --judge rule, --judge-model or --judge-dir")]
 pub(crate) struct JudgeArgs {
-    /// Judge by a rule, without a model: what an answer shares with the reference. Its scores compare
-    /// with no other judge's.
+    /// Judge by a rule, without a model: what an answer shares with the reference beyond the
+    /// question. Its scores compare with no other judge's.
     #[arg(long, value_name = "KIND", conflicts_with_all = ["judge_model", "judge_dir"])]
     judge: Option<Rule>,
     /// Have the endpoint at --judge-url judge with this model.

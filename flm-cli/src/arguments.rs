@@ -11,8 +11,9 @@ use clap::{Args, ValueEnum};
 use flm_candle::{
     checkpoint::Checkpoint,
     config::{PRESETS, TeleFlmConfig, preset},
+    generate::GenerateOptions,
     model::{CausalLm, Residency},
-    tokenizer::Tokenizer,
+    tokenizer::{ChatTemplate, Tokenizer},
 };
 
 /// A dtype of weights or arithmetic.
@@ -37,14 +38,16 @@ impl From<Dtype> for DType {
 
 /// Where and how a model runs.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "How the model runs")]
 pub(crate) struct RunArgs {
     /// Dtype of the arithmetic: f32, bf16 or f64 [default: f32 on a CPU, bf16 on a GPU].
-    #[arg(long, value_name = "DTYPE")]
+    #[arg(long, value_name = "DTYPE", hide_possible_values = true)]
     pub(crate) dtype: Option<Dtype>,
-    /// cpu, cuda or cuda:N.
+    /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub(crate) device: String,
-    /// Keep one block in memory at a time and read the others from disk as they are needed.
+    /// For models larger than memory: keep one block in memory at a time and read the others from disk
+    /// as they are needed, for every token again.
     #[arg(long)]
     pub(crate) stream: bool,
 }
@@ -85,13 +88,48 @@ impl RunArgs {
     }
 }
 
+/// How the next token is chosen.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "How the next token is chosen")]
+pub(crate) struct SamplingArgs {
+    /// Randomness of the choice: 0 always takes the likeliest token, 0.7 is usual for free text.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    temperature: f64,
+    /// Sample among the K likeliest tokens.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample among the likeliest tokens with this probability together.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Make tokens seen before less likely; 1 changes nothing.
+    #[arg(long, default_value_t = 1.0, value_name = "R")]
+    repetition_penalty: f32,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    /// Options that sample so among `vocabulary` tokens; there are no stop tokens yet.
+    pub(crate) fn options(&self, max_new_tokens: usize, vocabulary: usize) -> GenerateOptions {
+        GenerateOptions {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            ..GenerateOptions::greedy(max_new_tokens, vocabulary)
+        }
+    }
+}
+
 /// What text a command runs on.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TextArgs {
     /// Run on a text file, in windows of --context tokens [default: random tokens].
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Run on these token ids.
+    /// Run on these token ids, for example 1,5,17.
     #[arg(long, value_parser = parse_ids, value_name = "IDS", conflicts_with = "text")]
     ids: Option<::std::vec::Vec<u32>>,
     /// Tokens in a window.
@@ -163,6 +201,41 @@ pub(crate) fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
 /// Whether a directory has a tokenizer at all.
 pub(crate) fn has_tokenizer(dir: &Path) -> bool {
     ["tokenizer.json", "tokenizer.model"].iter().any(|name| dir.join(name).is_file())
+}
+
+/// The special tokens of Tele-FLM's chat template: they open a user's turn and an answer.
+const TELE_FLM_TURNS: [&str; 2] = ["<_user>", "<_bot>"];
+
+/// The chat template of a checkpoint directory; Tele-FLM's where it has none but knows its tokens.
+pub(crate) fn chat_template(dir: &Path, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
+    if let Some(template) = tokenizer.chat_template() {
+        return Ok(template.clone());
+    }
+    ensure!(
+        TELE_FLM_TURNS.iter().all(|token| tokenizer.token_to_id(token).is_some()),
+        "{} has no chat template, and its tokenizer has no {} as Tele-FLM's has. For a chat model, put its \
+         chat_template.jinja there; a base model is run without one: `flm generate --prompt`, \
+         `flm eval alignbench --plain`",
+        dir.display(),
+        TELE_FLM_TURNS.join(" and ")
+    );
+    Ok(ChatTemplate::tele_flm())
+}
+
+/// The tokens that end an answer: the end-of-text tokens, and the one that opens the user's next turn
+/// in Tele-FLM's template.
+pub(crate) fn stop_tokens(
+    model: &CausalLm,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+) -> Vec<u32> {
+    let mut stop = model.config().eos_token_ids.clone();
+    stop.extend(tokenizer.and_then(Tokenizer::eos_id));
+    let user = TELE_FLM_TURNS[0];
+    if template.is_some_and(|template| template.source().contains(user)) {
+        stop.extend(tokenizer.and_then(|tokenizer| tokenizer.token_to_id(user)));
+    }
+    stop
 }
 
 /// A size such as `5GB`, `500MiB` or a number of bytes.

@@ -1,10 +1,12 @@
 //! The `flm` command: parse, call the libraries, print.
 
 mod arguments;
+mod chat;
 mod commands;
 mod demo;
 mod eval;
 mod hub;
+mod interrupt;
 mod output;
 
 use std::process::ExitCode;
@@ -13,6 +15,9 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 
 use commands::Command;
 use output::Output;
+
+/// Where the help of every command lists the options that all have.
+const EVERYWHERE: &str = "Options of every command";
 
 /// Tele-FLM (FLM-2) checkpoints: pull, open, convert, grow, verify, fine-tune, run, evaluate.
 #[derive(Debug, Parser)]
@@ -26,13 +31,13 @@ use output::Output;
 )]
 struct Cli {
     /// Print the result as JSON, with a stable schema.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     json: bool,
     /// Show no progress.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     quiet: bool,
     /// Threads to compute and copy with [default: all cores, or RAYON_NUM_THREADS].
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE)]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
@@ -62,7 +67,7 @@ pub fn run() -> ExitCode {
         Err(error) => {
             output.error(&error);
             let interrupted = matches!(error.downcast_ref(), Some(hub::HubError::Interrupted));
-            ExitCode::from(if interrupted { 130 } else { 1 })
+            ExitCode::from(if interrupted { interrupt::STATUS } else { 1 })
         }
     }
 }

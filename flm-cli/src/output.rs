@@ -1,7 +1,5 @@
 //! The only module that prints: results to stdout, progress and messages to stderr.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -68,16 +66,22 @@ impl Output {
     /// Tells a person at the terminal something that is no result.
     pub(crate) fn note(&self, text: &str) {
         if self.progress {
-            eprintln!("{text}");
+            self.say(text);
         }
     }
 
+    /// Tells something that was asked for and is no result, terminal or not.
+    pub(crate) fn say(&self, text: &str) {
+        // nobody listens any more: no reason to fail
+        let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+    }
+
     pub(crate) fn warn(&self, text: &str) {
-        eprintln!("warning: {text}");
+        self.say(&format!("warning: {text}"));
     }
 
     pub(crate) fn error(&self, error: &anyhow::Error) {
-        eprintln!("error: {error:#}");
+        self.say(&format!("error: {error:#}"));
     }
 
     /// A bar over `total` bytes.

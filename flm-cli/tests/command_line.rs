@@ -14,7 +14,8 @@ fn help_goes_to_stdout_and_succeeds() {
     assert_eq!(out.status.code(), Some(0));
     let help = String::from_utf8(out.stdout).unwrap();
     for command in [
-        "demo", "inspect", "convert", "grow", "verify", "logits", "generate", "eval", "models", "pull", "sft",
+        "demo", "inspect", "convert", "grow", "verify", "logits", "generate", "chat", "eval", "models",
+        "pull", "sft",
     ] {
         assert!(help.contains(command), "{command}");
     }
@@ -31,6 +32,8 @@ fn every_command_shows_an_example() {
         "verify",
         "logits",
         "generate",
+        "chat",
+        "eval",
         "models",
         "pull",
         "sft",

@@ -105,9 +105,13 @@ fn kill_9_at_twenty_moments_loses_nothing_and_judges_nothing_twice() {
     let answers = write_answers(dir.path(), QUESTIONS);
     let out = dir.path().join("judgments.jsonl");
     let server = JudgeServer::start(|id, tries| match (id % 23, tries) {
+        (3, 1) => Some(Fault::MalformedJson),
+        (5, 1) => Some(Fault::EmptyContent),
         (7, 1) => Some(Fault::TooMany { retry_after: "0" }),
         (11, 1) => Some(Fault::ServerError),
         (13, 1) => Some(Fault::CutBody),
+        (17, 1) => Some(Fault::Reset),
+        (19, 1) => Some(Fault::CutChunked),
         _ => Some(Fault::Slow(Duration::from_millis(20 + (id as u64 * 7919) % 60))),
     });
     // a small generator; the seed is fixed, the moments are not quite

@@ -82,3 +82,20 @@ fn the_json_report_names_the_judge_beside_every_score() {
     assert_eq!(series["scores"]["strict"]["overall"], json!(4.0));
     assert_eq!(json["published"].as_array().unwrap().len(), 5);
 }
+
+#[test]
+fn a_rule_has_no_reference_level_and_one_question_no_interval() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = |judge: &str| {
+        let folder = results(dir.path(), "a", judge, 4);
+        assert!(report(&[folder.to_str().unwrap()]).status.success());
+        std::fs::read_to_string(folder.join("report.html")).unwrap()
+    };
+    let (rule, model) = (page("rule: something"), page("gpt"));
+    assert!(rule.contains("<main class=\"rule\">") && rule.contains("Judged by a rule."));
+    assert!(!rule.contains("counts as 8") && !rule.contains("mark at 8"));
+    assert!(model.contains("<main>") && model.contains("counts as 8"));
+    for page in [rule, model] {
+        assert!(page.contains("over 4 questions") && !page.contains("class=\"whisker\""));
+    }
+}

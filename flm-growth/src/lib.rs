@@ -33,6 +33,7 @@ pub mod error;
 pub mod execute;
 pub mod fill;
 pub mod fold;
+pub mod html;
 pub mod init;
 pub mod operator;
 mod picture;

@@ -1,4 +1,6 @@
-//! Decoding: sampling, stopping, batches of prompts of different lengths.
+//! Decoding: sampling, stopping, batches of prompts of different lengths, texts that grow turn by turn.
+
+mod session;
 
 use candle_core::{DType, Tensor};
 use candle_transformers::{
@@ -7,6 +9,8 @@ use candle_transformers::{
 };
 
 use crate::model::{CausalLm, ModelError, Positions};
+
+pub use session::Session;
 
 /// How to decode.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +71,18 @@ pub enum Finish {
     Context,
     /// The caller's callback asked for it.
     Cancelled,
+}
+
+impl Finish {
+    /// Its name in results: `stop`, `length`, `context` or `cancelled`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Context => "context",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// What a prompt was continued with.
@@ -161,22 +177,13 @@ pub fn generate_each(
         for (i, row) in rows.iter_mut().enumerate() {
             // a finished row is fed its last token until the others are done; nobody reads it
             if row.finish.is_none() {
-                let options = &options[i];
-                let vocabulary = options.vocabulary.min(model.config().vocab_size);
-                let logits = logits.get(i)?.get(0)?.narrow(0, 0, vocabulary)?;
-                let id = row.sample(&logits, &prompts[i], options, i)?;
-                let go_on = on_token(i, id);
-                row.finish = if options.stop_tokens.contains(&id) {
-                    Some(Finish::Stop)
-                } else if !go_on {
-                    Some(Finish::Cancelled)
-                } else if row.ids.len() == options.max_new_tokens {
-                    Some(Finish::Length)
-                } else if prompts[i].len() + row.ids.len() == context {
-                    Some(Finish::Context)
-                } else {
-                    None
-                };
+                row.step(
+                    &logits.get(i)?.get(0)?,
+                    Prompt { ids: &prompts[i], row: i },
+                    &options[i],
+                    context,
+                    |id| on_token(i, id),
+                )?;
             }
             next[i] = row.ids.last().map_or_else(|| vec![0], |&id| vec![id]);
         }
@@ -205,9 +212,9 @@ fn check_options(options: &GenerateOptions) -> Result<(), GenerateError> {
     Ok(())
 }
 
-fn check_prompts(model: &CausalLm, prompts: &[Vec<u32>]) -> Result<(), GenerateError> {
+fn check_prompts(model: &CausalLm, prompts: &[impl AsRef<[u32]>]) -> Result<(), GenerateError> {
     let context = model.config().max_position_embeddings;
-    for (row, prompt) in prompts.iter().enumerate() {
+    for (row, prompt) in prompts.iter().map(AsRef::as_ref).enumerate() {
         if prompt.is_empty() {
             return Err(ModelError::Empty.into());
         }
@@ -224,6 +231,13 @@ struct Row {
     finish: Option<Finish>,
 }
 
+/// What a row continues, and its index among the prompts.
+#[derive(Clone, Copy)]
+struct Prompt<'a> {
+    ids: &'a [u32],
+    row: usize,
+}
+
 impl Row {
     fn new(options: &GenerateOptions) -> Self {
         Self {
@@ -233,23 +247,48 @@ impl Row {
         }
     }
 
+    /// Takes the next token from `logits`, `[vocab_size]`, and sees whether it is the last.
+    fn step(
+        &mut self,
+        logits: &Tensor,
+        prompt: Prompt<'_>,
+        options: &GenerateOptions,
+        context: usize,
+        on_token: impl FnOnce(u32) -> bool,
+    ) -> Result<u32, GenerateError> {
+        let vocabulary = options.vocabulary.min(logits.dim(0)?);
+        let id = self.sample(&logits.narrow(0, 0, vocabulary)?, prompt, options)?;
+        let go_on = on_token(id);
+        self.finish = if options.stop_tokens.contains(&id) {
+            Some(Finish::Stop)
+        } else if !go_on {
+            Some(Finish::Cancelled)
+        } else if self.ids.len() == options.max_new_tokens {
+            Some(Finish::Length)
+        } else if prompt.ids.len() + self.ids.len() == context {
+            Some(Finish::Context)
+        } else {
+            None
+        };
+        Ok(id)
+    }
+
     /// `logits` is `[vocabulary]`.
     fn sample(
         &mut self,
         logits: &Tensor,
-        prompt: &[u32],
+        prompt: Prompt<'_>,
         options: &GenerateOptions,
-        index: usize,
     ) -> Result<u32, GenerateError> {
         let logits = logits.to_dtype(DType::F32)?;
         // a maximum that is not a number shows in the sum of the logits
         if !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            return Err(GenerateError::NotFinite { row: index, generated: self.ids.len() });
+            return Err(GenerateError::NotFinite { row: prompt.row, generated: self.ids.len() });
         }
         let logits = if options.repetition_penalty == 1.0 {
             logits
         } else {
-            apply_repeat_penalty(&logits, options.repetition_penalty, &[prompt, &self.ids].concat())?
+            apply_repeat_penalty(&logits, options.repetition_penalty, &[prompt.ids, &self.ids].concat())?
         };
         let id = self.processor.sample(&logits)?;
         self.ids.push(id);

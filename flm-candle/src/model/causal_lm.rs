@@ -1,4 +1,7 @@
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -53,6 +56,7 @@ pub struct CausalLm {
     norm: RmsNorm,
     lm_head: Linear,
     rotary: Rotary,
+    passes: AtomicUsize,
 }
 
 impl CausalLm {
@@ -92,6 +96,7 @@ impl CausalLm {
             hidden_mask,
             blocks,
             norm,
+            passes: AtomicUsize::new(0),
         })
     }
 
@@ -124,6 +129,11 @@ impl CausalLm {
     /// Number of blocks.
     pub fn num_layers(&self) -> usize {
         self.blocks.num_blocks()
+    }
+
+    /// How many passes over the weights [`CausalLm::forward`] has begun.
+    pub fn passes(&self) -> usize {
+        self.passes.load(Ordering::Relaxed)
     }
 
     /// Token ids as a tensor `[b, t]`; all rows must have the same length.
@@ -190,7 +200,8 @@ impl CausalLm {
     }
 
     /// Runs ids `[b, t]`; `visit` sees the residual stream after the embedding (0) and after each
-    /// block (its index + 1). Without a cache, rows must not be padded.
+    /// block (its index + 1). Without a cache, rows must not be padded. Where `visit` fails, the pass
+    /// ends and the cache holds what it held before.
     pub fn forward(
         &self,
         ids: &Tensor,
@@ -199,6 +210,7 @@ impl CausalLm {
         mut visit: impl FnMut(usize, &Tensor) -> Result<(), ModelError>,
     ) -> Result<Tensor, ModelError> {
         let (b, t) = ids.dims2()?;
+        self.passes.fetch_add(1, Ordering::Relaxed);
         let pass = match &cache {
             Some(cache) => self.pass(cache.padding(), cache.len(), t)?,
             None => self.pass(&vec![0; b], 0, t)?,

@@ -57,6 +57,9 @@ pub enum ModelError {
     /// The compute dtype is not one that the model runs in.
     #[error("cannot compute in {0:?}: use f32, bf16 or f64")]
     ComputeDtype(candle_core::DType),
+    /// Whoever watches the pass asked for its end.
+    #[error("the pass over the weights was cancelled")]
+    Cancelled,
     /// The thread that reads blocks ahead died.
     #[error("the thread that reads block {0} ahead stopped without an answer")]
     Prefetch(usize),

@@ -20,14 +20,14 @@ use crate::{
 pub(crate) struct Distance {
     /// Checkpoint directory.
     dir: PathBuf,
-    #[command(flatten)]
-    texts: TextArgs,
     /// Draw the distances over depth into this SVG file.
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
     /// What the order in the table goes by.
     #[arg(long, value_enum, default_value_t = MetricName::Angular)]
     metric: MetricName,
+    #[command(flatten, next_help_heading = "Tokens to run on")]
+    texts: TextArgs,
     #[command(flatten)]
     run: RunArgs,
 }

@@ -3,17 +3,17 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use flm_candle::{
-    generate::{Finish, GenerateOptions, generate},
+    generate::generate,
     tokenizer::{ChatMessage, ChatTemplate, TextStream, Tokenizer},
 };
 use serde::Serialize;
 
 use crate::{
-    arguments::{RunArgs, open, parse_ids, read_text, tokenizer},
+    arguments::{RunArgs, SamplingArgs, chat_template, open, parse_ids, read_text, stop_tokens, tokenizer},
     output::Output,
 };
 
-/// Continue a prompt; the text goes to stdout.
+/// Continue a prompt, or answer one message with --chat; the text goes to stdout.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm generate ./Tele-FLM --prompt 'The capital of France is'\n  \
@@ -39,24 +39,11 @@ pub(crate) struct Generate {
     /// Most tokens to make.
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
-    /// 0 is greedy.
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
-    temperature: f64,
-    /// Sample among the K likeliest tokens.
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Sample among the likeliest tokens with this probability together.
-    #[arg(long, value_name = "P")]
-    top_p: Option<f64>,
-    /// Make tokens seen before less likely; 1 changes nothing.
-    #[arg(long, default_value_t = 1.0, value_name = "R")]
-    repetition_penalty: f32,
-    /// Seed of the sampling.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
     /// Go on after the end-of-text token.
     #[arg(long)]
     ignore_eos: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -76,18 +63,17 @@ impl Generate {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let checkpoint = open(&self.dir)?;
         let tokenizer = if self.ids.is_some() { None } else { Some(tokenizer(&self.dir)?) };
-        let prompt = self.prompt_ids(tokenizer.as_ref())?;
+        let template = match &tokenizer {
+            Some(tokenizer) if self.chat => Some(chat_template(&self.dir, tokenizer)?),
+            _ => None,
+        };
+        let prompt = self.prompt_ids(tokenizer.as_ref(), template.as_ref())?;
         let model = self.run.load(&checkpoint)?;
         let vocabulary = tokenizer.as_ref().map_or(model.config().vocab_size, Tokenizer::len);
-        let options = GenerateOptions {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            stop_tokens: self.stop_tokens(&model.config().eos_token_ids, tokenizer.as_ref()),
-            ..GenerateOptions::greedy(self.max_new_tokens, vocabulary)
-        };
+        let mut options = self.sampling.options(self.max_new_tokens, vocabulary);
+        if !self.ignore_eos {
+            options.stop_tokens = stop_tokens(&model, tokenizer.as_ref(), template.as_ref());
+        }
         let mut stream = tokenizer.as_ref().map(TextStream::new);
         let (start, mut first, mut failure) = (Instant::now(), None, None);
         let prompts = std::slice::from_ref(&prompt);
@@ -114,7 +100,7 @@ impl Generate {
                 text,
                 prompt_tokens: prompt.len(),
                 new_tokens: answer.ids.len(),
-                finish: finish_name(answer.finish),
+                finish: answer.finish.as_str(),
                 prompt_tokens_per_second: prompt.len() as f64 / first,
                 tokens_per_second: (answer.ids.len() - 1) as f64 / (total - first),
                 ids: answer.ids,
@@ -131,7 +117,11 @@ impl Generate {
         Ok(true)
     }
 
-    fn prompt_ids(&self, tokenizer: Option<&Tokenizer>) -> anyhow::Result<Vec<u32>> {
+    fn prompt_ids(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+        template: Option<&ChatTemplate>,
+    ) -> anyhow::Result<Vec<u32>> {
         if let Some(ids) = &self.ids {
             return Ok(ids.clone());
         }
@@ -141,32 +131,10 @@ impl Generate {
             (None, None) => bail!("no prompt: give --prompt, --prompt-file or --ids"),
         };
         let tokenizer = tokenizer.context("no tokenizer")?;
-        if !self.chat {
-            return Ok(tokenizer.encode(&text)?);
-        }
-        let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
-        let mut messages: Vec<_> = self.system.iter().map(|system| message("system", system)).collect();
-        messages.push(message("user", &text));
-        let built_in = ChatTemplate::tele_flm();
-        let template = tokenizer.chat_template().unwrap_or(&built_in);
+        let Some(template) = template else { return Ok(tokenizer.encode(&text)?) };
+        let mut messages: Vec<_> =
+            self.system.iter().map(|system| ChatMessage::new("system", system)).collect();
+        messages.push(ChatMessage::new("user", text));
         Ok(tokenizer.encode_special(&template.render(&messages, true)?)?)
-    }
-
-    fn stop_tokens(&self, config: &[u32], tokenizer: Option<&Tokenizer>) -> Vec<u32> {
-        if self.ignore_eos {
-            return Vec::new();
-        }
-        let mut stop = config.to_vec();
-        stop.extend(tokenizer.and_then(Tokenizer::eos_id));
-        stop
-    }
-}
-
-fn finish_name(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-        Finish::Context => "context",
-        Finish::Cancelled => "cancelled",
     }
 }

@@ -1,5 +1,6 @@
 //! One file a command: parse, call, print.
 
+mod chat;
 mod completions;
 mod convert;
 mod demo;
@@ -35,6 +36,7 @@ pub(crate) enum Command {
     Verify(verify::Verify),
     Logits(logits::Logits),
     Generate(generate::Generate),
+    Chat(chat::Chat),
     #[command(subcommand)]
     Eval(eval::Eval),
     Sft(sft::Sft),
@@ -55,6 +57,7 @@ impl Command {
             Self::Verify(command) => command.run(output),
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),
+            Self::Chat(command) => command.run(output),
             Self::Eval(command) => command.run(output),
             Self::Sft(command) => command.run(output),
             Self::Models(command) => command.run(output),

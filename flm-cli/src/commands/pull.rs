@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use clap::Args;
 use glob::Pattern;
 use indicatif::{MultiProgress, ProgressBar};
@@ -19,6 +18,7 @@ use crate::{
         self, Access, Event, FileProgress, Hub, HubError, Manifest, Options, Plan, Request, State,
         default_dir, get,
     },
+    interrupt,
     output::{Output, size, table},
 };
 
@@ -104,15 +104,8 @@ struct Done {
 impl Pull {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let start = Instant::now();
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&interrupted);
-        // the second time at once, whatever is under way: nothing is lost
-        let handler = move || {
-            if seen.swap(true, Ordering::Relaxed) {
-                std::process::exit(130)
-            }
-        };
-        ctrlc::set_handler(handler).context("cannot handle Ctrl-C")?;
+        // a second Ctrl-C ends at once, whatever is under way: nothing is lost
+        let interrupted = interrupt::watch()?;
 
         let manifest = Manifest::load(self.manifest.as_deref())?;
         let dir = self.to.clone().unwrap_or_else(|| default_dir(&self.name));

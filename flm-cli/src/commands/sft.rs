@@ -1,47 +1,44 @@
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
-use anyhow::Context;
 use clap::Args;
 use flm_candle::train::{Event, Outcome, Plan, PlanReport, Recipe, StepMetrics, Trainer, peak_memory};
 use serde::Serialize;
 
 use crate::{
     arguments::{Dtype, RunArgs, parse_size},
+    interrupt,
     output::{Output, count, size, table},
 };
 
 /// Train all parameters of a model: supervised fine-tuning on conversations, or pre-training on text.
 ///
-/// The recipe is a TOML file; `recipes/tele-flm-sft.toml` explains every setting, and any of them can be
-/// given after it as key=value. Run again with the same output directory, it goes on from the newest
-/// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130.
+/// The recipe is a TOML file with at least the checkpoint to start from (model), a directory for the
+/// result (output) and the training data (data.files); `recipes/tele-flm-sft.toml` explains every setting,
+/// and any of them can be given after it as key=value. Data are JSON lines such as {"messages": [{"role":
+/// "user", "content": "…"}, {"role": "assistant", "content": "…"}]}, {"instruction": …, "output": …} or
+/// {"text": …}, and .txt files. Run again with the same output directory, it goes on from the newest
+/// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130. The trained model is in final/.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2 --dry-run"
-)]
+#[command(after_help = "Examples:\n  \
+        flm sft recipes/tele-flm-sft.toml model=./Tele-FLM output=./tuned data.files='[\"sft.jsonl\"]' --dry-run\n  \
+        flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2\n  \
+        flm chat ./tuned/final")]
 pub(crate) struct Sft {
     /// Recipe file.
     recipe: PathBuf,
     /// Settings that replace the recipe's.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Read the data, predict memory and disk, and stop.
+    /// Read and check the data, say how many steps, how much memory and disk it would take, and stop.
     #[arg(long)]
     dry_run: bool,
     /// Host memory to stay within, for example 16GB; replaces memory.budget.
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     memory_budget: Option<u64>,
     /// Dtype of the arithmetic: f32 or bf16 [default: f32 on a CPU, bf16 on a GPU].
-    #[arg(long, value_name = "DTYPE")]
+    #[arg(long, value_name = "DTYPE", hide_possible_values = true)]
     dtype: Option<Dtype>,
-    /// cpu, cuda or cuda:N.
+    /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
 }
@@ -74,15 +71,7 @@ impl Sft {
         let run = RunArgs { dtype: self.dtype, device: self.device.clone(), stream: false };
         let device = run.device()?;
         let mut trainer = Trainer::new(plan, &device, run.dtype(&device))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        // the second time, whoever waits has waited enough
-        ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-        })
-        .context("cannot watch for Ctrl-C")?;
+        let stop = interrupt::watch()?;
         let summary = self.train(&mut trainer, &stop, output)?;
         let stopped = summary.outcome.stopped;
         output.result(&summary, |s| {
@@ -99,7 +88,7 @@ impl Sft {
             )
         })?;
         if stopped {
-            std::process::exit(130);
+            std::process::exit(i32::from(interrupt::STATUS));
         }
         Ok(true)
     }

@@ -28,14 +28,14 @@ pub(crate) struct Verify {
     a: PathBuf,
     /// Grown (or converted) checkpoint.
     b: Option<PathBuf>,
-    #[command(flatten)]
-    texts: TextArgs,
     /// Do not measure how far bf16 is from f32 on the source.
     #[arg(long)]
     no_noise_floor: bool,
     /// Write plan, differences, a picture of them and the provenance into one HTML page.
     #[arg(long, value_name = "FILE", requires = "b")]
     report: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Tokens to run on")]
+    texts: TextArgs,
     #[command(flatten)]
     run: RunArgs,
 }

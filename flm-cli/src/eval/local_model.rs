@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::identity::hex;
-use crate::arguments::{RunArgs, open, tokenizer};
+use crate::arguments::{RunArgs, chat_template, open, tokenizer};
 
 /// Bytes of a tensor that its digest reads at one place.
 const SAMPLE: u64 = 4096;
@@ -81,9 +81,8 @@ impl LocalModel {
         let checkpoint = open(dir)?;
         let tokenizer = tokenizer(dir)?;
         let digest = digest(&checkpoint).with_context(|| format!("cannot read {}", dir.display()))?;
+        let template = if plain { None } else { Some(chat_template(dir, &tokenizer)?) };
         let model = run.load(&checkpoint)?;
-        let template =
-            (!plain).then(|| tokenizer.chat_template().cloned().unwrap_or_else(ChatTemplate::tele_flm));
         let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let name =
             whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
@@ -142,11 +141,11 @@ impl LocalModel {
         }
         // prompts of like length together: less padding
         order.sort_by_key(|&i| jobs[i].prompt.len());
-        let mut passes = 0;
+        let before = self.model.passes();
         for batch in order.chunks(decoding.batch.max(1)) {
-            passes += self.complete_batch(jobs, batch, decoding, done)?;
+            self.complete_batch(jobs, batch, decoding, done)?;
         }
-        Ok(passes)
+        Ok(self.model.passes() - before)
     }
 
     fn complete_batch(
@@ -155,7 +154,7 @@ impl LocalModel {
         batch: &[usize],
         decoding: &Decoding,
         done: &mut dyn FnMut(usize, Completion) -> anyhow::Result<()>,
-    ) -> anyhow::Result<usize> {
+    ) -> anyhow::Result<()> {
         let mut stop_tokens = self.model.config().eos_token_ids.clone();
         stop_tokens.extend(self.tokenizer.eos_id());
         let options: Vec<_> = batch
@@ -188,23 +187,14 @@ impl LocalModel {
             let handed = self.completion(&rows[row], finish).and_then(|text| done(batch[row], text));
             handed.map_err(|error| failure.get_or_insert(error).to_string()).is_ok()
         })?;
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(rows.iter().map(Vec::len).max().unwrap_or(0)),
-        }
+        failure.map_or(Ok(()), Err)
     }
 
     fn completion(&self, ids: &[u32], finish: Finish) -> anyhow::Result<Completion> {
-        let finish = match finish {
-            Finish::Stop => "stop",
-            Finish::Length => "length",
-            Finish::Context => "context",
-            Finish::Cancelled => "cancelled",
-        };
         // a character that the last token has cut
         let text = self.tokenizer.decode(ids)?;
         let text = text.trim_end_matches('\u{FFFD}').trim().to_owned();
-        Ok(Completion { text, tokens: ids.len(), finish })
+        Ok(Completion { text, tokens: ids.len(), finish: finish.as_str() })
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::report::VerifyReport;
 use crate::error::Result;
 use crate::execute::Provenance;
+use crate::html::escape;
 use crate::picture::{Scale, layer_chart};
 use crate::shape::Shape;
 
@@ -112,8 +113,4 @@ fn table(rows: &[[String; 2]]) -> String {
         format!("<tr><td>{}</td><td class=\"n\">{}</td></tr>", escape(name), escape(value))
     };
     format!("<table>{}</table>", rows.iter().map(row).collect::<String>())
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -22,9 +22,11 @@ use crate::{
 /// Answer the questions of AlignBench, or of any file in its format; with a judge, also judge and score.
 ///
 /// AlignBench's data has no licence and does not come with flm: clone THUDM/AlignBench and give its path.
+/// A file of your own has one JSON object a line: question_id, category, subcategory, question, reference.
 /// Answers and judgments are appended as they come; the same command goes on where a run was stopped.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  \
+#[command(after_help = "Examples:\n  \
+    flm eval alignbench ./SmolLM2 --questions questions.jsonl --limit 50 --max-new-tokens 128 --judge rule\n  \
     flm eval alignbench ./FLM-2-52B-Instruct --questions ./AlignBench --stream --out results \\\n      \
     --judge-model gpt-4o-2024-05-13\n  flm eval report results")]
 pub(crate) struct AlignBench {
@@ -57,7 +59,7 @@ pub(crate) struct AlignBench {
     /// Give the question as it is, without a chat template.
     #[arg(long)]
     plain: bool,
-    /// Say what answering would take, and stop.
+    /// Say how long answering would take and how much memory, and stop.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

@@ -14,10 +14,11 @@ use crate::{
     output::Output,
 };
 
-/// Have answers judged.
+/// Have answers judged, each on a scale of 1 to 10.
 ///
-/// The judge is an OpenAI-compatible endpoint (--judge-model), a checkpoint (--judge-dir) or a rule
-/// (--judge rule). A run that was stopped goes on where it was; nothing is judged twice.
+/// The judge is an OpenAI-compatible endpoint (--judge-model), a checkpoint (--judge-dir) or a rule that
+/// needs neither (--judge rule). The endpoint's key is read from the environment variable OPENAI_API_KEY.
+/// A run that was stopped goes on where it was; nothing is judged twice.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm eval judge answers.jsonl --judge-model gpt-4o-2024-05-13\n  \
@@ -79,18 +80,20 @@ pub(crate) fn describe(judged: &Judged) -> String {
 /// Judges that are no model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Rule {
-    /// Character overlap with the reference: for tests, comparable with nothing else.
+    /// Pairs of characters or words shared with the reference beyond the question's: for tests and demonstrations.
     Rule,
 }
 
 /// Who judges.
 #[derive(Debug, Args)]
 #[group(skip)]
+#[command(next_help_heading = "Who judges: --judge rule, --judge-model or --judge-dir")]
 pub(crate) struct JudgeArgs {
-    /// Judge by a rule: character overlap with the reference, comparable with no other judge.
+    /// Judge by a rule, without a model: what an answer shares with the reference beyond the
+    /// question. Its scores compare with no other judge's.
     #[arg(long, value_name = "KIND", conflicts_with_all = ["judge_model", "judge_dir"])]
     judge: Option<Rule>,
-    /// Model that an endpoint is asked for.
+    /// Have the endpoint at --judge-url judge with this model.
     #[arg(long, value_name = "NAME", conflicts_with = "judge_dir")]
     judge_model: Option<String>,
     /// Base address of an OpenAI-compatible endpoint.
@@ -99,7 +102,7 @@ pub(crate) struct JudgeArgs {
     /// Environment variable that holds the endpoint's key.
     #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY")]
     judge_key_env: String,
-    /// Checkpoint that judges.
+    /// Have a chat model on disk judge: a checkpoint directory.
     #[arg(long, value_name = "DIR")]
     judge_dir: Option<PathBuf>,
     /// Prompt of the judge: a minijinja template with category, subcategory, kind, dimensions,

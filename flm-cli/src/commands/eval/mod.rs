@@ -10,8 +10,14 @@ use clap::Subcommand;
 
 use crate::output::Output;
 
-/// Evaluate a model.
+/// Evaluate a model: answer questions, have the answers judged, score them, report; or measure perplexity.
+///
+/// `alignbench` makes answers.jsonl, `judge` makes judgments.jsonl of it, `score` a table and `report` a
+/// page. With a judge, `alignbench` does all but the page.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Example, with no judge but a rule:\n  \
+    flm eval alignbench ./Tele-FLM --questions questions.jsonl --out results --judge rule\n  \
+    flm eval report results")]
 pub(crate) enum Eval {
     #[command(name = "alignbench")]
     AlignBench(Box<alignbench::AlignBench>),

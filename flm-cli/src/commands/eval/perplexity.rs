@@ -1,34 +1,43 @@
-use std::{ops::Range, path::PathBuf};
-
 use anyhow::{bail, ensure};
 use clap::Args;
 use serde::Serialize;
+use std::path::PathBuf;
 
 use crate::{
-    arguments::{RunArgs, open, read_text, tokenizer},
-    output::{Output, count},
+    arguments::{RunArgs, open, tokenizer},
+    eval::{
+        perplexity::{Cut, Measures, Sums, Tokenised},
+        texts::TextFile,
+    },
+    output::{Output, count, table},
 };
 
-/// Perplexity and bits per byte of a text file.
+/// Measure how well a model predicts texts: perplexity and bits per byte, by domain.
 ///
-/// The text is tokenised as a whole and cut into windows of --context tokens that start every --stride
+/// A text is tokenised as a whole and cut into windows of --context tokens that start every --stride
 /// tokens; a token is scored once, in the first window that has it after its first position. Padding
-/// rows of the vocabulary get no probability.
+/// rows of the vocabulary get no probability. Bits per byte can be compared between models with different
+/// tokenizers, perplexities cannot.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  flm eval perplexity ./Tele-FLM --text book.txt --context 512 --json")]
+#[command(after_help = "Examples:\n  \
+    flm eval perplexity ./Tele-FLM --text book.txt --context 512 --json\n  \
+    flm eval perplexity ./Tele-FLM --text 新闻=news.jsonl --text code=src.txt\n  \
+    flm eval perplexity ./Tele-FLM --text ./domains")]
 pub(crate) struct Perplexity {
     /// Checkpoint directory.
     dir: PathBuf,
-    /// UTF-8 text file (- is standard input).
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
+    /// A text: a UTF-8 file (- is standard input), a .jsonl file with a text in every line, or a directory
+    /// of .txt and .jsonl files. Given again, or for a directory, a table has a row for each file, named
+    /// by the file or by NAME=.
+    #[arg(long, value_name = "[NAME=]PATH", required = true)]
+    text: Vec<String>,
     /// Tokens in a window.
     #[arg(long, default_value_t = 512, value_name = "N")]
     context: usize,
     /// Tokens from one window's start to the next [default: --context, no overlap].
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
-    /// Use the first N bytes of the text.
+    /// Use the first N bytes of each file's texts.
     #[arg(long, value_name = "N")]
     max_bytes: Option<usize>,
     /// Put the beginning-of-text token before every window.
@@ -38,28 +47,31 @@ pub(crate) struct Perplexity {
     run: RunArgs,
 }
 
+/// What is printed: the measures over all files, then those of each.
 #[derive(Debug, Serialize)]
-struct Score {
-    perplexity: f64,
-    bits_per_byte: f64,
-    /// Nats, summed over the scored tokens.
-    nll: f64,
-    tokens: usize,
-    scored: usize,
-    bytes: usize,
-    context: usize,
-    stride: usize,
+struct Report {
+    #[serde(flatten)]
+    total: Measures,
+    files: Vec<FileReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct FileReport {
+    name: String,
+    path: PathBuf,
+    /// How many were scored.
+    texts: usize,
+    /// Texts of fewer than two tokens, of which nothing can be scored.
+    too_short: usize,
+    #[serde(flatten)]
+    measures: Measures,
 }
 
 impl Perplexity {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let files = TextFile::find(&self.text)?;
         let checkpoint = open(&self.dir)?;
         let tokenizer = tokenizer(&self.dir)?;
-        let mut text = read_text(&self.text)?;
-        if let Some(max) = self.max_bytes {
-            let end = (0..=max.min(text.len())).rev().find(|&i| text.is_char_boundary(i));
-            text.truncate(end.unwrap_or(0));
-        }
         let stride = self.stride.unwrap_or(self.context);
         ensure!(self.context >= 2, "--context must be at least 2");
         ensure!((1..=self.context).contains(&stride), "--stride must be between 1 and --context");
@@ -68,85 +80,69 @@ impl Perplexity {
             self.context + usize::from(self.bos) <= longest,
             "the model's context is {longest} tokens: lower --context"
         );
-        let ids = tokenizer.encode(&text)?;
-        ensure!(ids.len() >= 2, "the text has {} tokens: nothing to score", ids.len());
         let bos = match (self.bos, tokenizer.bos_id()) {
             (false, _) => None,
             (true, Some(id)) => Some(id),
             (true, None) => bail!("--bos: the tokenizer has no beginning-of-text token"),
         };
+        let cut = Cut { context: self.context, stride, bos };
+        // every file is read before the model is loaded: what is wrong with one shows at once
+        let tokenised = files
+            .into_iter()
+            .map(|file| {
+                let texts = file.texts(self.max_bytes)?;
+                let all = texts.len();
+                let texts = texts.iter().map(|text| Tokenised::new(text, &tokenizer, cut));
+                let texts = texts.filter_map(Result::transpose).collect::<anyhow::Result<Vec<_>>>()?;
+                ensure!(
+                    !texts.is_empty(),
+                    "{}: no text of two tokens or more: nothing to score",
+                    file.path.display()
+                );
+                Ok((file, all - texts.len(), texts))
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let model = self.run.load(&checkpoint)?;
-        let windows = windows(ids.len(), self.context, stride);
-        let bar = output.steps("windows", windows.len() as u64);
-        let (mut nll, mut scored) = (0.0, 0);
-        for window in windows {
-            let tokens: Vec<u32> =
-                bos.into_iter().chain(ids[window.tokens.clone()].iter().copied()).collect();
-            let values = model.negative_log_likelihood(&tokens, tokenizer.len())?;
-            let first = window.unscored + usize::from(bos.is_some());
-            let first = if bos.is_some() && window.unscored == 0 { 0 } else { first.max(1) - 1 };
-            nll += values[first..].iter().sum::<f64>();
-            scored += values.len() - first;
-            bar.inc(1);
+        let windows = tokenised.iter().flat_map(|(_, _, texts)| texts).map(Tokenised::windows).sum::<usize>();
+        let bar = output.steps("windows", windows as u64);
+        let mut total = Sums::default();
+        let mut files = Vec::new();
+        for (file, too_short, texts) in tokenised {
+            let mut sums = Sums::default();
+            for text in &texts {
+                sums.add(text.score(&model, tokenizer.len(), cut, || bar.inc(1))?);
+            }
+            total.add(sums);
+            let measures = Measures::new(sums, cut);
+            let (name, path) = (file.name, file.path);
+            files.push(FileReport { name, path, texts: texts.len(), too_short, measures });
         }
         bar.finish_and_clear();
-        let score = Score {
-            perplexity: (nll / scored as f64).exp(),
-            bits_per_byte: nll / std::f64::consts::LN_2 / text.len() as f64,
-            nll,
-            tokens: ids.len(),
-            scored,
-            bytes: text.len(),
-            context: self.context,
-            stride,
-        };
-        output.result(&score, |s| {
-            format!(
-                "perplexity     {:.4}\nbits per byte  {:.4}\nscored         {} of {} tokens, {} bytes, windows of {}",
-                s.perplexity,
-                s.bits_per_byte,
-                count(s.scored as u64),
-                count(s.tokens as u64),
-                count(s.bytes as u64),
-                s.context
-            )
+        output.result(&Report { total: Measures::new(total, cut), files }, |report| {
+            if report.files.len() == 1 { one(&report.total) } else { by_domain(report) }
         })?;
         Ok(true)
     }
 }
 
-struct Window {
-    tokens: Range<usize>,
-    /// How many of its first tokens an earlier window has scored.
-    unscored: usize,
+fn one(s: &Measures) -> String {
+    format!(
+        "perplexity     {:.4}\nbits per byte  {:.4}\nscored         {} of {} tokens, {} bytes, windows of {}",
+        s.perplexity,
+        s.bits_per_byte,
+        count(s.scored as u64),
+        count(s.tokens as u64),
+        count(s.bytes as u64),
+        s.context
+    )
 }
 
-fn windows(len: usize, context: usize, stride: usize) -> Vec<Window> {
-    let mut windows = Vec::new();
-    let (mut start, mut done) = (0, 0);
-    while done < len {
-        let end = (start + context).min(len);
-        // a window of one token scores nothing
-        if end - start > 1 {
-            windows.push(Window { tokens: start..end, unscored: done - start });
-        }
-        (start, done) = (start + stride, end);
-    }
-    windows
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_token_belongs_to_one_window_and_overlaps_are_not_scored_twice() {
-        let cut = |len, context, stride| -> Vec<_> {
-            windows(len, context, stride).into_iter().map(|w| (w.tokens, w.unscored)).collect()
-        };
-        assert_eq!(cut(10, 4, 4), [(0..4, 0), (4..8, 0), (8..10, 0)]);
-        assert_eq!(cut(9, 4, 4), [(0..4, 0), (4..8, 0)]);
-        assert_eq!(cut(10, 4, 2), [(0..4, 0), (2..6, 2), (4..8, 2), (6..10, 2)]);
-        assert_eq!(cut(3, 8, 1), [(0..3, 0)]);
-    }
+fn by_domain(report: &Report) -> String {
+    let row = |name: &str, s: &Measures| {
+        let (scored, bytes) = (count(s.scored as u64), count(s.bytes as u64));
+        vec![name.into(), format!("{:.4}", s.bits_per_byte), format!("{:.4}", s.perplexity), scored, bytes]
+    };
+    let mut rows: Vec<_> = report.files.iter().map(|file| row(&file.name, &file.measures)).collect();
+    rows.push(row("total", &report.total));
+    table(&["", "bits per byte", "perplexity", "tokens scored", "bytes"], rows, true)
 }

@@ -11,14 +11,13 @@ use crate::{
     output::{Output, size},
 };
 
-/// Make a report of saved judgments: one HTML page that loads nothing.
+/// Show saved judgments as one HTML page for the browser, which loads nothing.
 ///
 /// With several results, or a baseline, they stand side by side. The page has the scores, what they are
 /// made of, and every question with its reference, answers and judgments.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  flm eval report results --baseline before/judgments.jsonl --out report.html"
-)]
+#[command(after_help = "Examples:\n  flm eval report results\n  \
+        flm eval report after --baseline before/judgments.jsonl --out report.html")]
 pub(crate) struct MakeReport {
     /// Results: directories with judgments.jsonl, or files of judgments.
     #[arg(required = true)]

@@ -13,7 +13,7 @@ use crate::{
     output::{Output, table},
 };
 
-/// Score saved judgments, offline.
+/// Turn saved judgments into scores: by category, by dimension, overall, with intervals.
 ///
 /// `released` is the table of AlignBench's own scripts with all their quirks (a judgment that they cannot
 /// read counts −1), `strict` leaves out what cannot be read or is not between 1 and 10, and the ledger

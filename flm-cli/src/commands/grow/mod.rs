@@ -26,6 +26,8 @@ use stage::{Place, Recipe, Stage, parse_pair, parse_std};
 
 /// Grow a checkpoint to a larger shape that computes the same function.
 ///
+/// The larger shape is a preset or a config.json (--to), sizes (--hidden, --heads, --ffn, --layers: what is
+/// not given stays), or a recipe. `flm verify SRC DST` shows afterwards that both compute the same.
 /// Memory does not depend on the model; the output directory appears when it is complete. A run that
 /// was cut off is taken up by the same command.
 #[derive(Debug, Args)]
@@ -74,7 +76,7 @@ pub(crate) struct Grow {
     /// Rows of the embedding.
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
-    /// Rules for new weights.
+    /// What the new weights are.
     #[arg(long, value_enum, default_value_t = OperatorName::Zero)]
     operator: OperatorName,
     /// Where new layers go: interpolate, uniform, after:3,7,…, distance (after the layers that do
@@ -84,20 +86,18 @@ pub(crate) struct Grow {
     /// What --place distance goes by.
     #[arg(long, value_enum, default_value_t = MetricName::Angular)]
     metric: MetricName,
-    /// With --place distance: copy neither the first layer nor the last.
+    /// With --place distance: copy neither the first layer nor the last (--keep-ends false: any).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
         default_missing_value = "true", value_name = "BOOL")]
     keep_ends: bool,
-    #[command(flatten)]
-    texts: TextArgs,
     /// Seed of the new weights.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Standard deviation of new weights: match (each tensor's own) or a number.
     #[arg(long, default_value = "match", value_parser = parse_std, value_name = "STD")]
     std: Std,
-    /// Multipliers of the target, as output_mult/mup_scale_factor; lm_head is rescaled where their
-    /// ratio differs [default: both grow with the width, which keeps their ratio].
+    /// Multipliers of the target's logits (µP), as output_mult/mup_scale_factor; lm_head is rescaled where
+    /// their ratio differs, so that the function stays [default: both grow with the width, which keeps their ratio].
     #[arg(long, value_parser = parse_pair, value_name = "OUT/SCALE")]
     mup: Option<(f64, f64)>,
     /// input_mult of the target; the embedding is rescaled [default: the source's].
@@ -109,7 +109,7 @@ pub(crate) struct Grow {
     /// Optimizer steps in which training raises the masks of the operator msg to 1.
     #[arg(long, default_value_t = 5000, value_name = "N")]
     mask_steps: u64,
-    /// Largest file.
+    /// Largest file, for example 5GB or 500MiB.
     #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
     max_shard_size: u64,
     /// Grow the optimizer's state that a training checkpoint holds, too.
@@ -124,6 +124,8 @@ pub(crate) struct Grow {
     /// Print the plan, tensor by tensor, and stop.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten, next_help_heading = "Tokens to measure on, with --place distance")]
+    texts: TextArgs,
 }
 
 /// Names of operators on the command line.

@@ -2,6 +2,8 @@
 
 use std::{f64::consts::TAU, fmt::Write};
 
+use flm_growth::html::escape;
+
 use super::{Report, gloss};
 
 const RADIUS: f64 = 150.0;
@@ -73,20 +75,4 @@ pub(super) fn radar(report: &Report) -> Option<String> {
     }
     svg.push_str("</svg>");
     Some(svg)
-}
-
-/// Text inside markup.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }

@@ -4,7 +4,7 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::{Report, chart, gloss, published};
-use crate::eval::score::{JudgedRow, Score};
+use crate::eval::score::{JudgedRow, OVERALL, Score};
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -103,8 +103,10 @@ fn categories(report: &Report) -> Vec<Json> {
     let bar = |series: &super::Series, name: &str| {
         let mean = series.scores.strict.category(name);
         let interval = series.scores.intervals.strict.categories.get(name);
-        let bounds: Option<[f64; 2]> = interval.and_then(|i| serde_json::from_value(i.clone()).ok());
         let count = series.rows.iter().filter(|row| row.category == name).count();
+        // one question resampled is always itself: an interval without width would look like certainty
+        let interval = interval.filter(|_| count > 1);
+        let bounds: Option<[f64; 2]> = interval.and_then(|i| serde_json::from_value(i.clone()).ok());
         json!({
             "mean": fixed(mean),
             "width": mean.map(|mean| format!("{:.1}", 10.0 * mean.clamp(0.0, 10.0))),
@@ -130,6 +132,10 @@ fn dimensions(report: &Report) -> Vec<Json> {
         report.series.iter().flat_map(|s| s.scores.strict.dimensions.keys()).collect();
     names.sort();
     names.dedup();
+    // the overall score alone is no dimension
+    if names.iter().all(|name| name.as_str() == OVERALL) {
+        return Vec::new();
+    }
     names
         .into_iter()
         .map(|name| {

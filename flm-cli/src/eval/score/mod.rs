@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 pub(crate) use aggregate::{Ratios, Totals};
 pub(crate) use bootstrap::Intervals;
 pub(crate) use ledger::Ledger;
-pub(crate) use parse::{Score, parse};
+pub(crate) use parse::{OVERALL, Score, parse};
 pub(crate) use rows::{JudgedRow, QuestionId, read_rows};
 
 use aggregate::Reading;

@@ -1,0 +1,67 @@
+use std::path::PathBuf;
+
+use clap::Args;
+use flm_candle::generate::Session;
+
+use crate::{
+    arguments::{RunArgs, SamplingArgs, chat_template, open, stop_tokens, tokenizer},
+    chat::{self, Conversation, Input},
+    interrupt,
+    output::Output,
+};
+
+/// Talk with a model in the terminal.
+///
+/// The model reads the whole conversation through its chat template, but works only on what is new in
+/// each turn. When the conversation outgrows the model's context, its oldest turns are dropped. Ctrl-C
+/// stops an answer, Ctrl-D leaves, /help lists the commands. Lines may also come through a pipe: the
+/// answers go to stdout, with --json as one object a line.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    flm chat ./FLM-2-52B-Instruct --stream --repetition-penalty 1.03\n  \
+    echo 'Who wrote 红楼梦?' | flm chat ./SmolLM2-135M-Instruct --system 'Answer in one sentence.'")]
+pub(crate) struct Chat {
+    /// Checkpoint directory of a chat model.
+    dir: PathBuf,
+    /// System message to begin with.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Most tokens of an answer.
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
+    /// Keep the lines typed in this file, for the arrow keys of the next conversation.
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+impl Chat {
+    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        let checkpoint = open(&self.dir)?;
+        let tokenizer = tokenizer(&self.dir)?;
+        let template = chat_template(&self.dir, &tokenizer)?;
+        let model = self.run.load(&checkpoint)?;
+        let mut options = self.sampling.options(self.max_new_tokens as usize, tokenizer.len());
+        options.stop_tokens = stop_tokens(&model, Some(&tokenizer), Some(&template));
+        let mut input = Input::open(self.history.as_deref())?;
+        let mut chat = chat::Chat {
+            session: Session::new(&model),
+            tokenizer: &tokenizer,
+            conversation: Conversation::new(template),
+            options,
+            context: model.config().max_position_embeddings,
+            interrupted: interrupt::watch()?,
+            output,
+        };
+        if self.system.is_some() {
+            chat.set_system(self.system.clone())?;
+        }
+        if input.is_terminal() {
+            output.note("/help lists the commands, Ctrl-D leaves");
+        }
+        chat.run(&mut input)
+    }
+}

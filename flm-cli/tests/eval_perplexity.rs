@@ -1,0 +1,114 @@
+//! `flm eval perplexity`: a row for every file is what the file alone gives, and the total is their sum.
+
+#![allow(clippy::unwrap_used)]
+
+mod word_model;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+use word_model::word_model;
+
+fn perplexity(model: &Path, texts: &[&str], more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+    command.args(["eval", "perplexity"]).arg(model).args(["--context", "16", "--stride", "11"]).args(more);
+    command.args(texts.iter().flat_map(|text| ["--text", text])).output().unwrap()
+}
+
+fn json_of(out: &Output) -> Value {
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+fn words(first: usize, count: usize) -> String {
+    (0..count).map(|i| format!("w{} ", 5 + (first + i * i * 7) % 370)).collect()
+}
+
+const MEASURES: [&str; 8] =
+    ["perplexity", "bits_per_byte", "nll", "tokens", "scored", "bytes", "context", "stride"];
+
+#[test]
+fn rows_are_what_the_files_alone_give_and_the_total_is_their_sum() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = word_model(dir.path());
+    let domains = dir.path().join("domains");
+    std::fs::create_dir(&domains).unwrap();
+    let write = |name: &str, text: &str| -> PathBuf {
+        let path = domains.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (first, second, third) = (words(1, 100), words(50, 37), words(99, 5));
+    write("book.txt", &first);
+    // two texts, and one of which nothing can be scored
+    write("lines.jsonl", &[&second, &third, "w9"].map(|text| json!({"text": text}).to_string()).join("\n"));
+    write("notes.md", "not a text");
+    let alone = |text: &str| {
+        let path = dir.path().join("alone.txt");
+        std::fs::write(&path, text).unwrap();
+        json_of(&perplexity(&model, &[path.to_str().unwrap()], &["--json"]))
+    };
+    let (first, second, third) = (alone(&first), alone(&second), alone(&third));
+    assert_eq!((&first["tokens"], &first["scored"], &third["scored"]), (&json!(100), &json!(99), &json!(4)));
+
+    let report = json_of(&perplexity(&model, &[domains.to_str().unwrap()], &["--json"]));
+    let files = report["files"].as_array().unwrap();
+    let names: Vec<&Value> = files.iter().map(|file| &file["name"]).collect();
+    assert_eq!(names, ["book", "lines"]);
+    for key in MEASURES {
+        assert_eq!(files[0][key], first[key], "{key}: to the bit");
+    }
+    assert_eq!((&files[1]["texts"], &files[1]["too_short"]), (&json!(2), &json!(1)));
+    let sum = |key: &str, parts: &[&Value]| parts.iter().map(|part| part[key].as_f64().unwrap()).sum::<f64>();
+    for (got, parts) in [(&files[1], &[&second, &third][..]), (&report, &[&first, &second, &third])] {
+        for key in ["nll", "tokens", "scored", "bytes"] {
+            assert_eq!(got[key].as_f64().unwrap(), sum(key, parts), "{key}");
+        }
+        let close = |key: &str, expected: f64| {
+            let value = got[key].as_f64().unwrap();
+            assert!((value / expected - 1.0).abs() < 1e-12, "{key}: {value}, expected {expected}");
+        };
+        close("perplexity", (sum("nll", parts) / sum("scored", parts)).exp());
+        close("bits_per_byte", sum("nll", parts) / 2f64.ln() / sum("bytes", parts));
+    }
+
+    let named = format!("古文={}", domains.join("book.txt").display());
+    let lines = domains.join("lines.jsonl");
+    let out = perplexity(&model, &[&named, lines.to_str().unwrap()], &[]);
+    let table = String::from_utf8(out.stdout).unwrap();
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        rows.iter().map(|row| row[0]).collect::<Vec<_>>(),
+        ["bits", "古文", "lines", "total"],
+        "{table}"
+    );
+    assert_eq!(rows[1][1], format!("{:.4}", first["bits_per_byte"].as_f64().unwrap()), "{table}");
+    assert_eq!(rows[3][2], format!("{:.4}", report["perplexity"].as_f64().unwrap()), "{table}");
+}
+
+#[test]
+fn what_cannot_be_scored_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = word_model(dir.path());
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = write("good.txt", "w5 w6 w7");
+    for (bad, says) in [
+        (write("short.txt", "w5"), "short.txt: no text of two tokens or more"),
+        (
+            write("chat.jsonl", r#"{"messages": [{"role": "assistant", "content": "w5"}]}"#),
+            "chat.jsonl:1: a conv",
+        ),
+        (dir.path().join("none.txt").to_str().unwrap().to_owned(), "none.txt"),
+    ] {
+        let out = perplexity(&model, &[&good, &bad], &[]);
+        let error = String::from_utf8(out.stderr).unwrap();
+        assert!(out.status.code() == Some(1) && error.contains(says), "{bad}: {error}");
+    }
+}

@@ -138,7 +138,7 @@ fn a_conversation_that_is_too_long_loses_its_oldest_turns() {
     assert!(told.iter().all(|a| a["prompt_tokens"].as_u64().unwrap() <= 512 - 24));
     // two exchanges fit beside a question, three do not; the whole exchange goes
     assert_eq!(dropped[..3], [0, 0, 0]);
-    assert!(dropped[3] > 0 && dropped[3] % 2 == 0, "{dropped:?}");
+    assert!(dropped[3] > 0 && dropped[3].is_multiple_of(2), "{dropped:?}");
     // what is still read is answered as if nothing had been before
     let kept = (dropped[3] / 2) as usize;
     let mut prompt = Vec::new();

@@ -30,9 +30,21 @@ pub enum TrainError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The checkpoint is still growing: training does not move its masks.
-    #[error("{0} has growth masks, which training does not raise yet: fold them first with `flm fold`")]
-    Masked(PathBuf),
+    /// Masks that do not follow their own schedule.
+    #[error(
+        "{path}: the masks of `growth` in config.json are not the {mask} that its schedule says at step \
+         {step} of {steps}: correct them there, or fold them with `flm fold`"
+    )]
+    Masks {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the schedule says.
+        mask: f64,
+        /// Its step.
+        step: u64,
+        /// Its length.
+        steps: u64,
+    },
     /// Backward did not reach a parameter.
     #[error(
         "parameter {0} got no gradient: an operation of the forward pass has no backward; nothing was changed"

@@ -79,14 +79,18 @@ impl Backprop {
     ) -> Result<StepLoss, TrainError> {
         let targets: usize = batches.iter().map(MicroBatch::targets).sum();
         let tokens = batches.iter().map(MicroBatch::tokens).sum();
-        let mut lanes = self.forward(store, batches, true)?;
+        let (mut lanes, mut graphs) = self.forward(store, batches, true)?;
         let mut squares = vec![0.0; self.layout.units().len()];
         let (sum, mut dys) =
             self.head_backward(store, &mut lanes, 1.0 / targets.max(1) as f64, &mut squares)?;
         for layer in (0..self.layout.config().num_hidden_layers).rev() {
             let unit = self.layout.block(layer);
-            let weights = store.weights(unit)?;
-            if layer > 0 {
+            // a graph's gradients are by the variables that it was made of
+            let weights = match graphs.pop() {
+                Some(weights) => weights,
+                None => store.weights(unit)?,
+            };
+            if layer > 0 && graphs.is_empty() {
                 store.expect(unit - 1);
             }
             let mut gradient = self.zeros(unit);
@@ -126,7 +130,7 @@ impl Backprop {
 
     /// The sum of the targets' negative log-likelihoods, without gradients.
     pub fn loss(&self, store: &mut dyn ParameterStore, batches: &[MicroBatch]) -> Result<f64, TrainError> {
-        let lanes = self.forward(store, batches, false)?;
+        let (lanes, _) = self.forward(store, batches, false)?;
         let weights = store.weights(self.layout.head())?;
         let tied = if weights.len() == 1 { Some(store.weights(self.layout.embedding())?) } else { None };
         let head = self.head(&weights, tied.as_deref());
@@ -137,13 +141,13 @@ impl Backprop {
         Ok(sum)
     }
 
-    /// Runs all blocks; block inputs (or graphs) are kept if `keep`.
+    /// Runs all blocks; block inputs (or graphs, with the weights of every block) are kept if `keep`.
     fn forward<'b>(
         &self,
         store: &mut dyn ParameterStore,
         batches: &'b [MicroBatch],
         keep: bool,
-    ) -> Result<Vec<Lane<'b>>, TrainError> {
+    ) -> Result<(Vec<Lane<'b>>, Vec<Vec<Var>>), TrainError> {
         let (config, layers) = (self.layout.config(), self.layout.config().num_hidden_layers);
         let mut lanes = Vec::with_capacity(batches.len());
         {
@@ -157,7 +161,7 @@ impl Backprop {
                 lanes.push(Lane { batch, pass, kept: Vec::new(), x });
             }
         }
-        let graphs = keep && !self.recompute;
+        let (graphs, mut kept) = (keep && !self.recompute, Vec::new());
         for layer in 0..layers {
             let weights = store.weights(self.layout.block(layer))?;
             store.expect(self.layout.block(layer) + 1);
@@ -176,8 +180,11 @@ impl Backprop {
                     }
                 }
             }
+            if graphs {
+                kept.push(weights);
+            }
         }
-        Ok(lanes)
+        Ok((lanes, kept))
     }
 
     /// The sum of the losses and the gradients by the last block's output.

@@ -89,15 +89,54 @@ pub enum TrainError {
         /// What is wrong.
         message: String,
     },
+    /// There is no room left for what a run writes.
+    #[error(
+        "the disk is full ({source}): {kept}; make room and run the same command again, or lower save.keep"
+    )]
+    DiskFull {
+        /// Where the run can go on from.
+        kept: String,
+        /// What could not be written.
+        source: Box<Self>,
+    },
     /// The thread that reads or writes beside the computation died.
     #[error("the thread that moves parameters stopped without an answer")]
     Worker,
 }
 
 impl TrainError {
+    /// Whether the reason is that a disk is full.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        use std::io::{Error, ErrorKind};
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let kind = error.downcast_ref::<Error>().map(Error::kind);
+            if matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+
     /// An error of the system while doing `action` to `path`.
     pub(crate) fn file(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_errors_however_deep() {
+        let file = |kind: std::io::ErrorKind| TrainError::file("write", "x".as_ref())(kind.into());
+        assert!(file(std::io::ErrorKind::StorageFull).is_disk_full());
+        assert!(!file(std::io::ErrorKind::NotFound).is_disk_full());
+        let source = std::io::ErrorKind::StorageFull.into();
+        let inner = CheckpointError::Io { action: "write", path: "x".into(), source };
+        assert!(TrainError::from(inner).is_disk_full());
     }
 }

@@ -153,12 +153,25 @@ impl Trainer {
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] before the update that would have used such a gradient; the training
-    /// checkpoints stay.
+    /// checkpoints stay. [`TrainError::DiskFull`] where one could not be written: those before it stay.
     pub fn run(
         &mut self,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Outcome, TrainError> {
+        self.train(stop, on_event).map_err(|error| {
+            if !error.is_disk_full() {
+                return error;
+            }
+            let kept = match state::steps(&self.plan.recipe.output).ok().and_then(|mut steps| steps.pop()) {
+                Some(step) => format!("the checkpoint of step {step} is whole"),
+                None => "no checkpoint was made yet".into(),
+            };
+            TrainError::DiskFull { kept, source: Box::new(error) }
+        })
+    }
+
+    fn train(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(&Event)) -> Result<Outcome, TrainError> {
         let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
         let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
         let (mut loss, mut validation) = (None, None);

@@ -116,7 +116,7 @@ fn a_whole_block_without_and_with_masks() {
     let rotary = Rotary::new(4, 10_000.0);
     let pass = Pass::packed(&rotary, &STARTS, 7, 2, DType::F64, &Device::Cpu).unwrap();
     check(inputs.clone(), |x| block(x).forward(&x[9], &pass, None).unwrap());
-    for mask in [0.3, 1.0] {
+    for mask in [0.0, 0.3, 1.0] {
         check(inputs.clone(), |x| {
             block(x).with_masks(Some(masks(mask))).forward(&x[9], &pass, None).unwrap()
         });

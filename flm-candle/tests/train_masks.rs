@@ -133,7 +133,7 @@ fn the_loss_is_the_models_and_every_gradient_is_that_of_central_differences() {
                 let mut value = [0.0];
                 store.read(place, i, &mut value).unwrap();
                 // a power of two: the moved weights are what they are meant to be, in f32 as well
-                let delta = 2f32.powi(-12);
+                let delta = 2f32.powi(-15);
                 let mut at = |x: f32| {
                     store.write(place, i, &[x]).unwrap();
                     backprop.loss(&mut store, &[MicroBatch::new(&rows())]).unwrap() / targets

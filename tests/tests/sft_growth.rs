@@ -55,8 +55,8 @@ fn prepare(dir: &Path) {
     };
     fs::write(dir.join("data.jsonl"), (0..8).map(line).collect::<String>()).unwrap();
     let recipe = "model = \"grown\"\noutput = \"out\"\n[data]\nfiles = [\"data.jsonl\"]\npacking = false\n\
-                  context_length = 40\n[train]\nbatch_size = 8\nepochs = 10\n[optimizer]\nlearning_rate = 1e-3\n\
-                  final_learning_rate = 1e-4\nschedule = \"cosine\"\nwarmup_steps = 3\nrewind_step = 3\n\
+                  context_length = 40\n[train]\nbatch_size = 8\nepochs = 10\n[optimizer]\nlearning_rate = 1e-2\n\
+                  final_learning_rate = 1e-3\nschedule = \"cosine\"\nwarmup_steps = 3\nrewind_step = 3\n\
                   [save]\nevery_steps = 1\nkeep = 100\ndtype = \"f32\"\n";
     fs::write(dir.join("recipe.toml"), recipe).unwrap();
 }
@@ -90,9 +90,9 @@ fn masks_rise_with_the_steps_and_go() {
     let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let column = |key: &str| lines.iter().map(|l| l[key].as_f64().unwrap()).collect::<Vec<_>>();
     let (losses, rates) = (column("loss"), column("learning_rate"));
-    assert_eq!(rates[0], 1e-3);
-    assert!((rates[9] - 1e-4).abs() < 1e-12 && rates.windows(2).all(|w| w[0] > w[1]), "{rates:?}");
-    assert!(losses[9] < 0.8 * losses[0], "{losses:?}");
+    assert_eq!(rates[0], 1e-2);
+    assert!((rates[9] - 1e-3).abs() < 1e-12 && rates.windows(2).all(|w| w[0] > w[1]), "{rates:?}");
+    assert!(losses[9] < 0.9 * losses[0], "{losses:?}");
 
     // a state is the model that was trained: its first loss under its own masks is the run's next
     let half = state("memory", 3);

@@ -70,7 +70,10 @@ impl Estimate {
             Placement::Disk => {
                 // weights in use and read ahead, their gradient twice, the one before on its way to disk
                 let ends = 2 * (head + tied) + 2 * block;
-                (ends.max(5 * block).max(embedding + block).max(2 * embedding), kept + working)
+                // and what the update has on its way through memory
+                let update = 5 * 4 * 4 * (1 << 18);
+                let most = ends.max(5 * block).max(embedding + block).max(2 * embedding);
+                (most.max(update), kept + working)
             }
         };
         let disk = if placement == Placement::Disk { stored + 3 * all } else { 0 };

@@ -12,8 +12,10 @@ use half::{bf16, slice::HalfFloatSliceExt};
 use super::{Array, ParameterStore, Place, Update, memory::compute_copy, narrow, widen};
 use crate::train::{Layout, Parameter, Slices, TrainError};
 
-/// Values of a parameter that are updated at once: 4 MiB an array.
-const PART: usize = 1 << 20;
+/// Values of a parameter that are updated at once: 1 MiB an array. Where the update is slower than the
+/// disk, five parts are in memory: one that is read, one that is updated, one that is written, and one
+/// that waits on each side.
+const PART: usize = 1 << 18;
 
 /// Everything in files: gradient and moments, four bytes each, and weights, four or two.
 ///

@@ -2,14 +2,14 @@
 """The memory ladder of flm sft: for a fixed model, peak memory and tokens/s with each technique switched on in turn.
 
   cargo build --release --workspace
-  scripts/sft-ladder.py [--hidden 576] [--layers 16] [--ffn 1536] [--context 256] [--rows 4] [--steps 3] [--rounds 3]
+  scripts/sft-ladder.py [--hidden 576] [--layers 16] [--ffn 1536] [--vocab 8192] [--context 256] [--rows 4] [--steps 3] [--rounds 3]
   scripts/sft-ladder.py --model DIR      a checkpoint of your own, with its tokenizer
 
 Prints a Markdown table: memory predicted (flm sft --dry-run) and measured (the process's high-water mark, loading and saving
 included), and the median tokens/s of the rounds, which alternate between the rungs so that all meet the same machine. Without
---model it grows the demo's nano model to the size asked for. Needs Python 3.9 and nothing else; works in a temporary folder.
+--model it grows a fixture of the tests to the size asked for. Needs Python 3.9 and nothing else; works in a temporary folder.
 """
-import argparse, json, os, pathlib, statistics, subprocess, sys, tempfile
+import argparse, json, os, pathlib, shutil, statistics, subprocess, sys, tempfile
 
 root = pathlib.Path(__file__).resolve().parent.parent
 
@@ -27,7 +27,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flm", type=pathlib.Path, default=root / "target/release/flm", help="the binary [target/release/flm]")
     parser.add_argument("--model", type=pathlib.Path, help="checkpoint with a tokenizer")
-    for name, value in [("hidden", 576), ("layers", 16), ("ffn", 1536), ("context", 256), ("rows", 4), ("steps", 3), ("rounds", 3)]:
+    for name, value in [("hidden", 576), ("layers", 16), ("ffn", 1536), ("vocab", 8192), ("context", 256), ("rows", 4), ("steps", 3), ("rounds", 3)]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"[{value}]")
     parser.add_argument("--threads", default="2", help="RAYON_NUM_THREADS [2]")
     return parser.parse_args()
@@ -42,16 +42,18 @@ def flm(options, *arguments):
 
 
 def model(options, folder):
-    """The model to train: the one given, or the demo's in another size."""
+    """The model to train: the one given, or a fixture in another size."""
     if options.model:
         return options.model.resolve()
-    flm(options, "demo", "--dir", folder / "demo")
-    head = json.loads((folder / "demo/nano-52b/config.json").read_text())
-    width = head["hidden_size"] // head["num_attention_heads"]
-    if options.hidden % width:
-        sys.exit(f"--hidden must be a multiple of {width}, the width of a head")
-    flm(options, "grow", folder / "demo/nano-52b", folder / "model", "--hidden", options.hidden, "--heads", options.hidden // width,
-        "--ffn", options.ffn, "--layers", options.layers, "--operator", "zero", "--no-source-digests")
+    fixtures = root / "tests/fixtures"
+    source = fixtures / "models/teleflm-gqa-f32-shst"
+    shape = json.loads((source / "config.json").read_text())
+    width = shape["hidden_size"] // shape["num_attention_heads"]
+    if options.hidden % (2 * width):
+        sys.exit(f"--hidden must be a multiple of {2 * width}: heads of {width}, two to a key")
+    flm(options, "grow", source, folder / "model", "--hidden", options.hidden, "--heads", options.hidden // width,
+        "--ffn", options.ffn, "--layers", options.layers, "--vocab", options.vocab, "--no-source-digests")
+    shutil.copy(fixtures / "spm/tokenizer.model", folder / "model")
     return folder / "model"
 
 
@@ -72,12 +74,12 @@ def main():
             rungs.append((title, [f"{key}={value}" for key, value in settings.items()], {"rate": [], "peak": []}))
         for number in range(o.rounds):
             for index, (title, changes, found) in enumerate(rungs):
-                output = f"output={folder / f'out-{number}-{index}'}"
-                done = flm(o, "sft", folder / "recipe.toml", output, *changes)
+                output = folder / f"out-{number}-{index}"
+                done = flm(o, "sft", folder / "recipe.toml", f"output={output}", *changes)
                 found["rate"].append(done["tokens_per_second"])
                 found["peak"].append(done["peak_memory"])
                 print(f"round {number + 1}: {title}: {done['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
-                subprocess.run(["rm", "-rf", output.removeprefix("output=")], check=True)
+                shutil.rmtree(output)
         plan = None
         for title, changes, found in rungs:
             plan = flm(o, "sft", folder / "recipe.toml", *changes, "--dry-run", "--tokens-per-second", 1)

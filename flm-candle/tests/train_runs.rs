@@ -119,9 +119,16 @@ fn the_loss_falls_and_the_result_is_a_checkpoint() {
 
 #[test]
 fn a_stopped_run_goes_on_bit_for_bit_on_every_placement() {
-    for placement in ["resident", "disk"] {
-        let changes =
-            [&format!("memory.placement={placement}")[..], "memory.recompute=always", "data.validation=0.2"];
+    let mut finals = Vec::new();
+    for (placement, weights_in) in
+        [("resident", "f32"), ("disk", "f32"), ("resident", "bf16"), ("disk", "bf16")]
+    {
+        let changes = [
+            &format!("memory.placement={placement}")[..],
+            &format!("optimizer.weights={weights_in}"),
+            "memory.recompute=always",
+            "data.validation=0.2",
+        ];
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut trainer = start(whole.path(), &LINES, &changes).unwrap();
         run(&mut trainer, None).0.unwrap();
@@ -143,12 +150,92 @@ fn a_stopped_run_goes_on_bit_for_bit_on_every_placement() {
             "{placement}"
         );
         assert!(!whole.path().join("out/.work").exists());
+        finals.push(weights(&whole.path().join("out/final")));
+        let state = Checkpoint::open(&whole.path().join(format!("out/step-{made:08}"))).unwrap();
+        let head = state.entry("lm_head.weight").unwrap().dtype;
+        assert_eq!(head, if weights_in == "bf16" { DType::BF16 } else { DType::F32 });
         let step = format!("out/step-{made:08}");
         for (name, bytes) in weights_of_optimizer(&whole.path().join(&step)) {
             let again = weights_of_optimizer(&parts.path().join(&step));
             assert!(again.iter().any(|(n, b)| *n == name && *b == bytes), "{name}");
         }
     }
+    assert_eq!(finals[0], finals[1]);
+    assert_eq!(finals[2], finals[3]);
+    assert_ne!(finals[0], finals[2]);
+}
+
+#[test]
+fn states_of_runs_that_knew_fewer_settings_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = start(dir.path(), &LINES, &[]).unwrap();
+    let step = run(&mut trainer, Some(2)).0.unwrap().step;
+    drop(trainer);
+    let path = dir.path().join(format!("out/step-{step:08}/training_state.json"));
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    state.as_object_mut().unwrap().remove("earlier_steps").unwrap();
+    let identity = state["identity"].as_object_mut().unwrap();
+    identity.remove("growth").unwrap();
+    for key in ["clip", "weights", "rewind_step", "moments"] {
+        identity["optimizer"].as_object_mut().unwrap().remove(key).unwrap();
+    }
+    fs::write(&path, state.to_string()).unwrap();
+    assert_eq!(start(dir.path(), &LINES, &[]).unwrap().resumed(), Some(2));
+    let error = start(dir.path(), &LINES, &["optimizer.clip=block"]).unwrap_err().to_string();
+    assert!(error.contains("differs in optimizer"), "{error}");
+}
+
+#[test]
+fn clipping_limits_the_norm_of_everything_or_of_each_block() {
+    // the first moment after one step is 0.1 times the clipped gradient
+    let norms = |clip: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let changes = [clip, "optimizer.clip_norm=1e-3", "train.max_steps=1"];
+        let mut trainer = start(dir.path(), &LINES, &changes).unwrap();
+        run(&mut trainer, None).0.unwrap();
+        let mut squares = [0f64; 4];
+        for (name, bytes) in weights_of_optimizer(&dir.path().join("out/step-00000001")) {
+            let Some(name) = name.strip_prefix("exp_avg.") else { continue };
+            let unit = match name.strip_prefix("model.layers.") {
+                Some(rest) => 1 + rest[..1].parse::<usize>().unwrap(),
+                None if name == "model.embed_tokens.weight" => 0,
+                None => 3,
+            };
+            let values = bytes.as_chunks::<4>().0.iter().map(|&b| f64::from(f32::from_le_bytes(b)));
+            squares[unit] += values.map(|x| x * x).sum::<f64>();
+        }
+        squares.map(|sum| sum.sqrt() / 0.1)
+    };
+    let global = norms("optimizer.clip=global");
+    let norm = global.iter().map(|n| n * n).sum::<f64>().sqrt();
+    // the coefficient is max / (norm + 1e-6), a little below max / norm
+    assert!((0.999e-3..1e-3 * (1.0 + 1e-6)).contains(&norm), "{norm}");
+    for norm in norms("optimizer.clip=block") {
+        assert!((0.999e-3..1e-3 * (1.0 + 1e-6)).contains(&norm), "{norm}");
+    }
+}
+
+#[test]
+fn utilisation_is_the_steps_arithmetic_against_the_peak_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = start(dir.path(), &LINES, &["train.peak_flops=1G", "train.batch_size=6"]).unwrap();
+    let plan = trainer.plan();
+    let operations = plan.operations_per_epoch();
+    assert_eq!(plan.report().operations, 3.0 * operations);
+    let seconds = plan.measure(&Device::Cpu, DType::F32).unwrap().unwrap();
+    let (outcome, events) = run(&mut trainer, None);
+    outcome.unwrap();
+    let mut measured = 0.0;
+    for event in events {
+        if let Event::Step(step) = event {
+            measured += step.seconds;
+            let expected = operations / step.seconds / 1e9;
+            assert!((step.utilisation.unwrap() / expected - 1.0).abs() < 1e-9);
+        }
+    }
+    assert!(seconds > measured / 50.0 && seconds < measured * 50.0, "{seconds} {measured}");
+    let report = fs::read_to_string(dir.path().join("out/report.html")).unwrap();
+    assert!(report.contains("Model FLOP utilisation"), "no picture");
 }
 
 fn weights_of_optimizer(dir: &Path) -> Vec<(String, Vec<u8>)> {

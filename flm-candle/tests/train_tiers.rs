@@ -8,7 +8,8 @@ use candle_core::{DType, Device};
 use flm_candle::{
     checkpoint::Checkpoint,
     train::{
-        AdamW, AdamWOptions, Backprop, IGNORED, Layout, MicroBatch, Packed, clip_coefficient,
+        AdamW, AdamWOptions, Backprop, IGNORED, Layout, MicroBatch, Packed, StochasticRounding,
+        clip_coefficient,
         store::{Array, DiskStore, MemoryStore, ParameterStore, Place, load_weights},
     },
 };
@@ -89,6 +90,92 @@ fn disk_and_recompute_are_bit_equal_to_resident() {
     assert_eq!(train(&mut store, true, 2), resident, "on disk");
     drop(store);
     assert!(!work.exists(), "the files go with the store");
+}
+
+/// The checkpoint's weights, those of matrices rounded to bf16 whatever they are stored in.
+fn load_bf16(store: &mut dyn ParameterStore) {
+    load_weights(store, &checkpoint()).unwrap();
+    let layout = store.layout().clone();
+    for (unit, parameter, p) in layout.parameters().filter(|(_, _, p)| p.decays()) {
+        let (place, mut values) = (Place { unit, parameter, array: Array::Weights }, vec![0.0; p.len()]);
+        store.read(place, 0, &mut values).unwrap();
+        values.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32());
+        store.write(place, 0, &values).unwrap();
+    }
+}
+
+/// Trains from weights in bf16; returns losses and weights.
+fn train_bf16(
+    store: &mut dyn ParameterStore,
+    rate: f64,
+    stochastic: bool,
+    recompute: bool,
+) -> (Vec<f64>, Vec<Vec<f32>>) {
+    load_bf16(store);
+    let backprop = Backprop::new(store.layout(), &Device::Cpu, DType::F32, recompute);
+    let losses = (0..STEPS).map(|step| {
+        let got = backprop.run(store, &[MicroBatch::new(&rows(step % 4))]).unwrap();
+        let mut adamw = AdamW::new(AdamWOptions::default(), step + 1, rate, 1.0);
+        if stochastic {
+            adamw = adamw.with_rounding(StochasticRounding::new(7, step));
+        }
+        store.update(&mut |parameter, slices| adamw.apply(parameter, slices)).unwrap();
+        got.loss
+    });
+    let losses = losses.collect();
+    let layout = store.layout().clone();
+    let weights = layout.parameters().map(|(unit, parameter, p)| {
+        let mut values = vec![0.0; p.len()];
+        store.read(Place { unit, parameter, array: Array::Weights }, 0, &mut values).unwrap();
+        values
+    });
+    (losses, weights.collect())
+}
+
+#[test]
+fn small_updates_of_bf16_weights_add_up_with_stochastic_rounding_alone() {
+    let layout = Layout::new(checkpoint().config()).with_bf16_weights();
+    let memory = || MemoryStore::new(&layout, &Device::Cpu, DType::F32, true).unwrap();
+    let mut start = memory();
+    load_bf16(&mut start);
+    // a step of 1e-5 is a small part of the distance of most neighbouring weights
+    let (losses, stochastic) = train_bf16(&mut memory(), 1e-5, true, true);
+    let (_, nearest) = train_bf16(&mut memory(), 1e-5, false, true);
+    let mut exact =
+        MemoryStore::new(&Layout::new(checkpoint().config()), &Device::Cpu, DType::F32, true).unwrap();
+    let (expected, exact) = train_bf16(&mut exact, 1e-5, false, true);
+    assert!((losses[19] / expected[19] - 1.0).abs() < 1e-2, "{} {}", losses[19], expected[19]);
+    // how far weights have come in the direction in which those in f32 went
+    let progress = |weights: &[Vec<f32>]| {
+        let (mut along, mut length) = (0.0, 0.0);
+        for (index, (unit, parameter, p)) in layout.parameters().enumerate().filter(|(_, p)| p.2.decays()) {
+            let mut from = vec![0.0; p.len()];
+            start.read(Place { unit, parameter, array: Array::Weights }, 0, &mut from).unwrap();
+            for (i, from) in from.into_iter().enumerate() {
+                let right = f64::from(exact[index][i] - from);
+                along += right * f64::from(weights[index][i] - from);
+                length += right * right;
+            }
+        }
+        along / length
+    };
+    let (moved, stuck) = (progress(&stochastic), progress(&nearest));
+    assert!((0.8..1.2).contains(&moved), "stochastic: {moved}");
+    assert!(stuck < 0.5, "to nearest: {stuck}");
+    // matrices hold what bf16 can, gains more
+    for ((_, _, p), values) in layout.parameters().zip(&stochastic) {
+        let bf16 = values.iter().all(|v| v.to_bits() & 0xffff == 0);
+        assert_eq!(bf16, p.decays(), "{}", p.name);
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = DiskStore::new(&layout, &dir.path().join("work"), &Device::Cpu, DType::F32).unwrap();
+    assert_eq!(train_bf16(&mut disk, 1e-5, true, true), (losses.clone(), stochastic.clone()), "on disk");
+    let graphs = train_bf16(&mut memory(), 1e-5, true, false);
+    assert_eq!(graphs, (losses.clone(), stochastic.clone()), "graphs kept");
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+    let single = one.unwrap().install(|| train_bf16(&mut memory(), 1e-5, true, true));
+    assert_eq!(single, (losses, stochastic), "in one thread");
 }
 
 #[test]

@@ -129,7 +129,12 @@ fn a_dry_run_writes_nothing_and_wrong_recipes_fail_with_the_reason() {
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(report["data"]["samples"], 24);
     assert_eq!(report["tiers"].as_array().unwrap().len(), 3);
+    assert!(report["seconds"].as_f64().unwrap() > 0.0 && report["operations"].as_f64().unwrap() > 0.0);
+    assert!(report["packing_efficiency"].as_f64().unwrap() > 0.5, "{report:#}");
     assert!(!dir.path().join("out").exists());
+    let told = run(dir.path(), &["--dry-run", "--tokens-per-second", "10"]);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains(", 10 tokens/s") && told.contains("% filled"), "{told}");
     let small = run(dir.path(), &["--dry-run", "--json", "--memory-budget", "1MB"]);
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&small.stdout).unwrap()["placement"], "disk");
     let wrong = run(dir.path(), &["train.epoch=1"]);

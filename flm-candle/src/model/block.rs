@@ -49,6 +49,11 @@ impl Block {
             Some(mask) => y.broadcast_mul(mask)?,
             None => y,
         };
-        if masks.layer == 1.0 { Ok(y) } else { y * masks.layer }
+        match masks.layer {
+            1.0 => Ok(y),
+            // candle takes a product with the number 0 for a constant: its factors would get no gradient
+            0.0 => y.broadcast_mul(&Tensor::zeros((), y.dtype(), y.device())?),
+            mask => y * mask,
+        }
     }
 }

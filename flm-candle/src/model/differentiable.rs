@@ -11,7 +11,7 @@ mod swiglu;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
-use super::Real;
+use super::{NormMask, Real};
 
 pub(super) use attention::{Heads, attention};
 pub(super) use linear::linear;

@@ -51,7 +51,7 @@ impl BlockMasks {
 }
 
 /// What the embedding's output is multiplied by, `[hidden_size]`.
-pub(super) fn hidden_mask(
+pub(crate) fn hidden_mask(
     growth: &GrowthMasks,
     config: &TeleFlmConfig,
     dtype: DType,
@@ -60,7 +60,8 @@ pub(super) fn hidden_mask(
     growth.hidden.map(|m| vector(config.hidden_size, m.from, m.mask, dtype, device)).transpose()
 }
 
-pub(super) fn norm_mask(growth: &GrowthMasks) -> Option<NormMask> {
+/// What weights the statistics of every norm.
+pub(crate) fn norm_mask(growth: &GrowthMasks) -> Option<NormMask> {
     growth.hidden.map(|m| NormMask { from: m.from, mask: m.mask })
 }
 

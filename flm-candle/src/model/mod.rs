@@ -28,6 +28,7 @@ pub use kv_cache::KvCache;
 pub use linear::Linear;
 pub use loader::WeightLoader;
 pub use masks::{BlockMasks, NormMask};
+pub(crate) use masks::{hidden_mask, norm_mask};
 pub(crate) use matmul::{Matrix, Output, Real, multiply};
 pub use mlp::Mlp;
 pub use pass::{Pass, Path};

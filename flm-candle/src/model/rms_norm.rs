@@ -40,11 +40,11 @@ impl RmsNorm {
     /// A bf16 gain multiplies values already rounded to bf16, as in transformers' Llama; an f32 gain
     /// (a grown model's, see the `zero` operator) multiplies before the only rounding.
     pub fn forward(&self, x: &Tensor, path: Path) -> Result<Tensor> {
+        if path == Path::Differentiable && supports(x) && x.dtype() == self.gain.dtype() {
+            return rms_norm(x, &self.gain, self.eps, self.mask);
+        }
         if let Some(mask) = self.mask {
             return self.masked(x, mask, path);
-        }
-        if path == Path::Differentiable && supports(x) && x.dtype() == self.gain.dtype() {
-            return rms_norm(x, &self.gain, self.eps);
         }
         if path == Path::Fused && x.dtype() == DType::F32 && self.gain.dtype() == DType::F32 {
             return candle_nn::ops::rms_norm(&x.contiguous()?, &self.gain, self.eps as f32);

@@ -1,6 +1,7 @@
+use candle_core::DType;
 use rayon::prelude::*;
 
-use super::{Multipliers, Parameter, sums::CHUNK};
+use super::{Multipliers, Parameter, StochasticRounding, sums::CHUNK};
 
 /// Constants of AdamW that do not change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,12 +35,17 @@ pub struct AdamW {
     scale: f64,
     correction1: f64,
     correction2: f64,
+    rounding: Option<StochasticRounding>,
 }
 
 /// What an update reads and changes: four slices of one parameter, of equal length.
 #[derive(Debug)]
 pub struct Slices<'a> {
-    /// f32 master weights.
+    /// Index of the parameter's unit.
+    pub unit: usize,
+    /// Index of the slices' first value in the parameter.
+    pub offset: usize,
+    /// Weights, in f32.
     pub weights: &'a mut [f32],
     /// The step's gradient.
     pub gradient: &'a [f32],
@@ -55,7 +61,17 @@ impl AdamW {
     pub fn new(options: AdamWOptions, step: u64, rate: f64, scale: f64) -> Self {
         let power = |beta: f64| beta.powi(i32::try_from(step).unwrap_or(i32::MAX));
         let (correction1, correction2) = (1.0 - power(options.beta1), 1.0 - power(options.beta2));
-        Self { options, rate, scale, correction1, correction2 }
+        Self { options, rate, scale, correction1, correction2, rounding: None }
+    }
+
+    /// The same update of gradients that are multiplied by `scale` first.
+    pub fn with_scale(self, scale: f64) -> Self {
+        Self { scale, ..self }
+    }
+
+    /// The same update, with new weights that are stored in bf16 rounded by `rounding`.
+    pub fn with_rounding(self, rounding: StochasticRounding) -> Self {
+        Self { rounding: Some(rounding), ..self }
     }
 
     /// Updates a part of `parameter`; any partition of it gives the same values.
@@ -67,21 +83,21 @@ impl AdamW {
         let (c1, c2) = ((1.0 - o.beta1) as f32, (1.0 - o.beta2) as f32);
         let size = (rate / self.correction1) as f32;
         let (root, eps, scale) = (self.correction2.sqrt() as f32, o.eps as f32, self.scale as f32);
-        let Slices { weights, gradient, exp_avg, exp_avg_sq } = slices;
+        let Slices { offset, weights, gradient, exp_avg, exp_avg_sq, .. } = slices;
+        let rounding = self.rounding.filter(|_| parameter.dtype == DType::BF16);
+        let rounding = rounding.map(|rounding| rounding.of_tensor(&parameter.name));
         let moments = exp_avg.par_chunks_mut(CHUNK).zip(exp_avg_sq.par_chunks_mut(CHUNK));
         let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(moments);
-        chunks.for_each(|((w, g), (m, v))| {
+        chunks.enumerate().for_each(|(index, ((w, g), (m, v)))| {
             for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
                 let g = *g * scale;
                 *m = *m * b1 + c1 * g;
                 *v = *v * b2 + c2 * g * g;
                 *w = *w * keep - size * (*m / (v.sqrt() / root + eps));
             }
+            if let Some(rounding) = rounding {
+                rounding.round(offset + index * CHUNK, w);
+            }
         });
     }
-}
-
-/// What gradients are multiplied by so that their norm is at most `max_norm`.
-pub fn clip_coefficient(norm: f64, max_norm: Option<f64>) -> f64 {
-    max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0))
 }

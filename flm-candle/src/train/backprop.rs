@@ -8,7 +8,10 @@ use super::{
     store::ParameterStore,
     sums::sum_of_squares,
 };
-use crate::model::{Block, Pass, Rotary};
+use crate::{
+    config::GrowthMasks,
+    model::{Block, Pass, Rotary, hidden_mask, norm_mask},
+};
 
 /// Loss and gradients of a step, layer by layer.
 #[derive(Debug, Clone)]
@@ -18,10 +21,11 @@ pub struct Backprop {
     device: Device,
     dtype: DType,
     recompute: bool,
+    growth: Option<GrowthMasks>,
 }
 
 /// What a step found before the update.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepLoss {
     /// Mean negative log-likelihood of the targets, in nats.
     pub loss: f64,
@@ -31,6 +35,8 @@ pub struct StepLoss {
     pub tokens: usize,
     /// Norm of the gradient of all parameters.
     pub gradient_norm: f64,
+    /// Norm of the gradient of each unit.
+    pub unit_norms: Vec<f64>,
 }
 
 /// A block's input and, where the graph is kept, its output.
@@ -53,7 +59,13 @@ impl Backprop {
     pub fn new(layout: &Layout, device: &Device, dtype: DType, recompute: bool) -> Self {
         let config = layout.config();
         let rotary = Rotary::new(config.head_dim, config.rope_theta);
-        Self { layout: layout.clone(), rotary, device: device.clone(), dtype, recompute }
+        let growth = config.growth.clone();
+        Self { layout: layout.clone(), rotary, device: device.clone(), dtype, recompute, growth }
+    }
+
+    /// Gives a model that is still growing these masks, instead of those of its config.
+    pub fn set_masks(&mut self, growth: Option<GrowthMasks>) {
+        self.growth = growth;
     }
 
     /// The mean loss of the targets of all micro-batches; its gradients are put into the store.
@@ -67,18 +79,22 @@ impl Backprop {
     ) -> Result<StepLoss, TrainError> {
         let targets: usize = batches.iter().map(MicroBatch::targets).sum();
         let tokens = batches.iter().map(MicroBatch::tokens).sum();
-        let mut lanes = self.forward(store, batches, true)?;
+        let (mut lanes, mut graphs) = self.forward(store, batches, true)?;
         let mut squares = vec![0.0; self.layout.units().len()];
         let (sum, mut dys) =
             self.head_backward(store, &mut lanes, 1.0 / targets.max(1) as f64, &mut squares)?;
         for layer in (0..self.layout.config().num_hidden_layers).rev() {
             let unit = self.layout.block(layer);
-            let weights = store.weights(unit)?;
-            if layer > 0 {
+            // a graph's gradients are by the variables that it was made of
+            let weights = match graphs.pop() {
+                Some(weights) => weights,
+                None => store.weights(unit)?,
+            };
+            if layer > 0 && graphs.is_empty() {
                 store.expect(unit - 1);
             }
             let mut gradient = self.zeros(unit);
-            let model = self.block(&weights, true)?;
+            let model = self.block(layer, &weights, true)?;
             for (lane, dy) in lanes.iter_mut().zip(&mut dys) {
                 let Some(kept) = lane.kept.pop() else { continue };
                 let (input, y) = match kept.graph {
@@ -108,12 +124,13 @@ impl Backprop {
         }
         self.embedding_backward(store, &lanes, &dys, &mut squares)?;
         let gradient_norm = squares.iter().sum::<f64>().sqrt();
-        Ok(StepLoss { loss: sum / targets.max(1) as f64, targets, tokens, gradient_norm })
+        let unit_norms = squares.into_iter().map(f64::sqrt).collect();
+        Ok(StepLoss { loss: sum / targets.max(1) as f64, targets, tokens, gradient_norm, unit_norms })
     }
 
     /// The sum of the targets' negative log-likelihoods, without gradients.
     pub fn loss(&self, store: &mut dyn ParameterStore, batches: &[MicroBatch]) -> Result<f64, TrainError> {
-        let lanes = self.forward(store, batches, false)?;
+        let (lanes, _) = self.forward(store, batches, false)?;
         let weights = store.weights(self.layout.head())?;
         let tied = if weights.len() == 1 { Some(store.weights(self.layout.embedding())?) } else { None };
         let head = self.head(&weights, tied.as_deref());
@@ -124,13 +141,13 @@ impl Backprop {
         Ok(sum)
     }
 
-    /// Runs all blocks; block inputs (or graphs) are kept if `keep`.
+    /// Runs all blocks; block inputs (or graphs, with the weights of every block) are kept if `keep`.
     fn forward<'b>(
         &self,
         store: &mut dyn ParameterStore,
         batches: &'b [MicroBatch],
         keep: bool,
-    ) -> Result<Vec<Lane<'b>>, TrainError> {
+    ) -> Result<(Vec<Lane<'b>>, Vec<Vec<Var>>), TrainError> {
         let (config, layers) = (self.layout.config(), self.layout.config().num_hidden_layers);
         let mut lanes = Vec::with_capacity(batches.len());
         {
@@ -144,11 +161,11 @@ impl Backprop {
                 lanes.push(Lane { batch, pass, kept: Vec::new(), x });
             }
         }
-        let graphs = keep && !self.recompute;
+        let (graphs, mut kept) = (keep && !self.recompute, Vec::new());
         for layer in 0..layers {
             let weights = store.weights(self.layout.block(layer))?;
             store.expect(self.layout.block(layer) + 1);
-            let model = self.block(&weights, graphs)?;
+            let model = self.block(layer, &weights, graphs)?;
             for lane in &mut lanes {
                 let input = lane.x.clone();
                 if graphs {
@@ -163,8 +180,11 @@ impl Backprop {
                     }
                 }
             }
+            if graphs {
+                kept.push(weights);
+            }
         }
-        Ok(lanes)
+        Ok((lanes, kept))
     }
 
     /// The sum of the losses and the gradients by the last block's output.
@@ -217,11 +237,16 @@ impl Backprop {
         let mut gradient =
             if config.tie_word_embeddings { store.take_gradient(unit)? } else { self.zeros(unit) };
         let (width, scale) = (config.hidden_size, config.input_scale() as f32);
+        // new entries of the residual stream under their mask
+        let hidden = self.growth.as_ref().and_then(|growth| growth.hidden);
+        let (old, masked) = hidden.map_or((width, scale), |m| (m.from, scale * m.mask as f32));
         for (lane, dy) in lanes.iter().zip(dys) {
             let dy = dy.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             for (&id, dy) in lane.batch.ids.iter().zip(dy.chunks_exact(width)) {
                 let row = &mut gradient[0][id as usize * width..][..width];
+                let (row, new) = row.split_at_mut(old);
                 row.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += scale * dy);
+                new.iter_mut().zip(&dy[old..]).for_each(|(sum, dy)| *sum += masked * dy);
             }
         }
         squares[unit] = norm_squared(&gradient);
@@ -236,10 +261,17 @@ impl Backprop {
             1.0 => rows,
             scale => (rows * scale)?,
         };
+        let rows = match &self.growth {
+            Some(growth) => match hidden_mask(growth, config, self.dtype, &self.device)? {
+                Some(mask) => rows.broadcast_mul(&mask)?,
+                None => rows,
+            },
+            None => rows,
+        };
         Ok(rows.reshape((batch.rows, batch.len, config.hidden_size))?)
     }
 
-    fn block(&self, weights: &[Var], variables: bool) -> Result<Block, TrainError> {
+    fn block(&self, layer: usize, weights: &[Var], variables: bool) -> Result<Block, TrainError> {
         let tensors =
             weights.iter().map(|w| if variables { w.as_tensor().clone() } else { w.as_detached_tensor() });
         let tensors: Vec<Tensor> = tensors.collect();
@@ -247,13 +279,20 @@ impl Backprop {
             .as_slice()
             .try_into()
             .map_err(|_| candle_core::Error::Msg("a block has nine tensors".into()))?;
-        Ok(block(self.layout.config(), tensors))
+        let growth = self.growth.as_ref();
+        Ok(block(self.layout.config(), growth, layer, tensors, (self.dtype, &self.device))?)
     }
 
     fn head<'w>(&self, weights: &'w [Var], tied: Option<&'w [Var]>) -> Head<'w> {
         let config = self.layout.config();
         let matrix = tied.map_or_else(|| &weights[1], |embedding| &embedding[0]).as_tensor();
-        Head { gain: &weights[0], eps: config.rms_norm_eps, matrix, logit_scale: config.logit_scale() }
+        Head {
+            gain: &weights[0],
+            eps: config.rms_norm_eps,
+            mask: self.growth.as_ref().and_then(norm_mask),
+            matrix,
+            logit_scale: config.logit_scale(),
+        }
     }
 
     fn zeros(&self, unit: usize) -> Vec<Vec<f32>> {

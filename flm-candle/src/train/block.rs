@@ -1,18 +1,24 @@
-use candle_core::Tensor;
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::{
-    config::TeleFlmConfig,
-    model::{Attention, Block, Linear, Mlp, RmsNorm},
+    config::{GrowthMasks, TeleFlmConfig},
+    model::{Attention, Block, BlockMasks, Linear, Mlp, RmsNorm},
 };
 
-/// A block of the given tensors, in the order of [`TeleFlmConfig::block_tensors`].
+/// Block `layer` of the given tensors, in the order of [`TeleFlmConfig::block_tensors`], under the masks
+/// of a model that is still growing. It computes in `dtype` on `device`.
 ///
-/// The one place where a block under training is put together: what else a block carries (growth
-/// masks) joins here.
-pub(super) fn block(config: &TeleFlmConfig, tensors: &[Tensor; 9]) -> Block {
+/// The one place where a block under training is put together.
+pub(super) fn block(
+    config: &TeleFlmConfig,
+    growth: Option<&GrowthMasks>,
+    layer: usize,
+    tensors: &[Tensor; 9],
+    (dtype, device): (DType, &Device),
+) -> Result<Block> {
     let [input, q, k, v, o, post, gate, up, down] = tensors.clone();
     let norm = |gain| RmsNorm::new(gain, config.rms_norm_eps);
-    Block {
+    let block = Block {
         input_layernorm: norm(input),
         self_attn: Attention {
             q_proj: Linear::new(q),
@@ -32,5 +38,7 @@ pub(super) fn block(config: &TeleFlmConfig, tensors: &[Tensor; 9]) -> Block {
             mask: None,
         },
         masks: None,
-    }
+    };
+    let masks = growth.map(|growth| BlockMasks::new(growth, config, layer, dtype, device)).transpose()?;
+    Ok(block.with_masks(masks))
 }

@@ -30,9 +30,21 @@ pub enum TrainError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The checkpoint is still growing: training does not move its masks.
-    #[error("{0} has growth masks, which training does not raise yet: fold them first with `flm fold`")]
-    Masked(PathBuf),
+    /// Masks that do not follow their own schedule.
+    #[error(
+        "{path}: the masks of `growth` in config.json are not the {mask} that its schedule says at step \
+         {step} of {steps}: correct them there, or fold them with `flm fold`"
+    )]
+    Masks {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the schedule says.
+        mask: f64,
+        /// Its step.
+        step: u64,
+        /// Its length.
+        steps: u64,
+    },
     /// Backward did not reach a parameter.
     #[error(
         "parameter {0} got no gradient: an operation of the forward pass has no backward; nothing was changed"
@@ -77,15 +89,54 @@ pub enum TrainError {
         /// What is wrong.
         message: String,
     },
+    /// There is no room left for what a run writes.
+    #[error(
+        "the disk is full ({source}): {kept}; make room and run the same command again, or lower save.keep"
+    )]
+    DiskFull {
+        /// Where the run can go on from.
+        kept: String,
+        /// What could not be written.
+        source: Box<Self>,
+    },
     /// The thread that reads or writes beside the computation died.
     #[error("the thread that moves parameters stopped without an answer")]
     Worker,
 }
 
 impl TrainError {
+    /// Whether the reason is that a disk is full.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        use std::io::{Error, ErrorKind};
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let kind = error.downcast_ref::<Error>().map(Error::kind);
+            if matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+
     /// An error of the system while doing `action` to `path`.
     pub(crate) fn file(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_errors_however_deep() {
+        let file = |kind: std::io::ErrorKind| TrainError::file("write", "x".as_ref())(kind.into());
+        assert!(file(std::io::ErrorKind::StorageFull).is_disk_full());
+        assert!(!file(std::io::ErrorKind::NotFound).is_disk_full());
+        let source = std::io::ErrorKind::StorageFull.into();
+        let inner = CheckpointError::Io { action: "write", path: "x".into(), source };
+        assert!(TrainError::from(inner).is_disk_full());
     }
 }

@@ -1,6 +1,6 @@
 use super::{Layout, Placement, Unit};
 
-/// The host memory that a step is expected to need, in bytes, for f32 on a CPU.
+/// The host memory that a step is expected to need, in bytes, for arithmetic in f32 on a CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Estimate {
     /// Weights, gradients and optimizer state.
@@ -39,11 +39,21 @@ impl Estimate {
         let (embedding, head) =
             (size(&layout.units()[layout.embedding()]), size(&layout.units()[layout.head()]));
         let tied = if config.tie_word_embeddings { embedding } else { 0 };
+        let stored = layout.weight_bytes();
+        // bf16 weights are widened for the unit in use, and stay so in graphs
+        let blocks = all - embedding - head;
+        let widened = match (stored < all, recompute) {
+            (false, _) => 0,
+            (true, true) => block.max(head + tied).max(embedding),
+            (true, false) => blocks + head + tied,
+        };
         let tokens = (shape.rows * shape.context) as u64;
         let micro = (shape.rows.min(shape.micro_rows) * shape.context) as u64;
         let (d, f) = (config.hidden_size as u64, config.intermediate_size as u64);
         let (q, kv) = (config.query_width() as u64, config.key_value_width() as u64);
-        let graph = 4 * (7 * d + 2 * q + 2 * kv + 3 * f);
+        // products with masks are kept beside what they multiply
+        let masked = if config.growth.is_some() { 2 * d + q + f } else { 0 };
+        let graph = 4 * (7 * d + 2 * q + 2 * kv + 3 * f + masked);
         let layers = config.num_hidden_layers as u64;
         let kept = if recompute { 4 * d } else { graph } * layers * tokens + 2 * 4 * d * tokens;
         // the graph of the block in work, and its gradients
@@ -53,16 +63,20 @@ impl Estimate {
         let (parameters, activations) = match placement {
             // gradients come as activations go: the most is needed at the one end or at the other
             Placement::Auto | Placement::Resident | Placement::Host => {
-                let (begin, end) = (3 * all + head + tied, 4 * all + block);
+                let begin = stored + 2 * all + head + tied + widened;
+                let end = stored + 3 * all + block + if recompute { widened } else { 0 };
                 if begin + kept + working > end + working { (begin, kept + working) } else { (end, working) }
             }
             Placement::Disk => {
                 // weights in use and read ahead, their gradient twice, the one before on its way to disk
                 let ends = 2 * (head + tied) + 2 * block;
-                (ends.max(5 * block).max(embedding + block).max(2 * embedding), kept + working)
+                // and what the update has on its way through memory
+                let update = 5 * 4 * 4 * (1 << 18);
+                let most = ends.max(5 * block).max(embedding + block).max(2 * embedding);
+                (most.max(update), kept + working)
             }
         };
-        let disk = if placement == Placement::Disk { 4 * all } else { 0 };
+        let disk = if placement == Placement::Disk { stored + 3 * all } else { 0 };
         Self { parameters, activations, workspace, total: parameters + activations + workspace, disk }
     }
 }

@@ -2,7 +2,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use rayon::prelude::*;
 
 use super::{IGNORED, MicroBatch, TrainError, seed::backward_from, sums};
-use crate::model::{Matrix, Output, Path, RmsNorm, multiply};
+use crate::model::{Matrix, NormMask, Output, Path, RmsNorm, multiply};
 
 /// Bytes of logits that exist at once.
 const LOGITS_BYTES: usize = 64 << 20;
@@ -15,6 +15,8 @@ pub(super) struct Head<'a> {
     pub(super) gain: &'a Var,
     /// Added to the norm's mean square.
     pub(super) eps: f64,
+    /// Weights the norm's statistics.
+    pub(super) mask: Option<NormMask>,
     /// `[vocab_size, hidden_size]`.
     pub(super) matrix: &'a Tensor,
     /// Multiplies the logits.
@@ -50,7 +52,7 @@ impl Head<'_> {
         let n = positions.len();
         let positions = Tensor::from_vec(positions, n, x.device())?;
         let hidden = Var::from_tensor(&x.reshape((b * t, d))?.index_select(&positions, 0)?)?;
-        let norm = RmsNorm::new(self.gain.as_tensor().clone(), self.eps);
+        let norm = RmsNorm::new(self.gain.as_tensor().clone(), self.eps).with_mask(self.mask);
         let z = norm.forward(hidden.as_tensor(), Path::Differentiable)?;
         let scores = z.detach().contiguous()?;
         let (sum, dz) = if x.device().is_cpu() && x.dtype() == DType::F32 {

@@ -1,3 +1,5 @@
+use candle_core::DType;
+
 use crate::config::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TeleFlmConfig, TensorShape};
 
 /// What kind of parameter it is, for decay and learning rate.
@@ -54,6 +56,8 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// Its group.
     pub group: ParameterGroup,
+    /// What its weights are stored in: f32 or bf16. Gradients and moments are f32.
+    pub dtype: DType,
 }
 
 impl Parameter {
@@ -65,6 +69,11 @@ impl Parameter {
     /// Whether it has no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes of its stored weights.
+    pub fn weight_bytes(&self) -> u64 {
+        (self.len() * self.dtype.size_in_bytes()) as u64
     }
 
     /// Whether weight decay applies: matrices only.
@@ -84,6 +93,11 @@ impl Unit {
     /// Number of values.
     pub fn len(&self) -> usize {
         self.parameters.iter().map(Parameter::len).sum()
+    }
+
+    /// Bytes of its stored weights.
+    pub fn weight_bytes(&self) -> u64 {
+        self.parameters.iter().map(Parameter::weight_bytes).sum()
     }
 
     /// Whether it has no values.
@@ -109,7 +123,7 @@ impl Layout {
                 _ if shape.len() == 1 => ParameterGroup::Norm,
                 _ => ParameterGroup::Matrix,
             };
-            Parameter { name, shape, group }
+            Parameter { name, shape, group, dtype: DType::F32 }
         };
         let (mut units, mut outer) = (Vec::new(), Vec::new());
         for tensor in config.tensors() {
@@ -124,6 +138,16 @@ impl Layout {
         }
         units.push(Unit { parameters: head });
         Self { config: config.clone(), units }
+    }
+
+    /// The same units with matrices stored in bf16; gains, which are few, stay f32.
+    pub fn with_bf16_weights(mut self) -> Self {
+        for parameter in self.units.iter_mut().flat_map(|unit| &mut unit.parameters) {
+            if parameter.shape.len() > 1 {
+                parameter.dtype = DType::BF16;
+            }
+        }
+        self
     }
 
     /// The model's shape.
@@ -161,6 +185,11 @@ impl Layout {
     /// Number of values of all units.
     pub fn len(&self) -> usize {
         self.units.iter().map(Unit::len).sum()
+    }
+
+    /// Bytes of all stored weights.
+    pub fn weight_bytes(&self) -> u64 {
+        self.units.iter().map(Unit::weight_bytes).sum()
     }
 
     /// Whether there is nothing to train.

@@ -16,15 +16,21 @@ mod adamw;
 mod backprop;
 mod batch;
 mod block;
+mod calibration;
+mod clip;
 pub mod data;
 mod error;
 mod estimate;
 mod events;
+mod flops;
 mod head;
 mod layout;
+mod masks;
 mod plan;
+mod random;
 mod recipe;
 mod report;
+mod rounding;
 mod schedule;
 mod seed;
 mod state;
@@ -32,17 +38,20 @@ pub mod store;
 mod sums;
 mod trainer;
 
-pub use adamw::{AdamW, AdamWOptions, Slices, clip_coefficient};
+pub use adamw::{AdamW, AdamWOptions, Slices};
 pub use backprop::{Backprop, StepLoss};
 pub use batch::{IGNORED, MicroBatch, Packed};
+pub use clip::{Clip, clip_coefficient};
 pub use error::TrainError;
 pub use estimate::{Estimate, StepShape, available_memory, peak_memory};
+pub use flops::model_operations;
 pub use layout::{Layout, Multipliers, Parameter, ParameterGroup, Unit};
 pub use plan::{Plan, PlanReport, Tier};
 pub use recipe::{
-    DataSettings, MemorySettings, OptimizerSettings, Placement, Recipe, Recompute, SaveSettings,
-    TrainSettings,
+    DataSettings, MemorySettings, Moments, OptimizerSettings, Placement, Recipe, Recompute, SaveSettings,
+    TrainSettings, WeightDtype,
 };
+pub use rounding::{StochasticRounding, TensorRounding};
 pub use schedule::{Decay, Schedule};
 pub use state::TrainingState;
 pub use trainer::{Event, Outcome, StepMetrics, Trainer};

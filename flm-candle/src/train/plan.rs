@@ -3,9 +3,11 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{
-    Estimate, Layout, Placement, Recipe, Recompute, Schedule, StepShape, TrainError,
+    Estimate, Layout, Placement, Recipe, Recompute, Schedule, StepShape, TrainError, WeightDtype,
     data::{DataStatistics, Dataset, Encoder},
     estimate::{available_memory, choose},
+    masks::MaskRise,
+    model_operations,
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -21,6 +23,8 @@ pub struct Plan {
     pub checkpoint: Arc<Checkpoint>,
     /// Its parameters.
     pub layout: Layout,
+    /// How the masks of a model that is still growing rise.
+    pub(super) masks: MaskRise,
     /// What it is trained on.
     pub dataset: Dataset,
     /// Tokens of a row.
@@ -56,8 +60,10 @@ pub struct PlanReport {
     pub steps: u64,
     /// Tokens of the run.
     pub tokens: u64,
-    /// Arithmetic of the run, in floating-point operations: 6 a parameter and token, 8 with recompute.
+    /// Floating-point operations of the run; see [`super::model_operations`].
     pub operations: f64,
+    /// Time of the run's arithmetic, where it was measured or its rate given.
+    pub seconds: Option<f64>,
     /// The memory to stay within.
     pub budget: u64,
     /// Where parameters are kept.
@@ -88,9 +94,7 @@ impl Plan {
     pub fn new(recipe: Recipe) -> Result<Self, TrainError> {
         recipe.validate()?;
         let checkpoint = Arc::new(Checkpoint::open(&recipe.model)?);
-        if checkpoint.config().growth.is_some() {
-            return Err(TrainError::Masked(recipe.model.clone()));
-        }
+        let masks = MaskRise::new(&checkpoint)?;
         checkpoint.check()?;
         let tokenizer = Tokenizer::from_dir(&recipe.model)?;
         let mut encoder = Encoder::new(&tokenizer, recipe.data.close_turns);
@@ -109,7 +113,10 @@ impl Plan {
             )));
         }
         let dataset = Dataset::load(&options, &encoder)?;
-        let layout = Layout::new(config);
+        let layout = match recipe.optimizer.weights {
+            WeightDtype::F32 => Layout::new(config),
+            WeightDtype::Bf16 => Layout::new(config).with_bf16_weights(),
+        };
         if let Some(id) = dataset
             .rows
             .iter()
@@ -143,7 +150,7 @@ impl Plan {
         let per_epoch = dataset.rows.len().div_ceil(recipe.train.batch_size) as u64;
         let steps = (per_epoch * recipe.train.epochs).min(recipe.train.max_steps.unwrap_or(u64::MAX));
         let context = shape.context;
-        Ok(Self { recipe, checkpoint, layout, dataset, context, steps, placement, recompute, budget })
+        Ok(Self { recipe, checkpoint, layout, masks, dataset, context, steps, placement, recompute, budget })
     }
 
     /// Updates of one pass over the data.
@@ -151,16 +158,17 @@ impl Plan {
         self.dataset.rows.len().div_ceil(self.recipe.train.batch_size) as u64
     }
 
-    /// The learning rate of every step.
-    pub fn schedule(&self) -> Schedule {
+    /// The learning rate of step `step` of the run, counted from 0.
+    pub fn learning_rate(&self, step: u64) -> f64 {
         let o = &self.recipe.optimizer;
-        Schedule {
+        let schedule = Schedule {
             peak: o.learning_rate,
             last: o.final_learning_rate,
             warmup: o.warmup_steps,
-            steps: self.steps,
+            steps: self.steps + o.rewind_step,
             decay: o.schedule,
-        }
+        };
+        schedule.rate(step + o.rewind_step)
     }
 
     /// The rows of a step, counted from 0, the longest first.
@@ -185,7 +193,13 @@ impl Plan {
             "steps": self.steps,
             "optimizer": o,
             "parameters": self.layout.len(),
+            "growth": self.checkpoint.config().growth,
         })
+    }
+
+    /// Floating-point operations of a pass over the data; see [`model_operations`].
+    pub fn operations_per_epoch(&self) -> f64 {
+        model_operations(self.layout.config(), self.dataset.rows.iter().map(|row| &row.packed))
     }
 
     /// What the run will be, for `--dry-run`.
@@ -203,7 +217,7 @@ impl Plan {
         let parameters = self.layout.len() as u64;
         let row_tokens: u64 = self.dataset.rows.iter().map(|row| row.packed.len() as u64).sum();
         let tokens = row_tokens * self.steps / self.steps_per_epoch().max(1);
-        let a_parameter = if self.recompute { 8.0 } else { 6.0 };
+        let epochs = self.steps as f64 / self.steps_per_epoch().max(1) as f64;
         let save = &self.recipe.save;
         let checkpoints = save.keep.max(1) as u64 + 1 + u64::from(save.keep_best);
         PlanReport {
@@ -216,12 +230,13 @@ impl Plan {
             steps_per_epoch: self.steps_per_epoch(),
             steps: self.steps,
             tokens,
-            operations: a_parameter * parameters as f64 * tokens as f64,
+            operations: self.operations_per_epoch() * epochs,
+            seconds: None,
             budget: self.budget,
             placement: self.placement,
             recompute: self.recompute,
             tiers: tiers.into_iter().map(tier).collect(),
-            checkpoint_disk: checkpoints * parameters * 12 + parameters * 4,
+            checkpoint_disk: checkpoints * (self.layout.weight_bytes() + parameters * 8) + parameters * 4,
         }
     }
 }

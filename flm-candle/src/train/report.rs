@@ -24,12 +24,15 @@ pub(super) fn write(metrics: &Path, recipe: &Recipe, path: &Path) -> Result<(), 
     let key = |key: &'static str| curve(&move |line| line[key].as_f64());
     let speed = curve(&|line| Some(line["tokens"].as_f64()? / line["seconds"].as_f64()?));
     let memory = curve(&|line| Some(line["peak_memory"].as_f64()? / 1e9));
-    let pictures: [Picture<'_>; 5] = [
+    let percent = curve(&|line| Some(line["utilisation"].as_f64()? * 100.0));
+    let pictures: [Picture<'_>; 7] = [
         ("Loss, nats a token", vec![("training", key("loss")), ("validation", key("validation_loss"))]),
         ("Learning rate", vec![("", key("learning_rate"))]),
         ("Gradient norm", vec![("", key("gradient_norm"))]),
         ("Tokens per second", vec![("", speed)]),
         ("Peak memory, GB", vec![("", memory)]),
+        ("Model FLOP utilisation, %", vec![("", percent)]),
+        ("Growth mask", vec![("", key("mask"))]),
     ];
     let mut html = String::from(
         "<!doctype html><meta charset=\"utf-8\"><title>flm sft</title><style>body{font:14px sans-serif;\

@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Layout, TrainError,
+    Layout, Parameter, TrainError,
     store::{Array, ParameterStore, Place},
 };
-use crate::checkpoint::{Checkpoint, TensorSpec, Writer, copy_side_files};
+use crate::{
+    checkpoint::{Checkpoint, TensorSpec, Writer, copy_side_files},
+    config::GrowthMasks,
+};
 
 /// Where a run stands; `training_state.json` in a training checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +26,9 @@ pub struct TrainingState {
     pub step: u64,
     /// Step and validation loss of the best checkpoint so far.
     pub best: Option<(u64, f64)>,
+    /// Updates that the optimizer's moments had seen before this run.
+    #[serde(default)]
+    pub earlier_steps: u64,
     /// What must be the same for the run to go on: settings and a digest of the data.
     pub identity: Value,
 }
@@ -40,17 +46,20 @@ const MOMENTS: [(Array, &str); 2] = [(Array::ExpAvg, "exp_avg."), (Array::ExpAvg
 
 /// Writes a checkpoint that every command opens; with a state also what the run needs to go on:
 /// `optimizer/` with `exp_avg.NAME` and `exp_avg_sq.NAME`, the state, the metrics so far. It appears
-/// whole or not at all. `source` is where tokenizer and side files come from.
+/// whole or not at all. `source` is where tokenizer and side files come from, `growth` are the masks that
+/// the weights belong to. Without a `dtype` weights are written as they are stored.
 pub(super) fn save(
     store: &dyn ParameterStore,
     source: &Path,
     dst: &Path,
-    dtype: DType,
+    dtype: Option<DType>,
+    growth: Option<GrowthMasks>,
     state: Option<(&TrainingState, &Path)>,
 ) -> Result<(), TrainError> {
     let layout = store.layout();
     let mut config = layout.config().clone();
-    let name = match dtype {
+    config.growth = growth;
+    let name = match dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(DType::F32) {
         DType::BF16 => "bfloat16",
         DType::F16 => "float16",
         _ => "float32",
@@ -60,14 +69,14 @@ pub(super) fn save(
         config.set_raw("dtype", name.into());
     }
     let writer = Writer::create(dst, &specs(layout, "", dtype), MAX_SHARD)?;
-    write(store, &writer, Array::Weights, "", dtype)?;
+    write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
     copy_side_files(source, writer.staging_dir())?;
     if let Some((state, metrics)) = state {
         let moments: Vec<TensorSpec> =
-            MOMENTS.iter().flat_map(|(_, prefix)| specs(layout, prefix, DType::F32)).collect();
+            MOMENTS.iter().flat_map(|(_, prefix)| specs(layout, prefix, Some(DType::F32))).collect();
         let optimizer = Writer::create(&writer.staging_dir().join(OPTIMIZER), &moments, MAX_SHARD)?;
         for (array, prefix) in MOMENTS {
-            write(store, &optimizer, array, prefix, DType::F32)?;
+            write(store, &optimizer, array, prefix, |_| DType::F32)?;
         }
         optimizer.finish(&config)?;
         let path = writer.staging_dir().join(STATE);
@@ -81,10 +90,10 @@ pub(super) fn save(
     Ok(writer.finish(&config)?)
 }
 
-fn specs(layout: &Layout, prefix: &str, dtype: DType) -> Vec<TensorSpec> {
-    let spec = |(_, _, p): (_, _, &super::Parameter)| TensorSpec {
+fn specs(layout: &Layout, prefix: &str, dtype: Option<DType>) -> Vec<TensorSpec> {
+    let spec = |(_, _, p): (_, _, &Parameter)| TensorSpec {
         name: format!("{prefix}{}", p.name),
-        dtype,
+        dtype: dtype.unwrap_or(p.dtype),
         shape: p.shape.clone(),
     };
     layout.parameters().map(spec).collect()
@@ -95,9 +104,10 @@ fn write(
     writer: &Writer,
     array: Array,
     prefix: &str,
-    dtype: DType,
+    dtype: impl Fn(&Parameter) -> DType,
 ) -> Result<(), TrainError> {
     for (unit, index, parameter) in store.layout().parameters() {
+        let dtype = dtype(parameter);
         let name = format!("{prefix}{}", parameter.name);
         let place = Place { unit, parameter: index, array };
         let mut values = vec![0f32; PART.min(parameter.len())];
@@ -119,6 +129,24 @@ fn write(
 pub(super) fn load(store: &mut dyn ParameterStore, dir: &Path) -> Result<TrainingState, TrainError> {
     let state = read_state(dir)?;
     super::store::load_weights(store, &Checkpoint::open(dir)?)?;
+    load_moments(store, dir)?;
+    Ok(state)
+}
+
+/// Takes the moments beside a model: `optimizer/` of a training checkpoint, or of one that grew with it.
+/// Returns the number of updates that they have seen.
+pub(super) fn kept_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<u64, TrainError> {
+    if !dir.join(OPTIMIZER).is_dir() {
+        let message = "it has no optimizer/: set optimizer.moments = \"zero\", or grow the model with \
+                       --optimizer-state";
+        return Err(TrainError::State { path: dir.into(), message: message.into() });
+    }
+    load_moments(store, dir)?;
+    let state = read_state(dir)?;
+    Ok(state.earlier_steps + state.step)
+}
+
+fn load_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<(), TrainError> {
     let optimizer = Checkpoint::open(&dir.join(OPTIMIZER))?;
     let layout = store.layout().clone();
     let mut bytes = vec![0u8; PART * 4];
@@ -138,7 +166,7 @@ pub(super) fn load(store: &mut dyn ParameterStore, dir: &Path) -> Result<Trainin
             }
         }
     }
-    Ok(state)
+    Ok(())
 }
 
 /// The state in a training checkpoint.

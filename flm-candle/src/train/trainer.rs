@@ -7,14 +7,16 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
-    AdamW, Backprop, MicroBatch, Packed, Placement, Plan, TrainError, clip_coefficient,
+    AdamW, Backprop, MicroBatch, Moments, OptimizerSettings, Packed, Placement, Plan, StochasticRounding,
+    TrainError,
     data::Row,
     estimate::peak_memory,
     events::EventFile,
-    report,
+    model_operations, report,
     state::{self, TrainingState},
     store::{DiskStore, MemoryStore, ParameterStore, load_weights},
 };
@@ -36,6 +38,13 @@ pub struct StepMetrics {
     pub tokens: usize,
     /// Targets.
     pub targets: usize,
+    /// Model FLOP utilisation: the part of the device's peak rate that the step's arithmetic took,
+    /// where the recipe tells that rate; see [`super::model_operations`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub utilisation: Option<f64>,
+    /// What new parts of a model that is still growing were multiplied by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<f64>,
     /// Time of the step.
     pub seconds: f64,
     /// Most memory held so far, where the system says.
@@ -117,11 +126,16 @@ impl Trainer {
             }
             None => {
                 load_weights(store.as_mut(), &plan.checkpoint)?;
-                (TrainingState { step: 0, best: None, identity }, None)
+                let earlier_steps = match plan.recipe.optimizer.moments {
+                    Moments::Zero => 0,
+                    Moments::Kept => state::kept_moments(store.as_mut(), &plan.recipe.model)?,
+                };
+                (TrainingState { step: 0, best: None, earlier_steps, identity }, None)
             }
         };
         cut_metrics(&metrics, state.step)?;
-        let backprop = Backprop::new(layout, device, dtype, plan.recompute);
+        let mut backprop = Backprop::new(layout, device, dtype, plan.recompute);
+        backprop.set_masks(plan.masks.after(state.step));
         Ok(Self { plan, store, backprop, state, resumed, metrics, events: None })
     }
 
@@ -139,12 +153,25 @@ impl Trainer {
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] before the update that would have used such a gradient; the training
-    /// checkpoints stay.
+    /// checkpoints stay. [`TrainError::DiskFull`] where one could not be written: those before it stay.
     pub fn run(
         &mut self,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Outcome, TrainError> {
+        self.train(stop, on_event).map_err(|error| {
+            if !error.is_disk_full() {
+                return error;
+            }
+            let kept = match state::steps(&self.plan.recipe.output).ok().and_then(|mut steps| steps.pop()) {
+                Some(step) => format!("the checkpoint of step {step} is whole"),
+                None => "no checkpoint was made yet".into(),
+            };
+            TrainError::DiskFull { kept, source: Box::new(error) }
+        })
+    }
+
+    fn train(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(&Event)) -> Result<Outcome, TrainError> {
         let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
         let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
         let (mut loss, mut validation) = (None, None);
@@ -183,7 +210,8 @@ impl Trainer {
         let model = self.plan.recipe.output.join("final");
         if !model.exists() {
             let dtype = self.plan.recipe.save_dtype()?;
-            state::save(self.store.as_ref(), &self.plan.recipe.model, &model, dtype, None)?;
+            let masks = self.plan.masks.after(self.state.step);
+            state::save(self.store.as_ref(), &self.plan.recipe.model, &model, Some(dtype), masks, None)?;
             on_event(&Event::Saved(model.clone()));
         }
         let step = self.state.step;
@@ -194,6 +222,7 @@ impl Trainer {
     fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let (start, index) = (Instant::now(), self.state.step);
         let rows = self.plan.rows_of_step(index);
+        let mask = self.plan.masks.value(index);
         let batches = micro_batches(
             rows.iter().map(|&row| &self.plan.dataset.rows[row]),
             self.plan.recipe.train.micro_batch_size,
@@ -208,12 +237,20 @@ impl Trainer {
                 return Err(TrainError::NotFinite { what, step: index + 1, value, batch });
             }
         }
-        let learning_rate = self.plan.schedule().rate(index);
+        let learning_rate = self.plan.learning_rate(index);
         let clip = Some(self.plan.recipe.optimizer.clip_norm).filter(|&norm| norm > 0.0);
-        let scale = clip_coefficient(got.gradient_norm, clip);
-        let adamw = AdamW::new(self.plan.recipe.adamw(), index + 1, learning_rate, scale);
-        self.store.update(&mut |parameter, slices| adamw.apply(parameter, slices))?;
+        let scales = self.plan.recipe.optimizer.clip.coefficients(&got, clip);
+        let update = self.state.earlier_steps + index + 1;
+        let rounding = StochasticRounding::new(self.plan.recipe.train.seed, index);
+        let adamw = AdamW::new(self.plan.recipe.adamw(), update, learning_rate, 1.0).with_rounding(rounding);
+        self.store.update(&mut |parameter, slices| {
+            adamw.with_scale(scales[slices.unit]).apply(parameter, slices);
+        })?;
         self.state.step = index + 1;
+        self.backprop.set_masks(self.plan.masks.after(self.state.step));
+        let seconds = start.elapsed().as_secs_f64();
+        let packed = rows.iter().map(|&row| &self.plan.dataset.rows[row].packed);
+        let rate = model_operations(self.plan.layout.config(), packed) / seconds;
         Ok(StepMetrics {
             step: index + 1,
             epoch: index / self.plan.steps_per_epoch() + 1,
@@ -222,7 +259,9 @@ impl Trainer {
             gradient_norm: got.gradient_norm,
             tokens: got.tokens,
             targets: got.targets,
-            seconds: start.elapsed().as_secs_f64(),
+            utilisation: self.plan.recipe.peak_flops()?.map(|peak| rate / peak),
+            mask,
+            seconds,
             peak_memory: peak_memory(),
         })
     }
@@ -244,7 +283,8 @@ impl Trainer {
         let output = self.plan.recipe.output.clone();
         let dir = state::step_dir(&output, self.state.step);
         let with = Some((&self.state, self.metrics.as_path()));
-        state::save(self.store.as_ref(), &self.plan.recipe.model, &dir, DType::F32, with)?;
+        let masks = self.plan.masks.after(self.state.step);
+        state::save(self.store.as_ref(), &self.plan.recipe.model, &dir, None, masks, with)?;
         let save = &self.plan.recipe.save;
         let best = self.state.best.map(|(step, _)| step).filter(|_| save.keep_best);
         state::prune(&output, save.keep, best)?;
@@ -265,6 +305,11 @@ impl Trainer {
         ] {
             events.scalar(tag, step.step, value)?;
         }
+        for (tag, value) in [("train/utilisation", step.utilisation), ("train/mask", step.mask)] {
+            if let Some(value) = value {
+                events.scalar(tag, step.step, value)?;
+            }
+        }
         Ok(())
     }
 
@@ -282,13 +327,16 @@ fn micro_batches<'r>(rows: impl Iterator<Item = &'r Row>, size: usize) -> Vec<Mi
 }
 
 /// Fails where two runs differ, and says in what.
-fn same_run(dir: &Path, saved: &serde_json::Value, ours: &serde_json::Value) -> Result<(), TrainError> {
+fn same_run(dir: &Path, saved: &Value, ours: &Value) -> Result<(), TrainError> {
     let Some(ours) = ours.as_object() else { return Ok(()) };
-    let different: Vec<&str> = ours
-        .iter()
-        .filter(|(key, value)| saved.get(key) != Some(value))
-        .map(|(key, _)| key.as_str())
-        .collect();
+    // a setting that a state does not tell of had its default
+    let settings = |value: &Value| OptimizerSettings::deserialize(value).ok();
+    let same = |key: &str, value: &Value| match key {
+        "optimizer" => settings(&saved[key]) == settings(value),
+        _ => saved[key] == *value,
+    };
+    let different: Vec<&str> =
+        ours.iter().filter(|(key, value)| !same(key, value)).map(|(key, _)| key.as_str()).collect();
     if different.is_empty() {
         return Ok(());
     }
@@ -306,7 +354,7 @@ fn cut_metrics(path: &Path, step: u64) -> Result<(), TrainError> {
         text => text.map_err(TrainError::file("read", path))?,
     };
     let of_line = |line: &str| {
-        let value: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        let value: Option<Value> = serde_json::from_str(line).ok();
         value.and_then(|v| v.get("step")?.as_u64())
     };
     let kept = text.lines().filter(|line| of_line(line).is_some_and(|s| s <= step));

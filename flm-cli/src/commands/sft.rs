@@ -35,6 +35,13 @@ pub(crate) struct Sft {
     /// Host memory to stay within, for example 16GB; replaces memory.budget.
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     memory_budget: Option<u64>,
+    /// The device's peak rate in floating-point operations a second, for example 989T; replaces
+    /// train.peak_flops.
+    #[arg(long, value_name = "RATE")]
+    peak_flops: Option<String>,
+    /// With --dry-run: tokens a second to predict the time from [default: a short measurement].
+    #[arg(long, requires = "dry_run", value_name = "RATE")]
+    tokens_per_second: Option<f64>,
     /// Dtype of the arithmetic: f32 or bf16 [default: f32 on a CPU, bf16 on a GPU].
     #[arg(long, value_name = "DTYPE", hide_possible_values = true)]
     dtype: Option<Dtype>,
@@ -63,13 +70,21 @@ impl Sft {
         if let Some(budget) = self.memory_budget {
             recipe.memory.budget = budget.to_string();
         }
-        let plan = Plan::new(recipe)?;
-        if self.dry_run {
-            output.result(&plan.report(), describe)?;
-            return Ok(true);
+        if let Some(rate) = &self.peak_flops {
+            recipe.train.peak_flops.clone_from(rate);
         }
+        let plan = Plan::new(recipe)?;
         let run = RunArgs { dtype: self.dtype, device: self.device.clone(), stream: false };
         let device = run.device()?;
+        if self.dry_run {
+            let mut report = plan.report();
+            report.seconds = match self.tokens_per_second {
+                Some(rate) => Some(report.tokens as f64 / rate),
+                None => plan.measure(&device, run.dtype(&device))?,
+            };
+            output.result(&report, describe)?;
+            return Ok(true);
+        }
         let mut trainer = Trainer::new(plan, &device, run.dtype(&device))?;
         let stop = interrupt::watch()?;
         let summary = self.train(&mut trainer, &stop, output)?;
@@ -134,13 +149,26 @@ impl Sft {
 }
 
 fn line(step: &StepMetrics) -> String {
+    let utilisation = step.utilisation.map_or_else(String::new, |u| format!("  {:.1} % of peak", u * 100.0));
+    let mask = step.mask.map_or_else(String::new, |mask| format!("  mask {mask:.3}"));
     format!(
-        "loss {:.4}  rate {:.2e}  norm {:.3}  {:.0} tokens/s",
+        "loss {:.4}  rate {:.2e}  norm {:.3}  {:.0} tokens/s{utilisation}{mask}",
         step.loss,
         step.learning_rate,
         step.gradient_norm,
         step.tokens as f64 / step.seconds
     )
+}
+
+/// 5025 as "1 h 24 min".
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match (whole / 86_400, whole / 3600 % 24, whole / 60 % 60) {
+        (0, 0, 0) => format!("{seconds:.1} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", whole % 60),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
 }
 
 fn describe(report: &PlanReport) -> String {
@@ -151,6 +179,7 @@ fn describe(report: &PlanReport) -> String {
          tokens              {} in {} documents, {} learned, the longest {}\n\
          rows                {} of {} tokens, {:.1} % filled; {} to validate\n\
          steps               {} ({} per epoch), {} tokens, {:.2e} operations\n\
+         time                {}\n\
          checkpoints         {} of disk at most\n\
          memory budget       {}\n\n",
         count(report.parameters),
@@ -169,6 +198,13 @@ fn describe(report: &PlanReport) -> String {
         count(report.steps_per_epoch),
         count(report.tokens),
         report.operations,
+        report.seconds.map_or_else(
+            || "not measured: a block is too large for that; give --tokens-per-second".into(),
+            |seconds| {
+                let rate = report.tokens as f64 / seconds;
+                format!("about {}, {rate:.0} tokens/s; more from disk", duration(seconds))
+            }
+        ),
         size(report.checkpoint_disk),
         size(report.budget),
     );

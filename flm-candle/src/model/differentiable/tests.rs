@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::{attention::Heads, *};
-use crate::model::{Attention, Block, Linear, Mlp, Pass, RmsNorm, Rotary, pass::Documents};
+use crate::model::{Attention, Block, BlockMasks, Linear, Mlp, Pass, RmsNorm, Rotary, pass::Documents};
 
 /// Values that look random and do not repeat.
 fn values(shape: &[usize], seed: f64) -> Tensor {
@@ -45,7 +45,13 @@ fn check(inputs: Vec<Tensor>, f: impl Fn(&[Tensor]) -> Tensor) {
 fn linear_swiglu_and_rms_norm() {
     check(vec![values(&[5, 3], 0.1), values(&[4, 3], 0.2)], |x| linear(&x[0], &x[1]).unwrap());
     check(vec![values(&[2, 3, 4], 0.3), values(&[2, 3, 4], 0.4)], |x| swiglu(&x[0], &x[1]).unwrap());
-    check(vec![values(&[2, 3, 9], 0.5), values(&[9], 0.6)], |x| rms_norm(&x[0], &x[1], 1e-5).unwrap());
+    check(vec![values(&[2, 3, 9], 0.5), values(&[9], 0.6)], |x| rms_norm(&x[0], &x[1], 1e-5, None).unwrap());
+    for mask in [0.0, 0.4] {
+        let mask = Some(NormMask { from: 5, mask });
+        check(vec![values(&[2, 3, 9], 0.5), values(&[9], 0.6)], |x| {
+            rms_norm(&x[0], &x[1], 1e-5, mask).unwrap()
+        });
+    }
 }
 
 /// Two rows of 7 tokens: documents of 3 and 4, of 5 and 2.
@@ -86,14 +92,41 @@ fn block(x: &[Tensor]) -> Block {
     }
 }
 
+/// Masks of a block of which 2 of 6 entries, 1 of 2 heads, 2 of 5 units, and the layer itself are new.
+fn masks(mask: f64) -> BlockMasks {
+    let vector = |old: usize, new: usize| {
+        let values = [vec![1.0; old], vec![mask; new]].concat();
+        Some(Tensor::from_vec(values, old + new, &Device::Cpu).unwrap())
+    };
+    BlockMasks {
+        hidden: vector(4, 2),
+        heads: vector(4, 4),
+        ffn: vector(3, 2),
+        layer: mask,
+        norm: Some(NormMask { from: 4, mask }),
+    }
+}
+
 #[test]
-fn a_whole_block() {
+fn a_whole_block_without_and_with_masks() {
     let shapes: [&[usize]; 10] =
         [&[6], &[8, 6], &[4, 6], &[4, 6], &[6, 8], &[6], &[5, 6], &[5, 6], &[6, 5], &[2, 7, 6]];
-    let inputs = shapes.iter().enumerate().map(|(i, shape)| values(shape, i as f64 * 0.13)).collect();
+    let inputs: Vec<Tensor> =
+        shapes.iter().enumerate().map(|(i, shape)| values(shape, i as f64 * 0.13)).collect();
     let rotary = Rotary::new(4, 10_000.0);
     let pass = Pass::packed(&rotary, &STARTS, 7, 2, DType::F64, &Device::Cpu).unwrap();
-    check(inputs, |x| block(x).forward(&x[9], &pass, None).unwrap());
+    check(inputs.clone(), |x| block(x).forward(&x[9], &pass, None).unwrap());
+    for mask in [0.0, 0.3, 1.0] {
+        check(inputs.clone(), |x| {
+            block(x).with_masks(Some(masks(mask))).forward(&x[9], &pass, None).unwrap()
+        });
+    }
+    // masks of 1 are none, to the bit
+    let bits = |block: Block| {
+        let y = block.forward(&inputs[9], &pass, None).unwrap();
+        y.flatten_all().unwrap().to_vec1::<f64>().unwrap()
+    };
+    assert_eq!(bits(block(&inputs).with_masks(Some(masks(1.0)))), bits(block(&inputs)));
 }
 
 #[test]

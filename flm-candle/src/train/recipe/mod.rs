@@ -8,7 +8,7 @@ use toml::{Table, Value};
 use keys::{check_keys, make_absolute, set};
 
 use super::{
-    AdamWOptions, Decay, Multipliers, TrainError,
+    AdamWOptions, Clip, Decay, Multipliers, TrainError,
     data::{DataOptions, Truncation},
 };
 
@@ -83,11 +83,21 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Validate every so many steps (0: only with checkpoints and at the end).
     pub validate_every: u64,
+    /// The device's peak rate in floating-point operations a second, for example "989T"; 0 is not known.
+    pub peak_flops: String,
 }
 
 impl Default for TrainSettings {
     fn default() -> Self {
-        Self { epochs: 4, max_steps: None, batch_size: 32, micro_batch_size: 1, seed: 0, validate_every: 0 }
+        Self {
+            epochs: 4,
+            max_steps: None,
+            batch_size: 32,
+            micro_batch_size: 1,
+            seed: 0,
+            validate_every: 0,
+            peak_flops: "0".into(),
+        }
     }
 }
 
@@ -103,6 +113,10 @@ pub struct OptimizerSettings {
     pub schedule: Decay,
     /// Steps of rising rate.
     pub warmup_steps: u64,
+    /// The step of the schedule at which the run begins.
+    pub rewind_step: u64,
+    /// The moments that the run begins with.
+    pub moments: Moments,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -111,8 +125,12 @@ pub struct OptimizerSettings {
     pub eps: f64,
     /// Decoupled, on matrices only.
     pub weight_decay: f64,
-    /// Largest norm of the whole gradient; 0 is no limit.
+    /// Largest norm of the gradient; 0 is no limit.
     pub clip_norm: f64,
+    /// What that norm is taken over.
+    pub clip: Clip,
+    /// What matrices are stored in.
+    pub weights: WeightDtype,
     /// Factors on the learning rate.
     pub multipliers: Multipliers,
 }
@@ -125,14 +143,40 @@ impl Default for OptimizerSettings {
             final_learning_rate: 1e-9,
             schedule: Decay::Linear,
             warmup_steps: 0,
+            rewind_step: 0,
+            moments: Moments::Zero,
             beta1: adamw.beta1,
             beta2: adamw.beta2,
             eps: adamw.eps,
             weight_decay: 0.0,
             clip_norm: 1.0,
+            clip: Clip::Global,
+            weights: WeightDtype::F32,
             multipliers: Multipliers::default(),
         }
     }
+}
+
+/// What the weights of matrices are stored in from step to step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// f32 master weights.
+    #[default]
+    F32,
+    /// bf16, rounded stochastically; two bytes a parameter less.
+    Bf16,
+}
+
+/// The moments that a run begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// 0.
+    #[default]
+    Zero,
+    /// Those beside the model, in `optimizer/`; the count of updates goes on as well.
+    Kept,
 }
 
 /// Where parameters, gradients and optimizer state are.
@@ -273,6 +317,7 @@ impl Recipe {
             return wrong("train.epochs and train.max_steps must be at least 1".into());
         }
         self.budget()?;
+        self.peak_flops()?;
         self.save_dtype().map(drop)
     }
 
@@ -297,6 +342,27 @@ impl Recipe {
             Ok(bytes) if bytes >= 1.0 && bytes.is_finite() => Ok(Some(bytes as u64)),
             _ => Err(TrainError::Recipe(format!(
                 "memory.budget is {text:?}, expected a size such as \"16GB\""
+            ))),
+        }
+    }
+
+    /// The device's peak rate in floating-point operations a second, if it is given.
+    pub fn peak_flops(&self) -> Result<Option<f64>, TrainError> {
+        let text = self.train.peak_flops.trim();
+        let upper = text.to_ascii_uppercase();
+        let number = upper.trim_end_matches("FLOPS").trim_end_matches("FLOP/S").trim_end();
+        let (digits, unit) = match number.char_indices().last() {
+            Some((at, 'M')) => (&number[..at], 1e6),
+            Some((at, 'G')) => (&number[..at], 1e9),
+            Some((at, 'T')) => (&number[..at], 1e12),
+            Some((at, 'P')) => (&number[..at], 1e15),
+            _ => (number, 1.0),
+        };
+        match digits.trim().parse::<f64>().map(|n| n * unit) {
+            Ok(0.0) => Ok(None),
+            Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(Some(rate)),
+            _ => Err(TrainError::Recipe(format!(
+                "train.peak_flops is {text:?}, expected operations a second such as \"989T\" or \"989e12\""
             ))),
         }
     }

@@ -54,6 +54,11 @@ fn overrides_are_toml_values_or_words() {
     assert_eq!((recipe.optimizer.learning_rate, recipe.memory.placement), (1e-4, Placement::Disk));
     assert_eq!((recipe.data.packing, recipe.budget().unwrap()), (false, Some(2 << 30)));
     assert_eq!(recipe.optimizer.multipliers, Multipliers { norm: 0.5, ..Multipliers::default() });
+    assert_eq!(recipe.peak_flops().unwrap(), None);
+    for (text, rate) in [("989T", 989e12), ("989 TFLOPS", 989e12), ("1.5e12", 1.5e12), ("40gflop/s", 4e10)] {
+        let recipe = read(MINIMAL, &[&format!("train.peak_flops=\"{text}\"")]).unwrap();
+        assert_eq!(recipe.peak_flops().unwrap(), Some(rate));
+    }
 }
 
 #[test]
@@ -71,6 +76,9 @@ fn unknown_keys_suggest_the_nearest_and_wrong_values_are_named() {
         ("", Some("memory.budget=8X"), "memory.budget"),
         ("", Some("memory.placement=gpu"), "unknown variant"),
         ("", Some("save.dtype=int8"), "save.dtype"),
+        ("", Some("train.peak_flops=fast"), "train.peak_flops"),
+        ("", Some("optimizer.clip=layer"), "unknown variant"),
+        ("", Some("optimizer.weights=f16"), "unknown variant"),
         ("", Some("data.files=[]"), "data.files"),
     ] {
         // keys of the top level stand before the sections

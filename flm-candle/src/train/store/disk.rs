@@ -7,14 +7,17 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor, Var};
+use half::{bf16, slice::HalfFloatSliceExt};
 
-use super::{Array, ParameterStore, Place, Update, memory::compute_copy};
+use super::{Array, ParameterStore, Place, Update, memory::compute_copy, narrow, widen};
 use crate::train::{Layout, Parameter, Slices, TrainError};
 
-/// Values of a parameter that are updated at once: 4 MiB an array.
-const PART: usize = 1 << 20;
+/// Values of a parameter that are updated at once: 1 MiB an array. Where the update is slower than the
+/// disk, five parts are in memory: one that is read, one that is updated, one that is written, and one
+/// that waits on each side.
+const PART: usize = 1 << 18;
 
-/// Everything in files: weights, gradient and moments, four bytes each.
+/// Everything in files: gradient and moments, four bytes each, and weights, four or two.
 ///
 /// Memory: the weights of the unit in use and of the one that is read ahead, the gradient that is
 /// written back, a few parts during the update. The files hold no state of their own: training resumes
@@ -38,42 +41,44 @@ struct Files {
     gradient: File,
     exp_avg: File,
     exp_avg_sq: File,
-    /// First value of each parameter of each unit.
+    /// First byte of each parameter of each unit, four bytes a value.
     offsets: Vec<Vec<u64>>,
+    /// First byte of its weights, as they are stored.
+    weight_offsets: Vec<Vec<u64>>,
 }
 
 impl DiskStore {
     /// Zeros for all parameters, in files in `dir`, which is made and goes with the store.
     ///
     /// # Errors
-    /// When the files cannot be made, for example because the disk has not 16 bytes a parameter.
+    /// When the files cannot be made.
     pub fn new(layout: &Layout, dir: &Path, device: &Device, dtype: DType) -> Result<Self, TrainError> {
         std::fs::create_dir_all(dir).map_err(TrainError::file("create", dir))?;
         let bytes = layout.len() as u64 * 4;
-        let open = |name: &str| {
+        let open = |name: &str, bytes: u64| {
             let path = dir.join(name);
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
             let file = file.map_err(TrainError::file("create", &path))?;
             file.set_len(bytes).map_err(TrainError::file("set the length of", &path))?;
             Ok::<_, TrainError>(file)
         };
-        let mut next = 0;
-        let offsets = layout.units().iter().map(|unit| {
-            let place = |p: &Parameter| {
+        let offsets = |size: fn(&Parameter) -> u64| -> Vec<Vec<u64>> {
+            let mut next = 0;
+            let mut place = |p: &Parameter| {
                 let at = next;
-                next += p.len() as u64;
+                next += size(p);
                 at
             };
-            unit.parameters.iter().map(place).collect()
-        });
-        let offsets = offsets.collect();
+            layout.units().iter().map(|unit| unit.parameters.iter().map(&mut place).collect()).collect()
+        };
         let files = Files {
-            weights: open("weights.f32")?,
-            gradient: open("gradient.f32")?,
-            exp_avg: open("exp_avg.f32")?,
-            exp_avg_sq: open("exp_avg_sq.f32")?,
+            weights: open("weights", layout.weight_bytes())?,
+            gradient: open("gradient.f32", bytes)?,
+            exp_avg: open("exp_avg.f32", bytes)?,
+            exp_avg_sq: open("exp_avg_sq.f32", bytes)?,
             dir: dir.into(),
-            offsets,
+            offsets: offsets(|p| p.len() as u64 * 4),
+            weight_offsets: offsets(Parameter::weight_bytes),
         };
         let layout = layout.clone();
         Ok(Self { layout, files: Arc::new(files), device: device.clone(), dtype, ahead: None, behind: None })
@@ -89,38 +94,90 @@ impl DiskStore {
             debug_assert_eq!(ahead, unit);
             return read.join().map_err(|_| TrainError::Worker)?;
         }
-        self.files.read_unit(&self.layout, unit, |files| &files.weights)
+        self.files.read_weights(&self.layout, unit)
     }
 }
 
 impl Files {
-    fn read(&self, file: &File, at: u64, values: &mut [f32]) -> Result<(), TrainError> {
-        let bytes = bytemuck::cast_slice_mut(values);
-        file.read_exact_at(bytes, at * 4).map_err(TrainError::file("read the parameters in", &self.dir))
-    }
-
-    fn write(&self, file: &File, at: u64, values: &[f32]) -> Result<(), TrainError> {
-        let bytes = bytemuck::cast_slice(values);
-        file.write_all_at(bytes, at * 4).map_err(TrainError::file("write the parameters in", &self.dir))
-    }
-
-    fn read_unit(&self, layout: &Layout, unit: usize, file: impl Fn(&Self) -> &File) -> Read {
-        let parameters = layout.units()[unit].parameters.iter().zip(&self.offsets[unit]);
+    /// The weights of a unit, in f32.
+    fn read_weights(&self, layout: &Layout, unit: usize) -> Read {
+        let parameters = layout.units()[unit].parameters.iter().enumerate();
         parameters
-            .map(|(parameter, &at)| {
+            .map(|(index, parameter)| {
                 let mut values = vec![0f32; parameter.len()];
-                self.read(file(self), at, &mut values)?;
+                self.read_weight_part((unit, index), parameter, 0, &mut values)?;
                 Ok(values)
             })
             .collect()
     }
 
-    fn file(&self, array: Array) -> &File {
-        match array {
-            Array::Weights => &self.weights,
-            Array::ExpAvg => &self.exp_avg,
-            Array::ExpAvgSq => &self.exp_avg_sq,
+    /// Weights of parameter `(unit, index)` from value `offset` on, in f32.
+    fn read_weight_part(
+        &self,
+        (unit, index): (usize, usize),
+        parameter: &Parameter,
+        offset: usize,
+        values: &mut [f32],
+    ) -> Result<(), TrainError> {
+        let first = self.weight_offsets[unit][index];
+        if parameter.dtype != DType::BF16 {
+            return self.read(&self.weights, first + offset as u64 * 4, values);
         }
+        let mut stored = vec![bf16::ZERO; PART.min(values.len())];
+        for (part, values) in values.chunks_mut(PART).enumerate() {
+            let stored = &mut stored[..values.len()];
+            let at = first + (offset + part * PART) as u64 * 2;
+            let bytes = bytemuck::cast_slice_mut(stored.reinterpret_cast_mut());
+            let read = self.weights.read_exact_at(bytes, at);
+            read.map_err(TrainError::file("read the parameters in", &self.dir))?;
+            widen(stored, values);
+        }
+        Ok(())
+    }
+
+    /// The reverse.
+    fn write_weight_part(
+        &self,
+        (unit, index): (usize, usize),
+        parameter: &Parameter,
+        offset: usize,
+        values: &[f32],
+    ) -> Result<(), TrainError> {
+        let first = self.weight_offsets[unit][index];
+        if parameter.dtype != DType::BF16 {
+            return self.write(&self.weights, first + offset as u64 * 4, values);
+        }
+        let mut stored = vec![bf16::ZERO; PART.min(values.len())];
+        for (part, values) in values.chunks(PART).enumerate() {
+            let stored = &mut stored[..values.len()];
+            narrow(values, stored);
+            let at = first + (offset + part * PART) as u64 * 2;
+            let bytes = bytemuck::cast_slice(stored.reinterpret_cast());
+            let written = self.weights.write_all_at(bytes, at);
+            written.map_err(TrainError::file("write the parameters in", &self.dir))?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, file: &File, at: u64, values: &mut [f32]) -> Result<(), TrainError> {
+        let bytes = bytemuck::cast_slice_mut(values);
+        file.read_exact_at(bytes, at).map_err(TrainError::file("read the parameters in", &self.dir))
+    }
+
+    fn write(&self, file: &File, at: u64, values: &[f32]) -> Result<(), TrainError> {
+        let bytes = bytemuck::cast_slice(values);
+        file.write_all_at(bytes, at).map_err(TrainError::file("write the parameters in", &self.dir))
+    }
+
+    fn read_gradient(&self, layout: &Layout, unit: usize) -> Read {
+        let parameters = layout.units()[unit].parameters.iter().zip(&self.offsets[unit]);
+        parameters
+            .map(|(parameter, &at)| {
+                let mut values = vec![0f32; parameter.len()];
+                self.read(&self.gradient, at, &mut values)?;
+                Ok(values)
+            })
+            .collect()
     }
 }
 
@@ -128,7 +185,8 @@ impl Files {
 struct Part {
     unit: usize,
     parameter: usize,
-    at: u64,
+    /// Index of the first value.
+    offset: usize,
     arrays: [Vec<f32>; 4],
 }
 
@@ -156,7 +214,7 @@ impl ParameterStore for DiskStore {
             return;
         }
         let (files, layout) = (Arc::clone(&self.files), self.layout.clone());
-        let read = std::thread::Builder::new().spawn(move || files.read_unit(&layout, unit, |f| &f.weights));
+        let read = std::thread::Builder::new().spawn(move || files.read_weights(&layout, unit));
         // without a thread it is read when it is needed
         self.ahead = read.ok().map(|read| (unit, read));
     }
@@ -177,7 +235,7 @@ impl ParameterStore for DiskStore {
 
     fn take_gradient(&mut self, unit: usize) -> Result<Vec<Vec<f32>>, TrainError> {
         self.settle()?;
-        self.files.read_unit(&self.layout, unit, |files| &files.gradient)
+        self.files.read_gradient(&self.layout, unit)
     }
 
     fn update(&mut self, update: &mut Update<'_>) -> Result<(), TrainError> {
@@ -190,8 +248,7 @@ impl ParameterStore for DiskStore {
             scope.spawn(move || {
                 for (unit, parameter, p) in layout.parameters() {
                     for start in (0..p.len()).step_by(PART) {
-                        let at = files.offsets[unit][parameter] + start as u64;
-                        let part = files.part(unit, parameter, at, PART.min(p.len() - start));
+                        let part = files.part((unit, parameter), p, start, PART.min(p.len() - start));
                         if to_compute.send(part).is_err() {
                             return;
                         }
@@ -201,9 +258,11 @@ impl ParameterStore for DiskStore {
             let writer = scope.spawn(move || {
                 for part in done {
                     let [weights, _, exp_avg, exp_avg_sq] = &part.arrays;
-                    files.write(&files.weights, part.at, weights)?;
-                    files.write(&files.exp_avg, part.at, exp_avg)?;
-                    files.write(&files.exp_avg_sq, part.at, exp_avg_sq)?;
+                    let parameter = &layout.units()[part.unit].parameters[part.parameter];
+                    let at = files.offsets[part.unit][part.parameter] + part.offset as u64 * 4;
+                    files.write_weight_part((part.unit, part.parameter), parameter, part.offset, weights)?;
+                    files.write(&files.exp_avg, at, exp_avg)?;
+                    files.write(&files.exp_avg_sq, at, exp_avg_sq)?;
                 }
                 Ok(())
             });
@@ -211,7 +270,8 @@ impl ParameterStore for DiskStore {
                 let mut part = part?;
                 let parameter = &layout.units()[part.unit].parameters[part.parameter];
                 let [weights, gradient, exp_avg, exp_avg_sq] = &mut part.arrays;
-                update(parameter, Slices { weights, gradient, exp_avg, exp_avg_sq });
+                let (unit, offset) = (part.unit, part.offset);
+                update(parameter, Slices { unit, offset, weights, gradient, exp_avg, exp_avg_sq });
                 if to_write.send(part).is_err() {
                     break;
                 }
@@ -222,26 +282,45 @@ impl ParameterStore for DiskStore {
     }
 
     fn read(&self, at: Place, offset: usize, values: &mut [f32]) -> Result<(), TrainError> {
-        let first = self.files.offsets[at.unit][at.parameter];
-        self.files.read(self.files.file(at.array), first + offset as u64, values)
+        let (files, place) = (&self.files, (at.unit, at.parameter));
+        let first = files.offsets[at.unit][at.parameter] + offset as u64 * 4;
+        let parameter = &self.layout.units()[at.unit].parameters[at.parameter];
+        match at.array {
+            Array::Weights => files.read_weight_part(place, parameter, offset, values),
+            Array::ExpAvg => files.read(&files.exp_avg, first, values),
+            Array::ExpAvgSq => files.read(&files.exp_avg_sq, first, values),
+        }
     }
 
     fn write(&mut self, at: Place, offset: usize, values: &[f32]) -> Result<(), TrainError> {
         self.ahead = None;
-        let first = self.files.offsets[at.unit][at.parameter];
-        self.files.write(self.files.file(at.array), first + offset as u64, values)
+        let (files, place) = (&self.files, (at.unit, at.parameter));
+        let first = files.offsets[at.unit][at.parameter] + offset as u64 * 4;
+        let parameter = &self.layout.units()[at.unit].parameters[at.parameter];
+        match at.array {
+            Array::Weights => files.write_weight_part(place, parameter, offset, values),
+            Array::ExpAvg => files.write(&files.exp_avg, first, values),
+            Array::ExpAvgSq => files.write(&files.exp_avg_sq, first, values),
+        }
     }
 }
 
 impl Files {
-    fn part(&self, unit: usize, parameter: usize, at: u64, len: usize) -> Result<Part, TrainError> {
-        let mut arrays = [const { Vec::new() }; 4];
-        let files = [&self.weights, &self.gradient, &self.exp_avg, &self.exp_avg_sq];
-        for (array, file) in arrays.iter_mut().zip(files) {
-            *array = vec![0f32; len];
+    fn part(
+        &self,
+        (unit, index): (usize, usize),
+        parameter: &Parameter,
+        offset: usize,
+        len: usize,
+    ) -> Result<Part, TrainError> {
+        let mut arrays: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0f32; len]);
+        let [weights, others @ ..] = &mut arrays;
+        self.read_weight_part((unit, index), parameter, offset, weights)?;
+        let at = self.offsets[unit][index] + offset as u64 * 4;
+        for (array, file) in others.iter_mut().zip([&self.gradient, &self.exp_avg, &self.exp_avg_sq]) {
             self.read(file, at, array)?;
         }
-        Ok(Part { unit, parameter, at, arrays })
+        Ok(Part { unit, parameter: index, offset, arrays })
     }
 }
 

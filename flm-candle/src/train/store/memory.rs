@@ -1,13 +1,16 @@
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Result as CandleResult, Tensor, Var, bail};
+use candle_core::{
+    CpuStorage, DType, Device, InplaceOp1, Result as CandleResult, Storage, Tensor, Var, bail,
+};
 
-use super::{Array, ParameterStore, Place, Update};
+use super::{Array, ParameterStore, Place, Update, narrow, widen};
 use crate::train::{Layout, ParameterGroup, Slices, TrainError, head::host_slice};
 
 /// Everything in host memory; weights also on the device, if it is another one and has room.
 ///
-/// 16 bytes a parameter on the host while a step runs: weights, gradient and two moments in f32.
+/// 16 bytes a parameter on the host while a step runs: weights, gradient and two moments in f32; 14
+/// where weights are bf16, which a CPU widens for the unit in use.
 #[derive(Debug)]
 pub struct MemoryStore {
     layout: Layout,
@@ -19,7 +22,7 @@ pub struct MemoryStore {
 
 #[derive(Debug)]
 struct UnitState {
-    /// f32, in host memory.
+    /// In host memory, in the dtype that each parameter is stored in.
     weights: Vec<Var>,
     /// Copies for computing, where they are kept.
     copies: Option<Vec<Var>>,
@@ -35,10 +38,8 @@ impl MemoryStore {
         let mut units = Vec::with_capacity(layout.units().len());
         for unit in layout.units() {
             let zeros = || unit.parameters.iter().map(|p| vec![0f32; p.len()]).collect::<Vec<_>>();
-            let weights = unit
-                .parameters
-                .iter()
-                .map(|p| Var::from_vec(vec![0f32; p.len()], p.shape.as_slice(), &Device::Cpu));
+            let weights =
+                unit.parameters.iter().map(|p| Var::zeros(p.shape.as_slice(), p.dtype, &Device::Cpu));
             units.push(UnitState {
                 weights: weights.collect::<CandleResult<_>>()?,
                 copies: None,
@@ -50,9 +51,9 @@ impl MemoryStore {
         Ok(Self { layout: layout.clone(), units, device: device.clone(), dtype, on_device })
     }
 
-    /// Whether the host's f32 weights are what computes.
-    fn in_place(&self) -> bool {
-        self.device.is_cpu() && self.dtype == DType::F32
+    /// Whether stored weights are what computes: f32 on the host.
+    fn in_place(&self, weight: &Var) -> bool {
+        self.device.is_cpu() && self.dtype == DType::F32 && weight.dtype() == DType::F32
     }
 }
 
@@ -76,20 +77,20 @@ impl ParameterStore for MemoryStore {
     }
 
     fn weights(&mut self, unit: usize) -> Result<Vec<Var>, TrainError> {
-        let in_place = self.in_place();
-        let state = &mut self.units[unit];
-        if in_place {
-            return Ok(state.weights.clone());
-        }
+        let state = &self.units[unit];
         if let Some(copies) = &state.copies {
             return Ok(copies.clone());
         }
-        let parameters = &self.layout.units()[unit].parameters;
-        let copies = state.weights.iter().zip(parameters);
-        let copies = copies.map(|(w, p)| compute_copy(w, p.group, self.dtype, &self.device));
+        let copies = state.weights.iter().zip(&self.layout.units()[unit].parameters);
+        let copies = copies.map(|(weight, parameter)| {
+            if self.in_place(weight) {
+                return Ok(weight.clone());
+            }
+            compute_copy(weight, parameter.group, self.dtype, &self.device)
+        });
         let copies: Vec<Var> = copies.collect::<CandleResult<_>>()?;
-        if self.on_device {
-            state.copies = Some(copies.clone());
+        if self.on_device && !self.device.is_cpu() {
+            self.units[unit].copies = Some(copies.clone());
         }
         Ok(copies)
     }
@@ -106,14 +107,25 @@ impl ParameterStore for MemoryStore {
     }
 
     fn update(&mut self, update: &mut Update<'_>) -> Result<(), TrainError> {
-        for (unit, state) in self.layout.units().iter().zip(&mut self.units) {
+        for (index, (unit, state)) in self.layout.units().iter().zip(&mut self.units).enumerate() {
             state.copies = None;
             let gradients = std::mem::take(&mut state.gradient);
             let arrays =
                 state.weights.iter().zip(&gradients).zip(&mut state.exp_avg).zip(&mut state.exp_avg_sq);
             for ((((weights, gradient), exp_avg), exp_avg_sq), parameter) in arrays.zip(&unit.parameters) {
-                change(weights, |weights| {
-                    update(parameter, Slices { weights, gradient, exp_avg, exp_avg_sq });
+                change(weights, |offset, weights| {
+                    let range = offset..offset + weights.len();
+                    update(
+                        parameter,
+                        Slices {
+                            unit: index,
+                            offset,
+                            weights,
+                            gradient: &gradient[range.clone()],
+                            exp_avg: &mut exp_avg[range.clone()],
+                            exp_avg_sq: &mut exp_avg_sq[range],
+                        },
+                    );
                 })?;
             }
         }
@@ -126,7 +138,10 @@ impl ParameterStore for MemoryStore {
         match at.array {
             Array::Weights => {
                 let (storage, _) = state.weights[at.parameter].storage_and_layout();
-                values.copy_from_slice(&host_slice(&storage)?[range]);
+                match &*storage {
+                    Storage::Cpu(CpuStorage::BF16(stored)) => widen(&stored[range], values),
+                    storage => values.copy_from_slice(&host_slice(storage)?[range]),
+                }
             }
             Array::ExpAvg => values.copy_from_slice(&state.exp_avg[at.parameter][range]),
             Array::ExpAvgSq => values.copy_from_slice(&state.exp_avg_sq[at.parameter][range]),
@@ -140,7 +155,14 @@ impl ParameterStore for MemoryStore {
         match at.array {
             Array::Weights => {
                 state.copies = None;
-                change(&state.weights[at.parameter], |weights| weights[range].copy_from_slice(values))?;
+                change(&state.weights[at.parameter], |first, weights| {
+                    let end = first + weights.len();
+                    let (from, to) = (range.start.max(first), range.end.min(end));
+                    if from < to {
+                        let values = &values[from - offset..to - offset];
+                        weights[from - first..to - first].copy_from_slice(values);
+                    }
+                })?;
             }
             Array::ExpAvg => state.exp_avg[at.parameter][range].copy_from_slice(values),
             Array::ExpAvgSq => state.exp_avg_sq[at.parameter][range].copy_from_slice(values),
@@ -149,22 +171,35 @@ impl ParameterStore for MemoryStore {
     }
 }
 
-/// Changes a variable's values where they are.
-fn change(variable: &Var, change: impl FnOnce(&mut [f32]) + Send) -> Result<(), TrainError> {
-    Ok(variable.inplace_op1(&InPlace(Mutex::new(Some(change))))?)
+/// Values of a bf16 variable that are widened at once.
+const PART: usize = 1 << 20;
+
+/// Changes a variable's values where they are: in parts, each with the index of its first value.
+fn change(variable: &Var, change: impl FnMut(usize, &mut [f32]) + Send) -> Result<(), TrainError> {
+    Ok(variable.inplace_op1(&InPlace(Mutex::new(change)))?)
 }
 
-struct InPlace<F>(Mutex<Option<F>>);
+struct InPlace<F>(Mutex<F>);
 
-impl<F: FnOnce(&mut [f32])> InplaceOp1 for InPlace<F> {
+impl<F: FnMut(usize, &mut [f32])> InplaceOp1 for InPlace<F> {
     fn name(&self) -> &'static str {
         "in-place"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &candle_core::Layout) -> CandleResult<()> {
-        let CpuStorage::F32(values) = storage else { bail!("master weights are f32") };
-        if let Some(change) = self.0.lock().ok().and_then(|mut change| change.take()) {
-            change(values);
+        let Ok(mut change) = self.0.lock() else { bail!("a change of weights failed before") };
+        match storage {
+            CpuStorage::F32(values) => change(0, values),
+            CpuStorage::BF16(stored) => {
+                let mut wide = vec![0f32; PART.min(stored.len())];
+                for (index, stored) in stored.chunks_mut(PART).enumerate() {
+                    let wide = &mut wide[..stored.len()];
+                    widen(stored, wide);
+                    change(index * PART, wide);
+                    narrow(wide, stored);
+                }
+            }
+            _ => bail!("weights are stored in f32 or bf16"),
         }
         Ok(())
     }

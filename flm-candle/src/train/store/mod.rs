@@ -5,8 +5,9 @@ mod memory;
 
 use candle_core::{DType, Var};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
-use super::{Layout, Parameter, Slices, TrainError};
+use super::{Layout, Parameter, Slices, TrainError, sums::CHUNK};
 use crate::checkpoint::Checkpoint;
 
 pub use disk::DiskStore;
@@ -15,7 +16,7 @@ pub use memory::MemoryStore;
 /// Which of a parameter's four arrays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Array {
-    /// f32 master weights.
+    /// Weights.
     Weights,
     /// First moment.
     ExpAvg,
@@ -45,10 +46,10 @@ pub trait ParameterStore: Send + std::fmt::Debug {
     /// Lets `update` change weights and moments of every parameter, in parts; gradients are gone then.
     fn update(&mut self, update: &mut Update<'_>) -> Result<(), TrainError>;
 
-    /// Fills `values` with one of a parameter's arrays, from value `offset` on.
+    /// Fills `values` (f32, whatever is stored) with one of a parameter's arrays, from value `offset` on.
     fn read(&self, at: Place, offset: usize, values: &mut [f32]) -> Result<(), TrainError>;
 
-    /// Sets one of a parameter's arrays, from value `offset` on.
+    /// Sets one of a parameter's arrays, from value `offset` on; weights stored in bf16 to the nearest.
     fn write(&mut self, at: Place, offset: usize, values: &[f32]) -> Result<(), TrainError>;
 }
 
@@ -85,13 +86,27 @@ pub fn load_weights(store: &mut dyn ParameterStore, checkpoint: &Checkpoint) -> 
             let count = MOVED.min(parameter.len() - offset);
             let bytes = &mut bytes[..count * width];
             checkpoint.read_at(entry, (offset * width) as u64, bytes)?;
-            store.write(place, offset, &widen(bytes, entry.dtype))?;
+            store.write(place, offset, &values(bytes, entry.dtype))?;
         }
     }
     Ok(())
 }
 
-fn widen(bytes: &[u8], dtype: DType) -> Vec<f32> {
+/// bf16 as f32.
+fn widen(stored: &[bf16], wide: &mut [f32]) {
+    wide.par_chunks_mut(CHUNK).zip(stored.par_chunks(CHUNK)).for_each(|(wide, stored)| {
+        wide.iter_mut().zip(stored).for_each(|(wide, stored)| *wide = stored.to_f32());
+    });
+}
+
+/// f32 as the nearest bf16: itself, where an update has rounded it.
+fn narrow(wide: &[f32], stored: &mut [bf16]) {
+    stored.par_chunks_mut(CHUNK).zip(wide.par_chunks(CHUNK)).for_each(|(stored, wide)| {
+        stored.iter_mut().zip(wide).for_each(|(stored, &wide)| *stored = bf16::from_f32(wide));
+    });
+}
+
+fn values(bytes: &[u8], dtype: DType) -> Vec<f32> {
     match dtype {
         DType::BF16 => bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
         DType::F16 => bytes.as_chunks::<2>().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),

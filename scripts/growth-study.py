@@ -16,7 +16,7 @@ TABLES = [
     ("Twice the width, heads and units; 16 to 20 layers", ["--hidden", "192", "--heads", "8", "--ffn", "512", "--layers", "20"],
      [("distance", "msg", []), ("distance", "zero", []), ("distance", "clone", []), ("distance", "clone", ["--noise", "0.1"])]),
     ("Depth alone: 16 to 20 layers", ["--layers", "20"],
-     [(place, operator, []) for place in ("distance", "interpolate", "stack") for operator in ("msg", "zero", "clone")] + [("stack", "stack", [])]),
+     [(place, operator, []) for place in ("distance", "interpolate", "stack") for operator in ("msg", "zero")] + [("stack", "stack", [])]),
 ]
 
 RECIPE = """
@@ -62,9 +62,8 @@ class Refused(Exception):
 def flm(args, *command):
     out = subprocess.run([str(args.flm), *map(str, command), "--json", "--quiet"], capture_output=True, text=True)
     if out.returncode:
-        lines = [line for line in out.stderr.splitlines() if line.strip()]
-        # the message and its cause; advice after a semicolon stays out of the table
-        raise Refused("; ".join(line.strip() for line in lines)[:300] or f"exit status {out.returncode}")
+        lines = [line.strip() for line in out.stderr.splitlines() if line.strip()] or [f"exit status {out.returncode}"]
+        raise Refused(lines[0].replace(f"{args.out}/", ""))
     return json.loads(out.stdout)
 
 

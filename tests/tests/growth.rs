@@ -70,6 +70,32 @@ fn masked_growth_is_exact_and_folds_at_every_mask() {
 }
 
 #[test]
+fn clones_with_noise_are_the_same_function() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let sizes = ["--hidden", "192", "--heads", "8", "--ffn", "512", "--noise", "0.1"];
+    let grown = dir.path().join("grown");
+    let grow = ["grow", text(&source), text(&grown), "--operator", "clone"];
+    let report = flm_json(grow.into_iter().chain(sizes));
+    assert_eq!(report["preservation"], "exact");
+    let same = flm_json(["verify", text(&source), text(&grown)]);
+    assert_eq!(same["passed"], true, "{same:#}");
+    let recipe = dir.path().join("recipe.toml");
+    let sizes = "operator = \"clone\"\nnoise = 0.1\nhidden = 192\nheads = 8\nffn = 512\n";
+    std::fs::write(&recipe, format!("[[stage]]\n{sizes}")).unwrap();
+    let again = dir.path().join("again");
+    flm_json(["grow", text(&source), text(&again), "--recipe", text(&recipe)]);
+    let tensors = |dir: &Path| json(&dir.join("checksums.json"))["tensors"].clone();
+    assert_eq!(tensors(&again), tensors(&grown));
+    let quiet = dir.path().join("quiet");
+    flm_json(["grow", text(&source), text(&quiet), "--recipe", text(&recipe), "noise=0.0"]);
+    assert_ne!(tensors(&quiet), tensors(&grown));
+    let refused =
+        ["grow", text(&source), "--dry-run", "--to", "nano-102b", "--operator", "zero", "--noise", "0.1"];
+    assert!(stderr_of_failure(&refused).contains("noise is for `clone`"));
+}
+
+#[test]
 fn layers_are_placed_by_measured_distances() {
     let dir = tempfile::tempdir().unwrap();
     let source = nano(dir.path());

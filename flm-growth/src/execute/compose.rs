@@ -18,6 +18,9 @@ pub(crate) struct Composer<'a> {
     noise: Option<NormalFill>,
 }
 
+/// How often noise is halved before it is left out.
+const HALVINGS: usize = 8;
+
 /// Fills a buffer from a byte offset of the source's tensor.
 pub(crate) type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<()> + 'a;
 
@@ -151,7 +154,8 @@ impl<'a> Composer<'a> {
         scale(dtype, from_tail, factor * tail.map_or(1.0, |t| t.scale), self.plan.dtype, to_tail);
     }
 
-    /// Adds noise to every other one of a row's copies and takes it from the next.
+    /// Adds noise to every other one of a row's copies and takes it from the next: as much as leaves their
+    /// sum what it was to the last bit, which where a weight is smaller than its noise is less.
     fn disturb(&self, noise: &NormalFill, row: usize, out: &mut [u8]) {
         let (dtype, size) = (self.plan.dtype, self.plan.dtype.bytes());
         let mut drawn = vec![0; self.copied_cols * 8];
@@ -161,9 +165,16 @@ impl<'a> Composer<'a> {
             let slots = plus.chunks_exact_mut(size).zip(minus.chunks_exact_mut(size));
             for ((plus, minus), drawn) in slots.zip(drawn.chunks_exact(8)) {
                 let weight = dtype.decode(plus);
-                dtype.encode(weight + Precision::F64.decode(drawn), plus);
-                // of the rounded sum: the two add up to twice the weight, in most cases exactly
-                dtype.encode(2.0 * weight - dtype.decode(plus), minus);
+                let mut drawn = Precision::F64.decode(drawn);
+                for halvings in 0..=HALVINGS {
+                    drawn = if halvings < HALVINGS { drawn } else { 0.0 };
+                    dtype.encode(weight + drawn, plus);
+                    dtype.encode(2.0 * weight - dtype.decode(plus), minus);
+                    if dtype.decode(plus) + dtype.decode(minus) == 2.0 * weight {
+                        break;
+                    }
+                    drawn *= 0.5;
+                }
             }
         }
     }

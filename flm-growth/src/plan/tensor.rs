@@ -90,7 +90,7 @@ pub struct TensorPlan {
     pub col_scale: Option<TailScale>,
     /// Noise on columns that are repeated: added to one copy, taken from the next, so that a row's product
     /// with a vector whose entries are repeated likewise stays what it is. Of an odd number of copies
-    /// the last has none.
+    /// the last has none, and a weight has only as much as leaves the sum of its copies exact.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub noise: Option<Std>,
     /// Fill of the copied rows' new columns.
@@ -243,6 +243,6 @@ impl TensorPlan {
         let keeps = |factor: f64| factor == 0.0 || is_power_of_two(factor.abs());
         let tails = [self.row_scale, self.col_scale];
         let exact = keeps(self.scale) && tails.iter().flatten().all(|t| keeps(t.scale)) && !narrows;
-        (!exact || self.noise.is_some()).then(|| self.dtype.unit_roundoff())
+        (!exact).then(|| self.dtype.unit_roundoff())
     }
 }

@@ -34,7 +34,8 @@ fn masked_growth_is_exact_and_folds_at_every_mask() {
     let dir = tempfile::tempdir().unwrap();
     let source = nano(dir.path());
     let grown = dir.path().join("grown");
-    let report = flm_json(["grow", text(&source), text(&grown), "--to", "nano-102b", "--operator", "msg"]);
+    // msg is the default
+    let report = flm_json(["grow", text(&source), text(&grown), "--to", "nano-102b"]);
     assert_eq!(report["preservation"], "exact");
     let masks = &json(&grown.join("config.json"))["growth"];
     assert_eq!((masks["hidden"]["from"].as_u64(), masks["heads"]["kv_from"].as_u64()), (Some(96), Some(4)));
@@ -192,7 +193,7 @@ fn grow_large(source: &Path, dst: &Path, seed: &str) -> Command {
     let mut command = Command::new(binary());
     command
         .args(["grow", text(source), text(dst), "--to", "nano-1t", "--ffn", "8000", "--seed", seed])
-        .args(["--max-shard-size", "50MB", "--quiet"])
+        .args(["--operator", "zero", "--max-shard-size", "50MB", "--quiet"])
         .env("RAYON_NUM_THREADS", "2")
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -236,6 +237,8 @@ fn killed_runs_go_on_and_end_in_the_same_bytes() {
                 "nano-1t",
                 "--ffn",
                 "8000",
+                "--operator",
+                "zero",
                 "--seed",
                 "2",
                 "--max-shard-size",

@@ -34,7 +34,7 @@ use stage::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_pair, parse_std};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm grow ./Tele-FLM ./Tele-FLM-102B --to tele-flm-102b\n  \
-    flm grow ./SmolLM2 ./SmolLM2-wide --hidden 768 --heads 12 --ffn 2048 --layers 36\n  \
+    flm grow ./SmolLM2 ./SmolLM2-wide --operator zero --hidden 768 --heads 12 --ffn 2048 --layers 36\n  \
     flm grow ./Tele-FLM ./Tele-FLM-1T --to tele-flm-102b --to tele-flm-1t --mup 2.0/80\n  \
     flm grow ./Tele-FLM ./Tele-FLM-102B --recipe recipes/52b-to-102b.toml seed=7\n  \
     flm grow --from-config tele-flm-102b --to tele-flm-1t --dry-run")]
@@ -77,7 +77,8 @@ pub(crate) struct Grow {
     /// Rows of the embedding.
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
-    /// Rules for new weights.
+    /// Rules for new weights. Of several stages msg is for the last: those before it are grown with zero,
+    /// which is msg folded at masks of 0.
     #[arg(long, value_enum, default_value_t = DEFAULT_OPERATOR.into())]
     operator: OperatorName,
     /// Where new layers go: interpolate, uniform, after:3,7,…, distance (after the layers that do
@@ -139,7 +140,8 @@ pub(crate) struct Grow {
 /// Names of operators on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum OperatorName {
-    /// Noise behind masks of 0 that training raises to 1 (Masked Structural Growth).
+    /// Noise behind masks of 0 that training raises to 1 (Masked Structural Growth); for other programs,
+    /// `flm fold` first.
     Msg,
     /// Zeros where new weights write: a plain checkpoint that any Llama runtime runs.
     Zero,

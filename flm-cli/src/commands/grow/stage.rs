@@ -10,7 +10,7 @@ use toml::{Table, Value};
 use crate::arguments::parse_size;
 
 /// The operator of a stage that names none.
-pub(super) const DEFAULT_OPERATOR: Operator = Operator::Zero;
+pub(super) const DEFAULT_OPERATOR: Operator = Operator::Msg;
 
 /// A growth from one size to the next; what is `None` has its default.
 #[derive(Debug, Clone, Default, Deserialize)]

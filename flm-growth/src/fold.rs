@@ -10,6 +10,18 @@
 //! so that gains take √(S/D)/rᵢ, eps takes S/D, whatever writes the stream takes hᵢ·rᵢ, and the masks of
 //! heads, units and layers go into the columns and the whole of the writers. Where h is 0 the stream is
 //! 0 and the gain's factor is arbitrary; this is then the `zero` operator's checkpoint.
+//!
+//! The norm's statistics leave no choice of the factors: √mask it has to be, which rounds the scaled weights
+//! once. In f32 that is far below what the arithmetic itself rounds. SmolLM2-135M grown to 264 million
+//! parameters of which half are noise amplifies rounding; relative L2 errors of its logits, 48 positions:
+//!
+//! ```text
+//! mask   masked, f32 against f64   folded against masked, both in f64   the same, both in f32
+//! 0.1    5.7e-6                    2.9e-7                               6.1e-6
+//! 0.5    3.5e-5                    2.0e-6                               5.2e-5
+//! 0.9    2.3e-5                    1.6e-6                               3.4e-5
+//! 1      3.7e-5                    0                                    1.4e-5
+//! ```
 
 use std::path::Path;
 
@@ -164,6 +176,7 @@ fn tensor_plan(
         scale,
         row_scale,
         col_scale,
+        noise: None,
         new_cols: None,
         new_rows: None,
         new_corner: None,

@@ -34,7 +34,8 @@ fn masked_growth_is_exact_and_folds_at_every_mask() {
     let dir = tempfile::tempdir().unwrap();
     let source = nano(dir.path());
     let grown = dir.path().join("grown");
-    let report = flm_json(["grow", text(&source), text(&grown), "--to", "nano-102b", "--operator", "msg"]);
+    // msg is the default
+    let report = flm_json(["grow", text(&source), text(&grown), "--to", "nano-102b"]);
     assert_eq!(report["preservation"], "exact");
     let masks = &json(&grown.join("config.json"))["growth"];
     assert_eq!((masks["hidden"]["from"].as_u64(), masks["heads"]["kv_from"].as_u64()), (Some(96), Some(4)));
@@ -67,6 +68,32 @@ fn masked_growth_is_exact_and_folds_at_every_mask() {
         assert!(same["rel_l2"].as_f64().unwrap() <= 1e-5, "{mask}: {same:#}");
         assert_eq!(json(&folded.join("config.json")).get("growth"), None);
     }
+}
+
+#[test]
+fn clones_with_noise_are_the_same_function() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let sizes = ["--hidden", "192", "--heads", "8", "--ffn", "512", "--noise", "0.1"];
+    let grown = dir.path().join("grown");
+    let grow = ["grow", text(&source), text(&grown), "--operator", "clone"];
+    let report = flm_json(grow.into_iter().chain(sizes));
+    assert_eq!(report["preservation"], "exact");
+    let same = flm_json(["verify", text(&source), text(&grown)]);
+    assert_eq!(same["passed"], true, "{same:#}");
+    let recipe = dir.path().join("recipe.toml");
+    let sizes = "operator = \"clone\"\nnoise = 0.1\nhidden = 192\nheads = 8\nffn = 512\n";
+    std::fs::write(&recipe, format!("[[stage]]\n{sizes}")).unwrap();
+    let again = dir.path().join("again");
+    flm_json(["grow", text(&source), text(&again), "--recipe", text(&recipe)]);
+    let tensors = |dir: &Path| json(&dir.join("checksums.json"))["tensors"].clone();
+    assert_eq!(tensors(&again), tensors(&grown));
+    let quiet = dir.path().join("quiet");
+    flm_json(["grow", text(&source), text(&quiet), "--recipe", text(&recipe), "noise=0.0"]);
+    assert_ne!(tensors(&quiet), tensors(&grown));
+    let refused =
+        ["grow", text(&source), "--dry-run", "--to", "nano-102b", "--operator", "zero", "--noise", "0.1"];
+    assert!(stderr_of_failure(&refused).contains("noise is for `clone`"));
 }
 
 #[test]
@@ -157,7 +184,7 @@ fn damage_is_found_by_checksums() {
     let out = flm(["verify", text(&grown), "--json"]);
     assert_eq!(out.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();
-    assert!(report["problems"][1].as_str().unwrap().starts_with("tensor model."), "{report:#}");
+    assert!(report["problems"][0].as_str().unwrap().starts_with("tensor model."), "{report:#}");
     assert!(stderr_of_failure(&["verify", text(&source)]).contains("no checksums.json"));
 }
 
@@ -166,7 +193,7 @@ fn grow_large(source: &Path, dst: &Path, seed: &str) -> Command {
     let mut command = Command::new(binary());
     command
         .args(["grow", text(source), text(dst), "--to", "nano-1t", "--ffn", "8000", "--seed", seed])
-        .args(["--max-shard-size", "50MB", "--quiet"])
+        .args(["--operator", "zero", "--max-shard-size", "50MB", "--quiet"])
         .env("RAYON_NUM_THREADS", "2")
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -210,6 +237,8 @@ fn killed_runs_go_on_and_end_in_the_same_bytes() {
                 "nano-1t",
                 "--ffn",
                 "8000",
+                "--operator",
+                "zero",
                 "--seed",
                 "2",
                 "--max-shard-size",

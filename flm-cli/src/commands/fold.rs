@@ -27,6 +27,12 @@ pub(crate) struct Fold {
     /// Largest file.
     #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
     max_shard_size: u64,
+    /// Fold the optimizer's state that a training checkpoint holds, too.
+    #[arg(long)]
+    optimizer_state: bool,
+    /// Hash whole weight files besides their tensors, as b3sum does.
+    #[arg(long)]
+    file_digests: bool,
     /// Throw away what an unfinished run has written.
     #[arg(long)]
     restart: bool,
@@ -54,6 +60,8 @@ impl Fold {
             max_shard_bytes: self.max_shard_size,
             command: std::env::args().collect(),
             restart: self.restart,
+            optimizer_state: self.optimizer_state,
+            file_digests: self.file_digests,
             ..ExecuteOptions::default()
         };
         let bar = output.bytes("folding", plan.tensors.iter().map(|t| t.nbytes()).sum());

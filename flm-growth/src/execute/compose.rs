@@ -14,7 +14,12 @@ pub(crate) struct Composer<'a> {
     copied_cols: usize,
     /// One generator for each standard deviation that the plan names; in practice one.
     normal: Vec<(f64, NormalFill)>,
+    /// The noise that cancels between repeated columns, in f64.
+    noise: Option<NormalFill>,
 }
+
+/// How often noise is halved before it is left out.
+const HALVINGS: usize = 8;
 
 /// Fills a buffer from a byte offset of the source's tensor.
 pub(crate) type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<()> + 'a;
@@ -29,14 +34,21 @@ impl<'a> Composer<'a> {
         let mut normal: Vec<(f64, NormalFill)> = Vec::new();
         for fill in [plan.new_cols, plan.new_rows, plan.new_corner].into_iter().flatten() {
             match fill {
-                Fill::Normal(Std::Match) => return Err(GrowthError::StdWithoutSource(plan.name.clone())),
+                Fill::Normal(Std::Match | Std::Times(_)) => {
+                    return Err(GrowthError::StdWithoutSource(plan.name.clone()));
+                }
                 Fill::Normal(Std::Value(std)) if normal.iter().all(|(s, _)| *s != std) => {
                     normal.push((std, NormalFill::new(seed, &plan.name, plan.dtype, std)?));
                 }
                 _ => {}
             }
         }
-        Ok(Self { plan, cols, copied_rows, copied_cols, normal })
+        let noise = match plan.noise {
+            Some(Std::Value(std)) => Some(NormalFill::new(seed, &plan.name, Precision::F64, std)?),
+            Some(_) => return Err(GrowthError::StdWithoutSource(plan.name.clone())),
+            None => None,
+        };
+        Ok(Self { plan, cols, copied_rows, copied_cols, normal, noise })
     }
 
     /// Bytes of one row of the target.
@@ -120,6 +132,9 @@ impl<'a> Composer<'a> {
                     let length = tile.len();
                     tile.copy_from_slice(&left[..length]);
                 }
+                if let Some(noise) = &self.noise {
+                    self.disturb(noise, target + index, to);
+                }
             } else {
                 let element = (target + index) as u64 * self.cols as u64 + self.copied_cols as u64;
                 self.fill(new_cols, element, right)?;
@@ -137,6 +152,31 @@ impl<'a> Composer<'a> {
         let (to_head, to_tail) = to.split_at_mut(split * self.plan.dtype.bytes());
         scale(dtype, from_head, factor, self.plan.dtype, to_head);
         scale(dtype, from_tail, factor * tail.map_or(1.0, |t| t.scale), self.plan.dtype, to_tail);
+    }
+
+    /// Adds noise to every other one of a row's copies and takes it from the next: as much as leaves their
+    /// sum what it was to the last bit, which where a weight is smaller than its noise is less.
+    fn disturb(&self, noise: &NormalFill, row: usize, out: &mut [u8]) {
+        let (dtype, size) = (self.plan.dtype, self.plan.dtype.bytes());
+        let mut drawn = vec![0; self.copied_cols * 8];
+        for (pair, copies) in out.chunks_exact_mut(2 * self.copied_cols * size).enumerate() {
+            noise.write(row as u64 * self.cols as u64 + (2 * pair * self.copied_cols) as u64, &mut drawn);
+            let (plus, minus) = copies.split_at_mut(self.copied_cols * size);
+            let slots = plus.chunks_exact_mut(size).zip(minus.chunks_exact_mut(size));
+            for ((plus, minus), drawn) in slots.zip(drawn.chunks_exact(8)) {
+                let weight = dtype.decode(plus);
+                let mut drawn = Precision::F64.decode(drawn);
+                for halvings in 0..=HALVINGS {
+                    drawn = if halvings < HALVINGS { drawn } else { 0.0 };
+                    dtype.encode(weight + drawn, plus);
+                    dtype.encode(2.0 * weight - dtype.decode(plus), minus);
+                    if dtype.decode(plus) + dtype.decode(minus) == 2.0 * weight {
+                        break;
+                    }
+                    drawn *= 0.5;
+                }
+            }
+        }
     }
 
     /// New rows `start..end` that repeat the source's from the first.

@@ -1,10 +1,13 @@
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use flm_candle::checkpoint::Writer;
 
 use super::journal::Journal;
-use crate::checksums::{Checksums, FileDigest};
+use crate::checksums::{Checksums, header_digest};
 use crate::error::{GrowthError, Result};
 
 /// A piece of the output.
@@ -13,13 +16,15 @@ pub(super) enum Bytes<'a> {
     Zeros(usize),
 }
 
-/// Digests of tensors and files, from chunks that threads bring in any order and that are taken in the
-/// order of the file.
+/// Digests of tensors, and of whole files where they are asked for, from chunks that threads bring in any
+/// order and that are taken in the order of the file.
 pub(super) struct Digests<'a> {
     writer: &'a Writer,
     state: Mutex<State>,
     turn: Condvar,
     stop: AtomicBool,
+    /// Whether whole files are hashed, too.
+    files: bool,
     /// What an earlier run has finished.
     earlier: std::collections::BTreeMap<String, String>,
 }
@@ -37,11 +42,12 @@ struct State {
 struct OpenFile {
     index: usize,
     name: String,
-    hasher: blake3::Hasher,
+    /// Of the whole file, where it was asked for.
+    hasher: Option<blake3::Hasher>,
 }
 
 impl<'a> Digests<'a> {
-    pub(super) fn new(writer: &'a Writer, journal: Journal) -> Self {
+    pub(super) fn new(writer: &'a Writer, journal: Journal, files: bool) -> Self {
         let earlier = journal.finished.clone();
         let state = State {
             next: 0,
@@ -51,7 +57,7 @@ impl<'a> Digests<'a> {
             checksums: Checksums::default(),
         };
         let (turn, stop) = (Condvar::new(), AtomicBool::new(false));
-        Self { writer, state: Mutex::new(state), turn, stop, earlier }
+        Self { writer, state: Mutex::new(state), turn, stop, files, earlier }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,13 +117,9 @@ impl<'a> Digests<'a> {
             state.end_file();
             let name = self.writer.file_names().nth(index).unwrap_or_default().to_owned();
             let path = self.writer.staging_dir().join(&name);
-            // the header: all before the first tensor
-            let mut header = vec![0; offset as usize];
-            std::fs::File::open(&path)
-                .and_then(|file| std::os::unix::fs::FileExt::read_exact_at(&file, &mut header, 0))
-                .map_err(|source| GrowthError::Read { path: path.display().to_string(), source })?;
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(&header);
+            let failed = |source| GrowthError::Read { path: path.display().to_string(), source };
+            state.checksums.weights.insert(name.clone(), header_digest(&path).map_err(failed)?);
+            let hasher = if self.files { Some(header_hasher(&path, offset).map_err(failed)?) } else { None };
             state.file = Some(OpenFile { index, name, hasher });
         }
         Ok(())
@@ -152,8 +154,8 @@ impl State {
         static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         let mut both = |bytes: &[u8]| {
             self.tensor.update(bytes);
-            if let Some(file) = &mut self.file {
-                file.hasher.update(bytes);
+            if let Some(hasher) = self.file.as_mut().and_then(|f| f.hasher.as_mut()) {
+                hasher.update(bytes);
             }
         };
         match bytes {
@@ -170,12 +172,18 @@ impl State {
     }
 
     fn end_file(&mut self) {
-        if let Some(file) = self.file.take() {
-            let digest = FileDigest {
-                bytes: file.hasher.count(),
-                blake3: file.hasher.finalize().to_hex().to_string(),
-            };
-            self.checksums.files.insert(file.name, digest);
+        let Some(OpenFile { name, hasher: Some(hasher), .. }) = self.file.take() else { return };
+        if let Some(file) = self.checksums.weights.get_mut(&name) {
+            file.blake3 = Some(hasher.finalize().to_hex().to_string());
         }
     }
+}
+
+/// A hasher that has seen a file's first `length` bytes.
+fn header_hasher(path: &Path, length: u64) -> std::io::Result<blake3::Hasher> {
+    let mut header = vec![0; length as usize];
+    File::open(path)?.read_exact(&mut header)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&header);
+    Ok(hasher)
 }

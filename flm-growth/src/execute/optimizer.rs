@@ -1,15 +1,16 @@
-//! Optimizer state grows with the weights.
+//! Optimizer state goes where the weights go, in a growth and in a fold.
 //!
 //! It is what the trainer writes beside the weights: a checkpoint `optimizer/` with Adam's moments
-//! `exp_avg.NAME` and `exp_avg_sq.NAME`, and `training_state.json` with the step. Moments go into the
-//! corner; where weights are multiplied by c, their gradients are by 1/c, and so the moments are
-//! multiplied by 1/c and 1/c². New entries and new layers start with 0. The step is kept.
+//! `exp_avg.NAME` and `exp_avg_sq.NAME`, and `training_state.json` with the step. A weight that is stored
+//! as w' = c·w has the gradient ∂L/∂w' = 1/c · ∂L/∂w, and each of n copies has the n-th part of it (where
+//! noise tells copies apart, nearly); so the first moment takes 1/(c·n), the second its square. What is
+//! new, and what is stored as 0, starts with 0. The step is kept.
 
 use flm_candle::checkpoint::{Checkpoint, Writer};
 
 use super::{ExecuteOptions, Provenance, Transfer, disk_need};
 use crate::error::{GrowthError, Result};
-use crate::plan::{Fill, SourceTensor, TensorPlan};
+use crate::plan::{Fill, SourceTensor, TailScale, TensorPlan};
 use crate::precision::Precision;
 
 /// Folder of the optimizer's state in a training checkpoint.
@@ -39,7 +40,8 @@ impl OptimizerGrowth {
         let mut tensors = Vec::new();
         for (prefix, power) in MOMENTS {
             for weight in weights {
-                tensors.push(moments(&source, weight, prefix, power)?);
+                let history = history(&source, weight, prefix)?;
+                tensors.push(moments(weight, prefix, power, history));
             }
         }
         Ok(Self { source, tensors, state })
@@ -76,34 +78,56 @@ impl OptimizerGrowth {
     }
 }
 
-fn moments(source: &Checkpoint, weight: &TensorPlan, prefix: &str, power: i32) -> Result<TensorPlan> {
-    // a new layer's copy has no history of its own
-    let copied = weight.source.as_ref().filter(|s| !weight.new_layer || s.name == weight.name);
-    let stored = match copied {
-        Some(copied) => {
-            let entry = source.entry(&format!("{prefix}{}", copied.name))?;
-            if entry.shape != copied.shape {
-                return Err(GrowthError::TensorShape {
-                    name: entry.name.clone(),
-                    got: entry.shape.clone(),
-                    expected: copied.shape.clone(),
-                });
-            }
-            let dtype = Precision::try_from(entry.dtype)?;
-            Some(SourceTensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() })
-        }
-        None => None,
+/// The moments of the weights that `weight` is made of; `None` where it has no history.
+fn history(source: &Checkpoint, weight: &TensorPlan, prefix: &str) -> Result<Option<SourceTensor>> {
+    // a new layer's copy has none of its own
+    let Some(copied) = weight.source.as_ref().filter(|s| !weight.new_layer || s.name == weight.name) else {
+        return Ok(None);
     };
-    let zero = |fill: Option<Fill>| fill.map(|_| Fill::Zero);
-    Ok(TensorPlan {
+    let entry = source.entry(&format!("{prefix}{}", copied.name))?;
+    if entry.shape != copied.shape {
+        return Err(GrowthError::TensorShape {
+            name: entry.name.clone(),
+            got: entry.shape.clone(),
+            expected: copied.shape.clone(),
+        });
+    }
+    let dtype = Precision::try_from(entry.dtype)?;
+    Ok(Some(SourceTensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() }))
+}
+
+/// The moments of one tensor, where the gradient's `power`-th power is averaged.
+pub(crate) fn moments(
+    weight: &TensorPlan,
+    prefix: &str,
+    power: i32,
+    history: Option<SourceTensor>,
+) -> TensorPlan {
+    let inverse = |factor: f64| if factor == 0.0 { 0.0 } else { factor.powi(-power) };
+    let tail = |t: TailScale| TailScale { scale: inverse(t.scale), ..t };
+    // copies have their share of the history; everything else that is new has none
+    let fill = |fill: Option<Fill>| match fill? {
+        Fill::Tile if history.is_some() => Some(Fill::Tile),
+        _ => Some(Fill::Zero),
+    };
+    let rows = fill(weight.new_rows);
+    TensorPlan {
         name: format!("{prefix}{}", weight.name),
-        dtype: stored.as_ref().map_or(Precision::F32, |s| s.dtype),
+        dtype: history.as_ref().map_or(Precision::F32, |s| s.dtype),
         shape: weight.shape.clone(),
-        scale: weight.scale.powi(-power),
-        new_cols: zero(weight.new_cols),
-        new_rows: zero(weight.new_rows),
-        new_corner: if stored.is_none() { Some(Fill::Zero) } else { zero(weight.new_corner) },
-        source: stored,
-        ..weight.clone()
-    })
+        new_layer: weight.new_layer,
+        scale: inverse(weight.scale * weight.copies() as f64),
+        row_scale: weight.row_scale.map(tail),
+        col_scale: weight.col_scale.map(tail),
+        noise: None,
+        new_cols: fill(weight.new_cols),
+        new_rows: rows,
+        new_corner: match weight.new_corner {
+            // without a source all is the corner
+            _ if history.is_none() => Some(Fill::Zero),
+            Some(Fill::Tile) if rows != Some(Fill::Tile) => Some(Fill::Zero),
+            corner => fill(corner),
+        },
+        source: history,
+    }
 }

@@ -6,7 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use flm_candle::checkpoint::{Checkpoint, Writer};
 
 use super::digests::{Bytes, Digests};
-use super::journal::Journal;
 use super::source::Source;
 use super::{Checksums, Composer};
 use crate::error::{GrowthError, Result};
@@ -49,10 +48,9 @@ impl<'a> Run<'a> {
         seed: u64,
         source: &'a Checkpoint,
         writer: &'a Writer,
-        journal: Journal,
+        digests: Digests<'a>,
         progress: &'a (dyn Fn(u64) + Sync),
     ) -> Self {
-        let digests = Digests::new(writer, journal);
         Self { seed, source, writer, progress, digests, holes: AtomicU64::new(0), resumed: AtomicU64::new(0) }
     }
 

@@ -2,7 +2,7 @@ use flm_candle::checkpoint::{Checkpoint, TensorEntry};
 
 use crate::error::{GrowthError, Result};
 use crate::fill::sample_std;
-use crate::plan::{Fill, Std, TensorPlan};
+use crate::plan::TensorPlan;
 use crate::precision::Precision;
 
 /// A target tensor with its source found and its standard deviation measured.
@@ -14,6 +14,7 @@ pub(super) struct Source<'a> {
 impl<'a> Source<'a> {
     pub(super) fn new(plan: &TensorPlan, source: &'a Checkpoint) -> Result<Self> {
         let mut plan = plan.clone();
+        let needs_std = plan.needs_std();
         let Some(tensor) = &plan.source else { return Ok(Self { plan, entry: None }) };
         let entry = source.entry(&tensor.name)?;
         if entry.shape != tensor.shape {
@@ -30,7 +31,7 @@ impl<'a> Source<'a> {
                 expected: tensor.dtype.to_string(),
             });
         }
-        if [plan.new_cols, plan.new_rows, plan.new_corner].contains(&Some(Fill::Normal(Std::Match))) {
+        if needs_std {
             let elements = entry.shape.iter().map(|&n| n as u64).product();
             let std = sample_std(&entry.name, tensor.dtype, elements, |offset, out| {
                 Ok(source.read_at(entry, offset, out)?)

@@ -167,14 +167,7 @@ fn a_run_that_died_goes_on_and_ends_in_the_same_bytes() {
         assert_eq!(done.into_inner(), total);
         let got = Checksums::read(&dst).unwrap();
         assert_eq!(got.tensors, expected.tensors, "{part}");
-        let weights = |c: &Checksums| -> Vec<_> {
-            c.files
-                .iter()
-                .filter(|(name, _)| name.ends_with("safetensors"))
-                .map(|(n, d)| (n.clone(), d.clone()))
-                .collect()
-        };
-        assert_eq!(weights(&got), weights(&expected));
+        assert_eq!(got.weights, expected.weights);
         assert!(got.check(&dst, &|_| ()).unwrap().passed);
         assert!(!dst.join(".journal.jsonl").exists());
     }
@@ -249,10 +242,54 @@ fn checksums_name_the_damaged_tensor() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
     std::fs::remove_file(dst.join(PROVENANCE_FILE)).unwrap();
-    let report = checksums.check(&dst, &|_| ()).unwrap();
-    assert_eq!(report.problems.len(), 3, "{report:?}");
-    assert!(report.problems[0].contains("other contents") && report.problems[1].starts_with("tensor model."));
-    assert_eq!(report.problems[2], "provenance.json is missing");
+    let problems = checksums.check(&dst, &|_| ()).unwrap().problems;
+    let last = checkpoint_order(&dst).pop().unwrap();
+    assert_eq!(problems, ["provenance.json is missing".to_owned(), format!("tensor {last} is damaged")]);
+    // the header: another tensor by the same name
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(8).position(|w| w == b"\"format\"").unwrap();
+    bytes[at + 1] = b'F';
+    std::fs::write(&path, &bytes).unwrap();
+    let problems = checksums.check(&dst, &|_| ()).unwrap().problems;
+    assert!(problems[1].starts_with("model.safetensors has other contents"), "{problems:?}");
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let problems = checksums.check(&dst, &|_| ()).unwrap().problems;
+    assert!(problems[1].contains(&format!("{} bytes, expected {}", bytes.len() - 1, bytes.len())));
+}
+
+/// The tensors in the order in which they lie in the files.
+fn checkpoint_order(dir: &Path) -> Vec<String> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let mut entries: Vec<_> = checkpoint.entries().map(|e| (e.file, e.offset, e.name.clone())).collect();
+    entries.sort();
+    entries.into_iter().map(|e| e.2).collect()
+}
+
+#[test]
+fn digests_are_those_of_the_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let source = model.save(&dir.path().join("source"), 1 << 30);
+    let plan = model.plan(&LARGER, &GrowthOptions::default()).unwrap();
+    for file_digests in [false, true] {
+        let dst = dir.path().join(format!("grown-{file_digests}"));
+        execute(&plan, &source, &dst, &ExecuteOptions { file_digests, ..small_chunks(100, 2500) }, &|_| ())
+            .unwrap();
+        let (checksums, checkpoint) = (Checksums::read(&dst).unwrap(), Checkpoint::open(&dst).unwrap());
+        assert!(checksums.weights.len() > 2 && checksums.check(&dst, &|_| ()).unwrap().passed);
+        for (name, file) in &checksums.weights {
+            let bytes = std::fs::read(dst.join(name)).unwrap();
+            let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            assert_eq!(file.bytes, bytes.len() as u64);
+            assert_eq!(file.header_blake3, blake3::hash(&bytes[..header]).to_hex().as_str());
+            let whole = file_digests.then(|| blake3::hash(&bytes).to_hex().to_string());
+            assert_eq!(file.blake3, whole);
+        }
+        for entry in checkpoint.entries() {
+            let digest = blake3::hash(&checkpoint.read(entry).unwrap()).to_hex().to_string();
+            assert_eq!(checksums.tensors[&entry.name], digest);
+        }
+    }
 }
 
 #[test]
@@ -275,12 +312,8 @@ fn a_disk_that_is_too_small_is_told_before_and_a_full_one_after() {
     assert!(error.contains("the disk is full") && error.contains("same command again"), "{error}");
 }
 
-#[test]
-fn optimizer_state_grows_into_the_corner() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = Model::random(config(SMALL, false, true), Precision::F32, 4);
-    let path = dir.path().join("source");
-    model.save(&path, 1 << 30);
+/// The state of a training run: first moments of ½, second ones of 4.
+fn save_moments(model: &Model, path: &Path) {
     let mut moments = Vec::new();
     for (prefix, value) in [("exp_avg.", 0.5), ("exp_avg_sq.", 4.0)] {
         for t in model.config.tensors() {
@@ -302,6 +335,63 @@ fn optimizer_state_grows_into_the_corner() {
     }
     writer.finish(&model.config).unwrap();
     std::fs::write(path.join("training_state.json"), "{\"step\": 12}").unwrap();
+}
+
+/// Values of a tensor in f32.
+fn f32s(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let bytes = checkpoint.read(checkpoint.entry(name).unwrap()).unwrap();
+    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+#[test]
+fn optimizer_state_is_folded_with_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Model::random(config(SMALL, false, true), Precision::F32, 4);
+    let options = GrowthOptions { operator: Operator::Msg, ..Default::default() };
+    for mask in [0.0, 0.25] {
+        let mut model = small.grow(&small.plan(&LARGER, &options).unwrap(), 7);
+        model.config.growth = model.config.growth.map(|g| g.with_mask(mask));
+        let path = dir.path().join(format!("masked-{mask}"));
+        model.save(&path, 1 << 30);
+        save_moments(&model, &path);
+        let source = Checkpoint::open(&path).unwrap();
+        let plan = crate::FoldPlan::new(&SourceModel::from_checkpoint(&source).unwrap(), None).unwrap();
+        let dst = dir.path().join(format!("folded-{mask}"));
+        let options = ExecuteOptions { optimizer_state: true, ..Default::default() };
+        plan.execute(&source, &dst, &options, &|_| ()).unwrap();
+        assert_eq!(std::fs::read_to_string(dst.join("training_state.json")).unwrap(), "{\"step\": 12}");
+        let folded = Checkpoint::open(&dst.join("optimizer")).unwrap();
+        let share = ((12.0 + 5.0 * mask) / 17.0).sqrt();
+        // what is stored as 0 has no history
+        let of = |factor: f64, power: i32| if factor == 0.0 { 0.0 } else { factor.powi(-power) };
+        for (prefix, value, power) in [("exp_avg.", 0.5, 1), ("exp_avg_sq.", 4.0, 2)] {
+            let near = |got: f32, factor: f64, what: &str| {
+                let expected = value * of(factor, power);
+                assert!((f64::from(got) - expected).abs() <= expected * 1e-6, "{what}: {got} {expected}");
+            };
+            // 17 rows of the stream, 36 columns of heads: 24 old ones
+            let o = f32s(&folded, &format!("{prefix}model.layers.0.self_attn.o_proj.weight"));
+            let stream = mask * mask.sqrt();
+            near(o[0], 1.0, "old");
+            near(o[35], mask, "a new head's column");
+            near(o[16 * 36], stream, "a new row");
+            near(o[16 * 36 + 35], stream * mask, "both");
+            let norm = f32s(&folded, &format!("{prefix}model.norm.weight"));
+            near(norm[0], share, "gain");
+            if mask > 0.0 {
+                near(norm[16], share / mask.sqrt(), "new gain");
+            }
+        }
+    }
+}
+
+#[test]
+fn optimizer_state_grows_into_the_corner() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::random(config(SMALL, false, true), Precision::F32, 4);
+    let path = dir.path().join("source");
+    model.save(&path, 1 << 30);
+    save_moments(&model, &path);
     let source = Checkpoint::open(&path).unwrap();
     let plan = model.plan(&LARGER, &GrowthOptions::default()).unwrap();
     let options = ExecuteOptions { optimizer_state: true, ..Default::default() };
@@ -309,10 +399,7 @@ fn optimizer_state_grows_into_the_corner() {
     execute(&plan, &source, &dst, &options, &|_| ()).unwrap();
     assert_eq!(std::fs::read_to_string(dst.join("training_state.json")).unwrap(), "{\"step\": 12}");
     let grown = Checkpoint::open(&dst.join("optimizer")).unwrap();
-    let values = |name: &str| -> Vec<f32> {
-        let bytes = grown.read(grown.entry(name).unwrap()).unwrap();
-        bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
-    };
+    let values = |name: &str| f32s(&grown, name);
     let gain = (12.0f64 / 17.0).sqrt();
     for (prefix, value, power) in [("exp_avg.", 0.5, -1), ("exp_avg_sq.", 4.0, -2)] {
         let up = values(&format!("{prefix}model.layers.0.mlp.up_proj.weight"));
@@ -357,7 +444,7 @@ fn element(plan: &TensorPlan, source: &[f64], seed: u64, r: usize, c: usize) -> 
         Fill::Row(row) => copied(row, c),
         Fill::Tile if block == Block::NewRows => copied(r % rows, c),
         Fill::Tile => element(plan, source, seed, r, c % width),
-        Fill::Normal(Std::Match) => unreachable!("the test gives numbers"),
+        Fill::Normal(Std::Match | Std::Times(_)) => unreachable!("the test gives numbers"),
         Fill::Normal(Std::Value(std)) => {
             let mut bytes = [0; 8];
             let fill = NormalFill::new(seed, &plan.name, plan.dtype, std).unwrap();
@@ -399,6 +486,7 @@ proptest! {
             scale,
             row_scale: None,
             col_scale: None,
+            noise: None,
             new_cols: (more_cols > 0).then_some(new_cols),
             new_rows: (more_rows > 0).then_some(new_rows),
             new_corner: (more_rows > 0 && more_cols > 0).then_some(new_corner),

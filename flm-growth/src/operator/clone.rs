@@ -1,6 +1,9 @@
 //! Cloning (HyperCloning, arXiv 2409.12903): every feature, head and unit is repeated a whole number of
 //! times, and what reads n copies divides by n. Norms are unchanged: the mean square of a repeated
 //! vector is the vector's. Exact in any dtype where n is a power of two.
+//!
+//! Equal copies have equal gradients and would stay equal. Noise breaks the symmetry where the function
+//! does not see it: what reads n copies of x may read w/n + e of one and w/n − e of the next.
 
 use super::{Context, Role, Rule};
 use crate::plan::Fill;
@@ -36,20 +39,21 @@ pub(super) fn head_scale(context: &Context) -> f64 {
 pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
     let (from, to) = (&context.from, &context.to);
     let tile = |scale| Rule::copy(dtype, scale, Fill::Tile);
+    let reads = |scale| Rule { noise: context.noise, ..tile(scale) };
     // new vocabulary rows are no clones of old ones
-    let vocabulary = |scale| {
+    let vocabulary = |rule: Rule| {
         let rows = context.vocabulary_rows();
         let new_corner = if rows == Fill::Zero { Fill::Zero } else { Fill::Tile };
-        Rule { new_rows: rows, new_corner, ..tile(scale) }
+        Rule { new_rows: rows, new_corner, ..rule }
     };
     match role {
-        Role::Embedding => vocabulary(context.embed_scale),
-        Role::Head => vocabulary(head_scale(context)),
+        Role::Embedding => vocabulary(tile(context.embed_scale)),
+        Role::Head => vocabulary(reads(head_scale(context))),
         Role::Norm => tile(1.0),
         Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, |_| Fill::Tile),
-        Role::Reader => tile(1.0 / hidden_copies(context)),
+        Role::Reader => reads(1.0 / hidden_copies(context)),
         Role::AttentionWriter | Role::FeedForwardWriter if new_layer => Rule::silent(dtype),
-        Role::AttentionWriter => tile(1.0 / times(from.num_attention_heads, to.num_attention_heads)),
-        Role::FeedForwardWriter => tile(1.0 / times(from.intermediate_size, to.intermediate_size)),
+        Role::AttentionWriter => reads(1.0 / times(from.num_attention_heads, to.num_attention_heads)),
+        Role::FeedForwardWriter => reads(1.0 / times(from.intermediate_size, to.intermediate_size)),
     }
 }

@@ -85,6 +85,8 @@ pub(crate) struct Context {
     /// The row that new vocabulary rows copy; zeros where there is none.
     pub(crate) padding_row: Option<usize>,
     pub(crate) std: Std,
+    /// What cancels between copies.
+    pub(crate) noise: Option<Std>,
 }
 
 impl Context {
@@ -103,13 +105,14 @@ pub(crate) struct Rule {
     pub(crate) new_cols: Fill,
     pub(crate) new_rows: Fill,
     pub(crate) new_corner: Fill,
+    pub(crate) noise: Option<Std>,
     pub(crate) dtype: Precision,
 }
 
 impl Rule {
     /// A copy times `scale`, with everything new filled alike.
     fn copy(dtype: Precision, scale: f64, fill: Fill) -> Self {
-        Self { copy: true, scale, new_cols: fill, new_rows: fill, new_corner: fill, dtype }
+        Self { copy: true, scale, new_cols: fill, new_rows: fill, new_corner: fill, noise: None, dtype }
     }
 
     /// All zeros, nothing copied: a projection that writes nothing.

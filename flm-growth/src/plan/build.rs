@@ -2,7 +2,7 @@ use flm_candle::config::{EMBED_TOKENS, LM_HEAD, TeleFlmConfig};
 
 use super::source::SourceModel;
 use super::tensor::{SourceTensor, TensorPlan, matrix};
-use super::{ConfigChange, GrowthOptions, GrowthPlan};
+use super::{ConfigChange, GrowthOptions, GrowthPlan, Std};
 use crate::error::{GrowthError, Result};
 use crate::operator::{Context, Operator, Role, Rule};
 use crate::placement::{LayerSource, Placement};
@@ -16,6 +16,7 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
     }
     from.check_growth_to(target)?;
     options.operator.check(&from, target)?;
+    check_noise(options)?;
     let placement = match options.operator {
         Operator::Stack => Placement::Stack,
         _ => options.placement.clone(),
@@ -47,6 +48,17 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
     Ok(plan)
 }
 
+fn check_noise(options: &GrowthOptions) -> Result<()> {
+    match options.noise {
+        Some(noise) if !noise.is_finite() || noise < 0.0 => Err(GrowthError::Std(noise)),
+        Some(_) if options.operator != Operator::Clone => Err(GrowthError::Operator {
+            operator: options.operator.name(),
+            problem: "has no copies for noise to cancel between: noise is for `clone`".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// The source tensor that belongs to a target tensor.
 fn source_name(target: &str, layer: Option<LayerSource>, source_tied: bool) -> String {
     match layer {
@@ -73,6 +85,7 @@ fn tensor_plan(name: String, shape: Vec<usize>, stored: &SourceTensor, rule: Rul
         scale: rule.scale,
         row_scale: None,
         col_scale: None,
+        noise: rule.noise.filter(|_| cols > c && c > 0),
         new_cols: (r > 0 && cols > c).then_some(rule.new_cols),
         new_rows: (c > 0 && rows > r).then_some(rule.new_rows),
         new_corner: (rows > r && cols > c).then_some(rule.new_corner),
@@ -133,6 +146,7 @@ fn context(
         final_norm_scale: 1.0,
         padding_row,
         std: options.std,
+        noise: options.noise.map(Std::Times),
     };
     let head = options.operator.head_scale(&context);
     let stored = source.tensor(if config.tie_word_embeddings { EMBED_TOKENS } else { LM_HEAD })?.dtype;

@@ -31,6 +31,10 @@ pub struct GrowthOptions {
     pub seed: u64,
     /// Standard deviation of the new weights.
     pub std: Std,
+    /// Noise between the copies that `clone` makes, in standard deviations of the copied weights; it
+    /// cancels, so that the function stays the same. `None` leaves the copies equal: their gradients
+    /// are, too, and training never tells them apart.
+    pub noise: Option<f64>,
     /// Multipliers of the target.
     pub multipliers: Multipliers,
     /// Number of tokens of the tokenizer, where known. If the source's vocabulary has more rows, its
@@ -49,6 +53,7 @@ impl Default for GrowthOptions {
             placement: Placement::Interpolate,
             seed: 0,
             std: Std::Match,
+            noise: None,
             multipliers: Multipliers::default(),
             tokenizer_size: None,
             untie: false,

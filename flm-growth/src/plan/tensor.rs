@@ -8,6 +8,8 @@ use crate::precision::{Precision, is_power_of_two};
 pub enum Std {
     /// That of the block that is copied into the same tensor, from a fixed sample of the source.
     Match,
+    /// This many times [`Std::Match`].
+    Times(f64),
     /// A number.
     Value(f64),
 }
@@ -86,6 +88,11 @@ pub struct TensorPlan {
     /// What the source's last columns are multiplied by besides.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub col_scale: Option<TailScale>,
+    /// Noise on columns that are repeated: added to one copy, taken from the next, so that a row's product
+    /// with a vector whose entries are repeated likewise stays what it is. Of an odd number of copies
+    /// the last has none, and a weight has only as much as leaves the sum of its copies exact.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub noise: Option<Std>,
     /// Fill of the copied rows' new columns.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub new_cols: Option<Fill>,
@@ -131,6 +138,15 @@ impl TensorPlan {
     /// Rows and columns that are copied.
     pub fn copied(&self) -> (usize, usize) {
         self.source.as_ref().map_or((0, 0), |s| matrix(&s.shape))
+    }
+
+    /// How often every element of the source is in the target.
+    pub(crate) fn copies(&self) -> usize {
+        let ((rows, cols), (r, c)) = (self.size(), self.copied());
+        let times = |fill: Option<Fill>, of: usize, n: usize| {
+            if fill == Some(Fill::Tile) && n > 0 { of / n } else { 1 }
+        };
+        times(self.new_rows, rows, r) * times(self.new_cols, cols, c)
     }
 
     /// Elements of each block.
@@ -180,12 +196,29 @@ impl TensorPlan {
         bands.map(|(start, end)| (end - start) as u64 * row).sum()
     }
 
-    /// Gives [`Std::Match`] its value.
-    pub(crate) fn set_std(&mut self, std: f64) {
-        for fill in [&mut self.new_cols, &mut self.new_rows, &mut self.new_corner].into_iter().flatten() {
-            if *fill == Fill::Normal(Std::Match) {
-                *fill = Fill::Normal(Std::Value(std));
-            }
+    /// The standard deviations of everything that is drawn.
+    fn stds(&mut self) -> impl Iterator<Item = &mut Std> {
+        let fills = [&mut self.new_cols, &mut self.new_rows, &mut self.new_corner].into_iter().flatten();
+        let drawn = fills.filter_map(|fill| match fill {
+            Fill::Normal(std) => Some(std),
+            _ => None,
+        });
+        drawn.chain(&mut self.noise)
+    }
+
+    /// Whether a standard deviation is that of the source.
+    pub(crate) fn needs_std(&mut self) -> bool {
+        self.stds().any(|std| !matches!(std, Std::Value(_)))
+    }
+
+    /// Gives [`Std::Match`] and [`Std::Times`] their values, where the copied block has this one.
+    pub(crate) fn set_std(&mut self, matched: f64) {
+        for std in self.stds() {
+            *std = match *std {
+                Std::Match => Std::Value(matched),
+                Std::Times(factor) => Std::Value(factor * matched),
+                Std::Value(value) => Std::Value(value),
+            };
         }
     }
 

@@ -2,6 +2,7 @@
 //! definition and sharing nothing with the code under test.
 
 mod forward;
+mod gradients;
 mod preservation;
 
 use std::collections::BTreeMap;

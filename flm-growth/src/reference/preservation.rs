@@ -34,7 +34,7 @@ fn f64_model() -> Model {
 }
 
 /// Sizes that divide nothing, all at once.
-const LARGER: Shape = Shape {
+pub(super) const LARGER: Shape = Shape {
     num_hidden_layers: 5,
     hidden_size: 17,
     num_attention_heads: 6,
@@ -45,8 +45,8 @@ const LARGER: Shape = Shape {
 };
 
 /// New weights large enough that one in a wrong place shows.
-fn loud() -> GrowthOptions {
-    GrowthOptions { std: Std::Value(0.5), seed: 9, ..Default::default() }
+pub(super) fn loud() -> GrowthOptions {
+    GrowthOptions { operator: Operator::Zero, std: Std::Value(0.5), seed: 9, ..Default::default() }
 }
 
 #[test]
@@ -143,6 +143,100 @@ fn clones_keep_the_logits_at_whole_ratios() {
         f64_model().plan(&target, &options).unwrap_err().to_string()
     };
     assert!(says(LARGER).contains("hidden_size to be a multiple of 12; 17 is not"));
+}
+
+fn clone_options() -> GrowthOptions {
+    GrowthOptions { operator: Operator::Clone, tokenizer_size: Some(20), ..loud() }
+}
+
+/// Twice the width, three times the heads, twice the units.
+fn cloned() -> Shape {
+    SMALL.with(&ShapeOverrides {
+        hidden_size: Some(24),
+        num_attention_heads: Some(12),
+        intermediate_size: Some(38),
+        num_hidden_layers: Some(4),
+        vocab_size: Some(29),
+        ..Default::default()
+    })
+}
+
+#[test]
+fn noise_between_clones_tells_them_apart_and_cancels_exactly() {
+    let options = GrowthOptions { noise: Some(0.3), ..clone_options() };
+    let up = "model.layers.0.mlp.up_proj.weight";
+    let twice = Shape { num_attention_heads: 8, num_key_value_heads: 4, ..cloned() };
+    for precision in [Precision::F64, Precision::F32, Precision::F16, Precision::Bf16] {
+        let model = Model::random(config(SMALL, false, true), precision, 5);
+        let plan = model.plan(&twice, &options).unwrap();
+        assert_eq!(plan.preservation(), Preservation::Exact);
+        let grown = model.grow(&plan, 4);
+        let error = relative(&model, &grown, 23);
+        assert!(error < 1e-12, "{precision}: {error:e}");
+        // rows of a reader: two copies of 12 columns, one plus and one minus
+        let (old, new) = (model.values(up), grown.values(up));
+        let std = |v: &[f64]| (v.iter().map(|v| v * v).sum::<f64>() / v.len() as f64).sqrt();
+        let noise: Vec<f64> =
+            new.chunks(24).flat_map(|r| (0..12).map(|c| (r[c] - r[c + 12]) / 2.0)).collect();
+        let share = std(&noise) / std(&old);
+        assert!((0.11..0.16).contains(&share), "{precision}: {share}");
+    }
+    // three copies of heads: the last has none
+    let model = f64_model();
+    let grown = model.grow(&model.plan(&cloned(), &options).unwrap(), 4);
+    let o = "model.layers.0.self_attn.o_proj.weight";
+    for (old, new) in model.values(o).chunks(24).zip(grown.values(o).chunks(72)) {
+        assert!((0..24).all(|c| (new[c + 48] - old[c] / 3.0).abs() < 1e-12));
+        assert!((0..24).filter(|&c| new[c] == new[c + 48]).count() < 4);
+    }
+    let says = |noise: f64, operator: Operator| {
+        let options = GrowthOptions { noise: Some(noise), operator, ..clone_options() };
+        f64_model().plan(&cloned(), &options).unwrap_err().to_string()
+    };
+    assert!(says(0.1, Operator::Zero).contains("noise is for `clone`"));
+    assert!(says(-0.1, Operator::Clone).contains("finite number"));
+}
+
+/// The error of a clone, with noise, whose plan was changed by `mutate`.
+fn mutated_clone(mutate: impl Fn(&mut GrowthPlan)) -> f64 {
+    let model = f64_model();
+    let options = GrowthOptions { noise: Some(0.3), ..clone_options() };
+    let mut plan = model.plan(&cloned(), &options).unwrap();
+    mutate(&mut plan);
+    relative(&model, &model.grow(&plan, 4), 23)
+}
+
+#[test]
+fn clones_that_are_read_whole_break_it() {
+    assert!(mutated_clone(|_| ()) < 1e-12);
+    for part in ["q_proj.weight", "o_proj.weight", "gate_proj.weight", "down_proj.weight", "lm_head.weight"] {
+        let error = mutated_clone(|plan| each(plan, part, |t| t.scale = 1.0));
+        assert!(error > 1e-4, "{part}: {error:e}");
+    }
+}
+
+#[test]
+fn noise_on_what_is_copied_instead_of_read_breaks_it() {
+    for part in ["embed_tokens.weight", "input_layernorm.weight", "model.norm.weight"] {
+        let error = mutated_clone(|plan| each(plan, part, |t| t.noise = Some(Std::Value(0.01))));
+        assert!(error > 1e-4, "{part}: {error:e}");
+    }
+}
+
+#[test]
+fn zeros_or_noise_in_the_columns_of_clones_break_it() {
+    for fill in [Some(Fill::Zero), NOISE] {
+        for part in ["q_proj.weight", "o_proj.weight", "up_proj.weight", "lm_head.weight"] {
+            let error = mutated_clone(|plan| each(plan, part, |t| t.new_cols = fill));
+            assert!(error > 1e-4, "{part} {fill:?}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn a_scaled_eps_or_gain_breaks_clones() {
+    assert!(mutated_clone(|plan| plan.config.rms_norm_eps *= 0.5) > 1e-4);
+    assert!(mutated_clone(|plan| each(plan, "norm.weight", |t| t.scale = 0.5f64.sqrt())) > 1e-4);
 }
 
 #[test]
@@ -295,12 +389,36 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..Default::default() })]
+
+    #[test]
+    fn any_clone_keeps_the_logits(
+        (from, to) in shapes(), (hidden, heads, ffn) in (1usize..4, 1usize..4, 1usize..4),
+        tied: bool, untie: bool, seed: u64, noise in proptest::option::of(0.0f64..0.5), rows in 1usize..9,
+    ) {
+        let to = Shape {
+            hidden_size: from.hidden_size * hidden,
+            num_attention_heads: from.num_attention_heads * heads,
+            num_key_value_heads: from.num_key_value_heads * heads,
+            intermediate_size: from.intermediate_size * ffn,
+            ..to
+        };
+        let model = Model::random(config(from, tied, true), Precision::F64, seed);
+        let options =
+            GrowthOptions { untie, seed, noise, tokenizer_size: Some(from.vocab_size - 1), ..clone_options() };
+        let plan = model.plan(&to, &options).unwrap();
+        let error = relative(&model, &model.grow(&plan, rows), from.vocab_size);
+        prop_assert!(error < 1e-11, "{error:e}");
+    }
+}
+
 fn msg() -> GrowthOptions {
     GrowthOptions { operator: Operator::Msg, ..loud() }
 }
 
 /// A model grown by `msg`, tied or not, with its masks at `mask`.
-fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Model) {
+pub(super) fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Model) {
     let model = Model::random(config(SMALL, tied, true), precision, 6);
     let plan = model.plan(&LARGER, &msg()).unwrap();
     let mut grown = model.grow(&plan, 4);

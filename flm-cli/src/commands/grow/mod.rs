@@ -22,7 +22,7 @@ use crate::{
     output::Output,
 };
 use report::{Report, Reports};
-use stage::{Place, Recipe, Stage, parse_pair, parse_std};
+use stage::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_pair, parse_std};
 
 /// Grow a checkpoint to a larger shape that computes the same function.
 ///
@@ -33,7 +33,7 @@ use stage::{Place, Recipe, Stage, parse_pair, parse_std};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm grow ./Tele-FLM ./Tele-FLM-102B --to tele-flm-102b\n  \
-    flm grow ./SmolLM2 ./SmolLM2-wide --hidden 768 --heads 12 --ffn 2048 --layers 36\n  \
+    flm grow ./SmolLM2 ./SmolLM2-wide --operator zero --hidden 768 --heads 12 --ffn 2048 --layers 36\n  \
     flm grow ./Tele-FLM ./Tele-FLM-1T --to tele-flm-102b --to tele-flm-1t --mup 2.0/80\n  \
     flm grow ./Tele-FLM ./Tele-FLM-102B --recipe recipes/52b-to-102b.toml seed=7\n  \
     flm grow --from-config tele-flm-102b --to tele-flm-1t --dry-run")]
@@ -49,7 +49,7 @@ pub(crate) struct Grow {
     overrides: Vec<String>,
     /// Take stages and settings from a recipe; a copy goes into the output.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "hidden", "heads", "kv_heads", "ffn", "layers",
-        "vocab", "operator", "place", "metric", "keep_ends", "seed", "std", "mup", "input_mult", "untie", "mask_steps"])]
+        "vocab", "operator", "place", "metric", "keep_ends", "seed", "std", "noise", "mup", "input_mult", "untie", "mask_steps"])]
     recipe: Option<PathBuf>,
     /// Plan from a preset's name or a config.json, without weights; needs --dry-run.
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "src", requires = "dry_run")]
@@ -76,8 +76,9 @@ pub(crate) struct Grow {
     /// Rows of the embedding.
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
-    /// What the new weights are.
-    #[arg(long, value_enum, default_value_t = OperatorName::Zero)]
+    /// What the new weights are. Of several stages msg is for the last: those before it are grown with
+    /// zero, which is msg folded at masks of 0.
+    #[arg(long, value_enum, default_value_t = DEFAULT_OPERATOR.into())]
     operator: OperatorName,
     /// Where new layers go: interpolate, uniform, after:3,7,…, distance (after the layers that do
     /// least, measured on --text) or distance:FILE (of `flm distance --json`).
@@ -96,6 +97,10 @@ pub(crate) struct Grow {
     /// Standard deviation of new weights: match (each tensor's own) or a number.
     #[arg(long, default_value = "match", value_parser = parse_std, value_name = "STD")]
     std: Std,
+    /// With --operator clone: noise that tells the copies apart and cancels between them, in standard
+    /// deviations of the copied weights, for example 0.1 [default: equal copies].
+    #[arg(long, value_name = "X")]
+    noise: Option<f64>,
     /// Multipliers of the target's logits (µP), as output_mult/mup_scale_factor; lm_head is rescaled where
     /// their ratio differs, so that the function stays [default: both grow with the width, which keeps their ratio].
     #[arg(long, value_parser = parse_pair, value_name = "OUT/SCALE")]
@@ -115,6 +120,9 @@ pub(crate) struct Grow {
     /// Grow the optimizer's state that a training checkpoint holds, too.
     #[arg(long)]
     optimizer_state: bool,
+    /// Hash whole weight files besides their tensors, as b3sum does.
+    #[arg(long)]
+    file_digests: bool,
     /// Do not hash the source's files for provenance.json.
     #[arg(long)]
     no_source_digests: bool,
@@ -131,7 +139,8 @@ pub(crate) struct Grow {
 /// Names of operators on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum OperatorName {
-    /// Noise behind masks of 0 that training raises to 1 (Masked Structural Growth).
+    /// Noise behind masks of 0 that training raises to 1 (Masked Structural Growth); for other programs,
+    /// `flm fold` first.
     Msg,
     /// Zeros where new weights write: a plain checkpoint that any Llama runtime runs.
     Zero,
@@ -139,6 +148,17 @@ enum OperatorName {
     Clone,
     /// The stack of layers repeated; does NOT keep the function: a baseline.
     Stack,
+}
+
+impl From<Operator> for OperatorName {
+    fn from(operator: Operator) -> Self {
+        match operator {
+            Operator::Msg => Self::Msg,
+            Operator::Zero => Self::Zero,
+            Operator::Clone => Self::Clone,
+            Operator::Stack => Self::Stack,
+        }
+    }
 }
 
 impl From<OperatorName> for Operator {
@@ -169,6 +189,7 @@ impl Grow {
             recipe: recipe.as_ref().map(|r| r.text.clone()),
             source_digests: !self.no_source_digests,
             optimizer_state: self.optimizer_state,
+            file_digests: self.file_digests,
             restart: self.restart,
             ..ExecuteOptions::default()
         };
@@ -223,6 +244,7 @@ impl Grow {
             metric: Some(self.metric.into()),
             keep_ends: Some(self.keep_ends),
             std: Some(self.std),
+            noise: self.noise,
             mask_steps: Some(self.mask_steps),
             seed: Some(self.seed),
             ..Stage::default()
@@ -266,10 +288,11 @@ impl Grow {
         let target = target(stage, source.config())?;
         let added = target.num_hidden_layers.saturating_sub(source.config().num_hidden_layers);
         let options = GrowthOptions {
-            operator: stage.operator.unwrap_or(Operator::Zero),
+            operator: stage.operator.unwrap_or(DEFAULT_OPERATOR),
             placement: self.placement(source, stage, added, output)?,
             seed: stage.seed.unwrap_or(0),
             std: stage.std.unwrap_or(Std::Match),
+            noise: stage.noise,
             multipliers: Multipliers { input_mult: stage.input_mult, output_pair: stage.mup },
             tokenizer_size,
             untie: stage.untie.unwrap_or(false),
@@ -328,7 +351,7 @@ impl Source {
 
 /// A stage's operator. Masks at 0 that are folded before the next stage are the operator `zero`.
 fn operator(stage: &Stage, followed: bool, output: &Output) -> Operator {
-    match stage.operator.unwrap_or(Operator::Zero) {
+    match stage.operator.unwrap_or(DEFAULT_OPERATOR) {
         Operator::Msg if followed => {
             output.note(
                 "masks are for the last stage: this one is grown with `zero`, which is msg folded at 0",

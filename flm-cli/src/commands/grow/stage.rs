@@ -9,6 +9,9 @@ use toml::{Table, Value};
 
 use crate::arguments::parse_size;
 
+/// The operator of a stage that names none.
+pub(super) const DEFAULT_OPERATOR: Operator = Operator::Msg;
+
 /// A growth from one size to the next; what is `None` has its default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -27,6 +30,7 @@ pub(super) struct Stage {
     pub(super) keep_ends: Option<bool>,
     #[serde(deserialize_with = "std")]
     pub(super) std: Option<Std>,
+    pub(super) noise: Option<f64>,
     #[serde(deserialize_with = "pair")]
     pub(super) mup: Option<(f64, f64)>,
     pub(super) input_mult: Option<f64>,
@@ -168,7 +172,7 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "seed = 3\n[[stage]]\nto = \"nano-102b\"\noperator = \"msg\"\nplace = \"distance:d.json\"\n\
-        std = 0.02\n[[stage]]\nto = \"nano-1t\"\nmup = \"2.0/80\"\nstd = \"match\"\n";
+        std = 0.02\nnoise = 0.1\n[[stage]]\nto = \"nano-1t\"\nmup = \"2.0/80\"\nstd = \"match\"\n";
 
     #[test]
     fn recipes_are_read_and_overridden() {
@@ -176,6 +180,7 @@ mod tests {
         let stages = recipe.stages();
         assert_eq!((stages[0].seed, stages[0].operator), (Some(3), Some(Operator::Msg)));
         assert_eq!(stages[0].place, Some(Place::Distance(Some("d.json".into()))));
+        assert_eq!((stages[0].noise, stages[1].noise), (Some(0.1), None));
         assert_eq!((stages[0].std, stages[1].std), (Some(Std::Value(0.02)), Some(Std::Match)));
         assert_eq!((stages[1].mup, recipe.text.as_str()), (Some((2.0, 80.0)), TEXT));
         let overrides =

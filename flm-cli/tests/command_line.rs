@@ -14,7 +14,8 @@ fn help_goes_to_stdout_and_succeeds() {
     assert_eq!(out.status.code(), Some(0));
     let help = String::from_utf8(out.stdout).unwrap();
     for command in [
-        "demo", "inspect", "convert", "grow", "verify", "logits", "generate", "eval", "models", "pull", "sft",
+        "demo", "inspect", "convert", "grow", "verify", "logits", "generate", "eval", "models", "pull",
+        "sft", "export",
     ] {
         assert!(help.contains(command), "{command}");
     }
@@ -37,6 +38,7 @@ fn every_command_shows_an_example() {
         "demo",
         "completions",
     ];
+    commands.push(vec!["export", "gguf"]);
     commands.extend(["fold", "distance"].map(|name| vec![name]));
     commands.extend(names.map(|name| vec![name]));
     for mut command in commands {

@@ -36,6 +36,7 @@ use self::source::OpenFile;
 use self::zip::ZipEntry;
 use crate::config::TeleFlmConfig;
 
+pub(crate) use self::cast::cast;
 pub use self::convert::{ConvertOptions, ConvertReport, convert};
 pub use self::error::CheckpointError;
 pub use self::pickle::PickleError;

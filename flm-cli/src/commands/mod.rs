@@ -5,6 +5,7 @@ mod convert;
 mod demo;
 mod distance;
 mod eval;
+mod export;
 mod fold;
 mod generate;
 mod grow;
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Pull(Box<pull::Pull>),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
+    #[command(subcommand)]
+    Export(export::Export),
     Grow(Box<grow::Grow>),
     Fold(fold::Fold),
     Distance(distance::Distance),
@@ -46,6 +49,7 @@ impl Command {
             Self::Demo(command) => command.run(output),
             Self::Inspect(command) => command.run(output),
             Self::Convert(command) => command.run(output),
+            Self::Export(command) => command.run(output),
             Self::Grow(command) => command.run(output),
             Self::Fold(command) => command.run(output),
             Self::Distance(command) => command.run(output),

@@ -22,7 +22,11 @@ for (const request of requests) {
     continue;
   }
   if (!sequence) {
-    const context = await model.createContext({ contextSize: 512, threads: 2 });
+    // In f32 as flm: the default cache is f16.
+    const context = await model.createContext({
+      contextSize: 512, threads: 2, flashAttention: false,
+      experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32",
+    });
     sequence = context.getSequence();
   }
   await sequence.clearHistory();
@@ -35,6 +39,6 @@ for (const request of requests) {
 }
 const { metadata } = model.fileInfo;
 process.stdout.write(JSON.stringify({
-  architecture: metadata.general.architecture, vocabulary: model.vocabularyType, answers,
+  architecture: metadata.general.architecture, release: llama.llamaCppRelease.release, answers,
 }));
 process.exit(0);

@@ -34,10 +34,8 @@ def tokens(folder, text):
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.encode_special_tokens = True
         return tokenizer.encode(text, add_special_tokens=False).ids
-    if (folder / "tokenizer.model").exists():
-        import sentencepiece
-        return sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model")).encode(text)
-    return None
+    import sentencepiece
+    return sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model")).encode(text)
 
 
 def shared(a, b):
@@ -74,41 +72,33 @@ def main():
     folder = a.checkpoint
     out = a.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
-    has_text = tokens(folder, "a") is not None
-    if has_text:
-        prompts = [tokens(folder, text) for text in PROMPTS]
-    else:
-        prompts = [[1, 5, 17, 300, 42], [1] + [7] * 15, list(range(3, 40))]
+    prompts = [tokens(folder, text) for text in PROMPTS]
     ids = [",".join(map(str, prompt)) for prompt in prompts]
     ours = [flm(a, "generate", folder, "--ids", i, "--max-new-tokens", str(a.tokens), "--ignore-eos")["ids"] for i in ids]
     failed = False
     for dtype in a.dtypes.split(","):
         path = out / f"{folder.resolve().name}-{dtype}.gguf"
         path.unlink(missing_ok=True)
-        more = [] if has_text else ["--no-tokenizer"]
         start = time.time()
-        summary = flm(a, "export", "gguf", folder, path, "--dtype", dtype, *more)
+        summary = flm(a, "export", "gguf", folder, path, "--dtype", dtype)
         print(f"{path.name}: {summary['bytes']} bytes in {time.time() - start:.1f} s, peak memory"
               f" {(summary['peak_memory_bytes'] or 0) >> 20} MiB, {summary['dtypes']}, folded {summary['foldings']}")
         for note in summary["notes"]:
             print(f"  note: {note}")
         print(f"  gguf reader: {reader(path)}")
-        requests = [{"ids": prompt, "n": a.tokens} for prompt in prompts]
-        if has_text:
-            requests += [{"text": text} for text in TEXTS]
+        requests = [{"ids": prompt, "n": a.tokens} for prompt in prompts] + [{"text": text} for text in TEXTS]
         answers = llama(a, path, requests)["answers"]
-        for prompt, mine, theirs in zip(PROMPTS if has_text else ids, ours, answers):
+        for prompt, mine, theirs in zip(PROMPTS, ours, answers):
             mine = mine[:len(theirs["ids"])]
             same = shared(mine, theirs["ids"])
             verdict = "same" if same == len(theirs["ids"]) else f"differ after {same}"
             failed |= verdict != "same" and dtype in ("f32",)
             print(f"  llama.cpp, {len(theirs['ids'])} greedy tokens: {verdict}; {prompt[:30]!r} -> {theirs['text'][:60]!r}")
-        if has_text:
-            wrong = [(text, tokens(folder, text), answer["ids"]) for text, answer in zip(TEXTS, answers[len(prompts):])
-                     if tokens(folder, text) != answer["ids"]]
-            print(f"  llama.cpp tokenises {len(TEXTS) - len(wrong)} of {len(TEXTS)} texts alike")
-            for text, want, got in wrong:
-                print(f"    {text!r}: {want} {got}")
+        wrong = [(text, tokens(folder, text), answer["ids"]) for text, answer in zip(TEXTS, answers[len(prompts):])
+                 if tokens(folder, text) != answer["ids"]]
+        print(f"  llama.cpp tokenises {len(TEXTS) - len(wrong)} of {len(TEXTS)} texts alike")
+        for text, want, got in wrong:
+            print(f"    {text!r}: {want} {got}")
         if not a.no_transformers:
             import torch
             from safetensors.torch import load_file

@@ -8,6 +8,9 @@ use super::plan::GgufTensor;
 /// Tensors and the data section begin at multiples of this many bytes.
 pub(super) const ALIGNMENT: u64 = 32;
 
+/// Keys and values in the order of the file.
+pub(super) type Metadata = Vec<(String, Value)>;
+
 /// The bytes in front of the data section, padding included.
 pub(super) fn header(metadata: &[(String, Value)], tensors: &[GgufTensor]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();

@@ -7,7 +7,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use serde::Serialize;
 
-use super::container::{self, ALIGNMENT};
+use super::container::{self, ALIGNMENT, Metadata};
 use super::{ExportError, Result, vocabulary};
 use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::config::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TeleFlmConfig};
@@ -307,11 +307,7 @@ fn gguf_name(name: &str) -> String {
 }
 
 /// `general.*` and `llama.*`.
-fn metadata(
-    config: &TeleFlmConfig,
-    tensors: &[GgufTensor],
-    options: &GgufOptions,
-) -> Result<Vec<(String, Value)>> {
+fn metadata(config: &TeleFlmConfig, tensors: &[GgufTensor], options: &GgufOptions) -> Result<Metadata> {
     let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
     for tensor in tensors.iter().filter(|t| t.source.starts_with("model.layers.") && t.shape.len() == 2) {
         *sizes.entry(name_and_file_type(tensor.dtype).1).or_default() += tensor.nbytes;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::Value;
 
+use super::container::Metadata;
 use super::{ExportError, Result};
 use crate::config::TeleFlmConfig;
 use crate::tokenizer::{TokenKind, Tokenizer, TokenizerError, Vocabulary, VocabularyModel};
@@ -37,7 +38,7 @@ pub(super) fn metadata(
     vocabulary: &Vocabulary,
     config: &TeleFlmConfig,
     pre: Option<&str>,
-) -> Result<(Vec<(String, Value)>, Vec<String>)> {
+) -> Result<(Metadata, Vec<String>)> {
     let (tokens, rows) = (vocabulary.tokens.len(), config.vocab_size);
     if tokens > rows {
         return Err(ExportError::Vocabulary { tokens, rows });
@@ -188,8 +189,8 @@ fn known_pre_tokenizer(model: &VocabularyModel) -> Option<&'static str> {
         }
         _ => return None,
     };
-    let normalizes = !normalizer.is_null() && !(known == "qwen2" && normalizer["type"] == "NFC");
-    (!normalizes && *ignore_merges == (known == "llama-bpe")).then_some(known)
+    let same_text = normalizer.is_null() || (known == "qwen2" && normalizer["type"] == "NFC");
+    (same_text && *ignore_merges == (known == "llama-bpe")).then_some(known)
 }
 
 fn unknown_pre_tokenizer(model: &VocabularyModel) -> ExportError {

@@ -22,9 +22,9 @@ for (const request of requests) {
     continue;
   }
   if (!sequence) {
-    // In f32 as flm: the default cache is f16.
+    // In f32 as flm: the default cache is f16. More threads would wait for each other on a busy machine.
     const context = await model.createContext({
-      contextSize: 512, threads: 2, flashAttention: false,
+      contextSize: 512, threads: 1, flashAttention: false,
       experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32",
     });
     sequence = context.getSequence();

@@ -94,7 +94,7 @@ impl Inspect {
         }
         if let Some(how) = self.values {
             let sample = (how == Values::Sample).then_some(SAMPLE);
-            values::add(&mut report, &checkpoint, sample, self.tensors, output)?;
+            values::add(&mut report, &checkpoint, sample, output)?;
         }
         Ok(report)
     }

@@ -54,7 +54,6 @@ pub(super) fn add(
     report: &mut Report,
     checkpoint: &Checkpoint,
     sample: Option<u64>,
-    list: bool,
     output: &Output,
 ) -> anyhow::Result<()> {
     let bytes = checkpoint.entries().map(|e| sample.map_or(e.nbytes, |s| s.min(e.nbytes))).sum();
@@ -72,7 +71,7 @@ pub(super) fn add(
             let of = count(values.count);
             report.problems.push(format!("{}: {nan} NaN and {infinite} infinite of {of} values", entry.name));
         }
-        if let Some(row) = report.tensor_list.as_mut().filter(|_| list).and_then(|rows| rows.get_mut(index)) {
+        if let Some(row) = report.tensor_list.as_mut().and_then(|rows| rows.get_mut(index)) {
             row.values = Some((*values).into());
         }
     }

@@ -11,11 +11,13 @@
 //! - [`model`]: the decoder, layer by layer
 //! - [`block_source`]: where a block's weights come from: resident, or streamed from disk
 //! - [`generate`]: sampling and decoding
+//! - [`export`]: GGUF files for llama.cpp
 //! - [`train`]: full-parameter fine-tuning and pre-training
 
 pub mod block_source;
 pub mod checkpoint;
 pub mod config;
+pub mod export;
 pub mod generate;
 pub mod model;
 pub mod tokenizer;

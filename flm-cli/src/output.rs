@@ -95,6 +95,11 @@ impl Output {
         self.bar(what, total, "{msg:12} {wide_bar} {pos:>7} / {len:7} {per_sec:>12} {eta:>5}")
     }
 
+    /// A count of requests whose number is not known beforehand.
+    pub(crate) fn requests(&self, what: &str) -> ProgressBar {
+        self.bar(what, 0, "{msg:12} {pos} requests")
+    }
+
     fn bar(&self, what: &str, total: u64, style: &str) -> ProgressBar {
         let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());

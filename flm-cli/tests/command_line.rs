@@ -15,7 +15,7 @@ fn help_goes_to_stdout_and_succeeds() {
     let help = String::from_utf8(out.stdout).unwrap();
     for command in [
         "demo", "inspect", "convert", "grow", "verify", "logits", "generate", "chat", "eval", "models",
-        "pull", "sft",
+        "pull", "sft", "export", "init",
     ] {
         assert!(help.contains(command), "{command}");
     }
@@ -40,6 +40,7 @@ fn every_command_shows_an_example() {
         "demo",
         "completions",
     ];
+    commands.push(vec!["export", "gguf"]);
     commands.extend(["fold", "distance"].map(|name| vec![name]));
     commands.extend(names.map(|name| vec![name]));
     for mut command in commands {

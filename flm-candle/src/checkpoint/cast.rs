@@ -6,7 +6,7 @@ use half::{bf16, f16};
 /// Converts the little-endian elements of `src` and puts them into `out`, which is overwritten.
 ///
 /// Returns how many finite elements became infinite. Both dtypes are among BF16, F16, F32, F64.
-pub(super) fn cast(from: DType, to: DType, src: &[u8], out: &mut Vec<u8>) -> u64 {
+pub(crate) fn cast(from: DType, to: DType, src: &[u8], out: &mut Vec<u8>) -> u64 {
     use DType::{BF16, F16, F32};
     let bf = |b| bf16::from_le_bytes(b).to_f32();
     let h = |b| f16::from_le_bytes(b).to_f32();

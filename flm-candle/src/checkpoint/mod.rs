@@ -19,11 +19,13 @@ mod pytorch;
 mod pytorch_writer;
 mod ranges;
 mod read;
+mod remote;
 mod safetensors_header;
 mod shard;
 mod side_files;
 mod source;
 mod staging;
+mod values;
 mod weight_map;
 mod writer;
 mod zip;
@@ -36,13 +38,16 @@ use self::source::OpenFile;
 use self::zip::ZipEntry;
 use crate::config::TeleFlmConfig;
 
+pub(crate) use self::cast::cast;
 pub use self::convert::{ConvertOptions, ConvertReport, convert};
 pub use self::error::CheckpointError;
 pub use self::pickle::PickleError;
 pub use self::pytorch_writer::write_pytorch_checkpoint;
+pub use self::remote::RemoteFiles;
 pub use self::safetensors_header::HeaderError;
 pub use self::shard::{ShardTensor, convert_shard, index_text, parse_index};
 pub use self::side_files::copy_side_files;
+pub use self::values::{PaddingRows, ValueStatistics};
 pub use self::weight_map::IndexError;
 pub use self::writer::Writer;
 pub use self::zip::ZipError;
@@ -95,7 +100,7 @@ pub struct Checkpoint {
     format: Format,
     config: TeleFlmConfig,
     files: Vec<WeightFile>,
-    /// One for each of `files`.
+    /// One for each of `files`; none where only headers were read.
     handles: Vec<OpenFile>,
     /// Sorted by name.
     entries: Vec<TensorEntry>,

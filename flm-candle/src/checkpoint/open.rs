@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Result;
 use super::pytorch::PyTorchError;
-use super::source::{OpenFile, read_json_file};
+use super::source::{OpenFile, Source, read_json_file};
 use super::weight_map::{self, WeightMap};
 use super::zip::ZipEntry;
 use super::{
@@ -32,14 +32,19 @@ impl Checkpoint {
     /// Anything malformed, named with file and tensor. Whether the tensors are those that config.json
     /// asks for is not an error here but in [`Checkpoint::check`].
     pub fn open(dir: &Path) -> Result<Self> {
-        let config = read_config(&dir.join("config.json"))?;
-        let found = FORMATS.iter().find(|(_, name)| dir.join(name).symlink_metadata().is_ok());
+        Self::open_in(dir, &Directory)
+    }
+
+    /// The same wherever the files of `dir` are.
+    pub(super) fn open_in(dir: &Path, files: &dyn Files) -> Result<Self> {
+        let config = parse_config(&files.json(&dir.join("config.json"))?)?;
+        let found = FORMATS.iter().find(|(_, name)| files.has(&dir.join(name)));
         let &(format, name) = found.ok_or_else(|| CheckpointError::NoWeights { dir: dir.into() })?;
         let path = dir.join(name);
         let index = match format {
             Format::Safetensors | Format::PyTorch => None,
             Format::ShardedSafetensors | Format::ShardedPyTorch => {
-                let parsed = weight_map::parse(&read_json_file(&path)?);
+                let parsed = weight_map::parse(&files.json(&path)?);
                 Some(parsed.map_err(|source| CheckpointError::Index { path: path.clone(), source })?)
             }
         };
@@ -53,27 +58,27 @@ impl Checkpoint {
             storages: Vec::new(),
         };
         match index {
-            None => checkpoint.add_file(path)?,
-            Some(map) => checkpoint.add_shards(&path, &map)?,
+            None => checkpoint.add_file(files, path)?,
+            Some(map) => checkpoint.add_shards(files, &path, &map)?,
         }
         // No name stands twice: each file's reader saw to that, and an index places a name in one file.
         checkpoint.entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(checkpoint)
     }
 
-    fn add_shards(&mut self, index: &Path, map: &WeightMap) -> Result<()> {
+    fn add_shards(&mut self, files: &dyn Files, index: &Path, map: &WeightMap) -> Result<()> {
         let mut expected: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for (tensor, file) in map.iter().filter(|(tensor, _)| !is_skipped(tensor)) {
             expected.entry(file).or_default().insert(tensor);
         }
         for (file, mut tensors) in expected {
             let path = self.dir.join(file);
-            if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+            if !files.has(&path) {
                 let tensor = tensors.pop_first().unwrap_or_default().into();
                 return Err(CheckpointError::MissingFile { index: index.into(), tensor, file: file.into() });
             }
             let first = self.entries.len();
-            self.add_file(path.clone())?;
+            self.add_file(files, path.clone())?;
             for entry in &self.entries[first..] {
                 if !tensors.remove(entry.name.as_str()) {
                     let tensor = entry.name.clone();
@@ -97,12 +102,11 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn add_file(&mut self, path: PathBuf) -> Result<()> {
-        let handle = OpenFile::open(&path)?;
-        let (tensors, storages) = read_headers(self.format, &path, &handle)?;
+    fn add_file(&mut self, files: &dyn Files, path: PathBuf) -> Result<()> {
+        let Headers { size, tensors, storages, handle } = files.headers(self.format, &path)?;
         let file = self.files.len();
-        self.files.push(WeightFile { path, size: handle.size });
-        self.handles.push(handle);
+        self.files.push(WeightFile { path, size });
+        self.handles.extend(handle);
         self.storages.push(storages);
         self.entries.extend(tensors.into_iter().map(|t| TensorEntry {
             name: t.name,
@@ -116,8 +120,51 @@ impl Checkpoint {
     }
 }
 
+/// Where the files of a checkpoint are.
+pub(super) trait Files {
+    /// Whether there is something of that name, of whatever kind.
+    fn has(&self, path: &Path) -> bool;
+    /// The bytes of a JSON file of sensible size.
+    fn json(&self, path: &Path) -> Result<Vec<u8>>;
+    /// What the headers of a weight file say.
+    fn headers(&self, format: Format, path: &Path) -> Result<Headers>;
+}
+
+/// What is known of a weight file without its weights.
+pub(super) struct Headers {
+    pub(super) size: u64,
+    pub(super) tensors: Vec<RawTensor>,
+    /// For PyTorch, the archive's entries that hold tensors.
+    pub(super) storages: Vec<ZipEntry>,
+    /// Where weights can be read.
+    pub(super) handle: Option<OpenFile>,
+}
+
+/// The files of this machine.
+struct Directory;
+
+impl Files for Directory {
+    fn has(&self, path: &Path) -> bool {
+        !path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    }
+
+    fn json(&self, path: &Path) -> Result<Vec<u8>> {
+        read_json_file(path)
+    }
+
+    fn headers(&self, format: Format, path: &Path) -> Result<Headers> {
+        let file = OpenFile::open(path)?;
+        let (tensors, storages) = read_headers(format, path, &file)?;
+        Ok(Headers { size: file.size, tensors, storages, handle: Some(file) })
+    }
+}
+
 /// The tensors of a file and, for PyTorch, the archive's entries that hold them.
-fn read_headers(format: Format, path: &Path, file: &OpenFile) -> Result<(Vec<RawTensor>, Vec<ZipEntry>)> {
+pub(super) fn read_headers(
+    format: Format,
+    path: &Path,
+    file: &impl Source,
+) -> Result<(Vec<RawTensor>, Vec<ZipEntry>)> {
     match format {
         Format::Safetensors | Format::ShardedSafetensors => match safetensors_header::read(file) {
             Ok(tensors) => Ok((tensors, Vec::new())),
@@ -131,10 +178,8 @@ fn read_headers(format: Format, path: &Path, file: &OpenFile) -> Result<(Vec<Raw
     }
 }
 
-/// Reads config.json if it is a regular file of sensible size.
-fn read_config(path: &Path) -> Result<TeleFlmConfig> {
-    let bytes = read_json_file(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| ConfigError::NotAnObject(e.to_string()))?;
+fn parse_config(bytes: &[u8]) -> Result<TeleFlmConfig> {
+    let text = std::str::from_utf8(bytes).map_err(|e| ConfigError::NotAnObject(e.to_string()))?;
     Ok(TeleFlmConfig::from_json(text)?)
 }
 

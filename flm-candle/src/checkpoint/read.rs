@@ -19,8 +19,11 @@ impl Checkpoint {
             let (tensor, nbytes) = (entry.name.clone(), entry.nbytes);
             return Err(CheckpointError::OutOfRange { tensor, offset, len, nbytes });
         }
-        let handle = &self.handles[entry.file];
-        handle.read_exact_at(buf, entry.offset + offset).map_err(|source| CheckpointError::Read {
+        let done = match self.handles.get(entry.file) {
+            Some(handle) => handle.read_exact_at(buf, entry.offset + offset),
+            None => Err(std::io::Error::other("only its headers were fetched; download it first")),
+        };
+        done.map_err(|source| CheckpointError::Read {
             tensor: entry.name.clone(),
             path: self.files[entry.file].path.clone(),
             source,

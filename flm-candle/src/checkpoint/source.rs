@@ -15,6 +15,11 @@ pub(super) trait Source {
     /// Fills `buf` from byte `offset`; `UnexpectedEof` where that reaches past the end.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Whether every read is a round trip: then only what is needed to know the tensors is read.
+    fn is_distant(&self) -> bool {
+        false
+    }
+
     /// `len` bytes from `offset`; checked against the length before anything is allocated.
     fn bytes_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         if offset.checked_add(len as u64).is_none_or(|end| end > self.size()) {
@@ -73,7 +78,7 @@ impl Source for OpenFile {
 }
 
 /// The largest JSON file that is read; the 1T's index has 110 kB.
-const MAX_JSON: u64 = 64 << 20;
+pub(super) const MAX_JSON: u64 = 64 << 20;
 
 /// The bytes of a JSON file, if it is a regular file of sensible size.
 pub(super) fn read_json_file(path: &Path) -> Result<Vec<u8>> {

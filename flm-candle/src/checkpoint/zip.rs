@@ -94,6 +94,9 @@ const MAX_ENTRIES: u64 = 1 << 20;
 const MAX_DIRECTORY: u64 = 256 << 20;
 
 /// Reads and checks the directory and every local header; entries come in the order of the file.
+///
+/// Of a distant source the headers in front of storages (`NAME/data/KEY`), which stand all over the file,
+/// are not read: the offsets of those entries are that of the header then.
 pub(super) fn read(source: &impl Source) -> Result<Vec<ZipEntry>, ZipError> {
     let mut magic = [0; 4];
     if source.size() < 4 {
@@ -112,7 +115,10 @@ pub(super) fn read(source: &impl Source) -> Result<Vec<ZipEntry>, ZipError> {
     let mut entries = Vec::with_capacity(records.len());
     for (i, record) in records.iter().enumerate() {
         let next = records.get(i + 1).map_or(directory.offset, |r| r.header_offset);
-        entries.push(locate(source, record, next)?);
+        entries.push(match source.is_distant() && record.name.contains("/data/") {
+            true => unlocated(record, next)?,
+            false => locate(source, record, next)?,
+        });
     }
     let mut names = HashSet::new();
     match entries.iter().find(|e| !names.insert(e.name.as_str())) {
@@ -253,6 +259,16 @@ fn read_records(mut bytes: &[u8], count: u64) -> Result<Vec<Record>, ZipError> {
         return Err(ZipError::End("the directory holds more than its entries"));
     }
     Ok(records)
+}
+
+/// The entry of `record`, whose local header is not read, if it fits before `next`.
+fn unlocated(record: &Record, next: u64) -> Result<ZipEntry, ZipError> {
+    let end = record.header_offset.checked_add(30 + record.name.len() as u64 + record.size);
+    if end.is_none_or(|end| end > next) {
+        return Err(ZipError::Overlap(record.name.clone()));
+    }
+    let Record { name, crc32, size, header_offset, .. } = record;
+    Ok(ZipEntry { name: name.clone(), offset: *header_offset, size: *size, crc32: *crc32 })
 }
 
 /// Reads the local header of `record` and checks that its data end before `next`.

@@ -66,6 +66,9 @@ pub enum TokenizerError {
     /// The `tokenizers` crate failed on a text or on ids.
     #[error("tokenizer.json: {0}")]
     Backend(String),
+    /// The tokenizer is of a kind that [`super::Tokenizer::vocabulary`] cannot take apart.
+    #[error("only SentencePiece models and byte-level BPE have a plain list of tokens: {0}")]
+    NoVocabulary(String),
     /// A chat template has wrong syntax, raised an exception or ran out of fuel.
     #[error("chat template: {0}")]
     Template(String),

@@ -9,6 +9,7 @@
 //! - [`Tokenizer::encode_special`] is for rendered chat templates: special tokens become their ids.
 //! - [`TextStream`] decodes ids as they come.
 //! - [`ChatTemplate`] renders a conversation.
+//! - [`Vocabulary`] is what a tokenizer is made of, for other programs' formats.
 
 mod chat;
 mod config;
@@ -18,6 +19,7 @@ mod sentencepiece;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 use std::path::Path;
 
@@ -27,6 +29,7 @@ pub use error::TokenizerError;
 use json::JsonTokenizer;
 use sentencepiece::SentencePiece;
 pub use stream::TextStream;
+pub use vocabulary::{TokenKind, Vocabulary, VocabularyModel, VocabularyToken};
 
 /// A tokenizer with the settings of its folder.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub struct Tokenizer {
     backend: Backend,
     bos: Option<u32>,
     eos: Option<u32>,
+    unknown: Option<u32>,
+    padding: Option<u32>,
     add_bos: bool,
     add_eos: bool,
     chat_template: Option<ChatTemplate>,
@@ -96,7 +101,8 @@ impl Tokenizer {
     }
 
     fn new(backend: Backend, bos: Option<u32>, eos: Option<u32>) -> Self {
-        Self { backend, bos, eos, add_bos: false, add_eos: false, chat_template: None }
+        let (unknown, padding) = (None, None);
+        Self { backend, bos, eos, unknown, padding, add_bos: false, add_eos: false, chat_template: None }
     }
 
     /// Takes over what tokenizer_config.json says about tokens.
@@ -119,6 +125,8 @@ impl Tokenizer {
                 });
             }
         }
+        let id = |key: &str| self.token_to_id(config.token(key)?);
+        (self.unknown, self.padding) = (id("unk_token"), id("pad_token"));
         (self.bos, self.eos) = (bos.or(self.bos), eos.or(self.eos));
         (self.add_bos, self.add_eos) = (config.add_bos_token, config.add_eos_token);
         Ok(())

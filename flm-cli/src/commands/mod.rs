@@ -6,6 +6,7 @@ mod convert;
 mod demo;
 mod distance;
 mod eval;
+mod export;
 mod fold;
 mod generate;
 mod grow;
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Pull(Box<pull::Pull>),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
+    #[command(subcommand)]
+    Export(export::Export),
     Init(init::Init),
     Grow(Box<grow::Grow>),
     Fold(fold::Fold),
@@ -50,6 +53,7 @@ impl Command {
             Self::Demo(command) => command.run(output),
             Self::Inspect(command) => command.run(output),
             Self::Convert(command) => command.run(output),
+            Self::Export(command) => command.run(output),
             Self::Init(command) => command.run(output),
             Self::Grow(command) => command.run(output),
             Self::Fold(command) => command.run(output),

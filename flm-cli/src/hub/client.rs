@@ -122,7 +122,8 @@ impl Hub {
         self.persist(|| self.try_list(repository, revision))
     }
 
-    fn persist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+    /// Tries again as long as it may help.
+    pub(super) fn persist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
         let is_stopped = || self.access.interrupted.load(Ordering::Relaxed);
         let done = retry::persist(self.access.retries, &is_stopped, &mut |_| attempt(), &|_, _| {});
         if is_stopped() { Err(HubError::Interrupted) } else { done }

@@ -70,6 +70,11 @@ pub(crate) enum HubError {
     /// A body or a header that does not fit the request.
     #[error("{url}: {reason}")]
     WrongAnswer { url: String, reason: String },
+    /// A server that sends whole files only, where a part is wanted.
+    #[error(
+        "{url} sends no parts of files, so that {file} cannot be looked at without all of it: use flm pull"
+    )]
+    NoRanges { file: String, url: String },
     /// A redirect from https to something else, to nowhere, or in a circle.
     #[error("{from} redirects to {to:?}: {reason}")]
     Redirect { from: String, to: String, reason: &'static str },

@@ -3,7 +3,7 @@
 //! A [`Plan`] is made from the [`Manifest`], the target's flm.lock, the Hub's listing and the disk. A
 //! [`Pull`] holds to it: workers (`fetch`) bring ranges into `NAME.part` (`part`), a thread for each
 //! file (`verify`) hashes the prefix that is complete; only a file with the right digest gets its name.
-//! Shards are then turned into safetensors (`shards`). Everything that is needed to go on after a crash is
+//! Shards are then turned into safetensors (`shards`). `headers` looks at a checkpoint without its weights. Everything that is needed to go on after a crash is
 //! on disk at any time.
 
 mod client;
@@ -12,6 +12,7 @@ mod durable;
 mod error;
 mod fetch;
 mod file_name;
+mod headers;
 mod journal;
 mod lock_file;
 mod manifest;
@@ -29,6 +30,7 @@ mod verify;
 pub(crate) use self::{
     client::{Access, Hub},
     error::HubError,
+    headers::{HubCheckpoint, repository_of},
     manifest::{Manifest, ManifestFile, Model, Shape},
     plan::{Plan, Request, State, default_dir},
     progress::{Event, get},

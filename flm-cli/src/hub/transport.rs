@@ -305,7 +305,7 @@ fn redirect(from: &str, headers: &HeaderMap) -> Result<String> {
 }
 
 /// A URL for people: without its query, which in signed URLs is a key.
-fn shown(url: &str) -> String {
+pub(super) fn shown(url: &str) -> String {
     url.split('?').next().unwrap_or(url).to_owned()
 }
 

@@ -5,6 +5,7 @@
 
 mod conversion;
 mod faults;
+mod inspect;
 mod kills;
 mod large;
 mod protocol;

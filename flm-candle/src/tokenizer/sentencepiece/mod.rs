@@ -13,6 +13,7 @@ mod pieces;
 mod proto;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 use prost::Message;
 

@@ -1,0 +1,136 @@
+//! The report for people.
+
+use flm_candle::config::{GrowthMasks, ScheduleKind};
+
+use super::{
+    report::{Report, Values},
+    values::Statistics,
+};
+use crate::output::{count, size, table};
+
+pub(super) fn text(r: &Report) -> String {
+    let c = &r.config;
+    let mut rows = vec![(
+        "checkpoint",
+        format!("{} ({}, {} files, {} tensors)", r.dir.display(), r.format, r.files, r.tensors),
+    )];
+    if let Some(t) = &r.transferred {
+        rows.push(("commit", format!("{} ({})", t.commit, t.revision)));
+        rows.push(("transferred", format!("{} in {} requests", size(t.bytes), t.requests)));
+    }
+    rows.extend([
+        ("model", format!("{}, {} parameters, {}", r.model_type, count(r.parameters), size(r.bytes))),
+        ("layers", c.layers.to_string()),
+        ("hidden", c.hidden.to_string()),
+        ("heads", format!("{} query, {} key/value, of {}", c.heads, c.kv_heads, c.head_dim)),
+        ("ffn", c.ffn.to_string()),
+    ]);
+    let vocabulary = match (r.tokenizer_size, r.padding_rows) {
+        (Some(tokens), Some(padding)) => format!("{} rows: {tokens} tokens, {padding} padding", c.vocab),
+        _ if r.transferred.is_some() => format!("{} rows (the tokenizer was not fetched)", c.vocab),
+        _ => format!("{} rows (no tokenizer here)", c.vocab),
+    };
+    let dtypes: Vec<String> =
+        r.dtypes.iter().map(|(dtype, bytes)| format!("{dtype} {}", size(*bytes))).collect();
+    rows.extend([
+        ("vocabulary", vocabulary),
+        ("context", c.context.to_string()),
+        ("norm eps, rope", format!("{:e}, theta {}", c.rms_norm_eps, c.rope_theta)),
+        ("scales", format!("embedding × {}, logits × {}", c.input_scale, c.logit_scale)),
+        ("head", if c.tied { "tied to the embedding".into() } else { "its own".into() }),
+        ("dtypes", dtypes.join(", ")),
+    ]);
+    for part in &r.parts {
+        let share = 100.0 * part.parameters as f64 / r.parameters as f64;
+        let mut line = format!("{} parameters, {share:.1} %", count(part.parameters));
+        let stored: Vec<String> = part.dtypes.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
+        if !stored.is_empty() {
+            line += &format!("; tensors: {}", stored.join(", "));
+        }
+        if let Some(values) = &part.values {
+            line += &format!("; {}", spread(values));
+        }
+        rows.push((part.name, line));
+    }
+    if let Some(growth) = &r.growth {
+        rows.push(("growing", masks(growth)));
+    }
+    if let Some(values) = &r.values {
+        rows.extend(values_lines(values));
+    }
+    let mut text = table(&[], rows.into_iter().map(|(k, v)| vec![k.into(), v]), false);
+    text += &tensors(r);
+    match r.problems.as_slice() {
+        [] => text += "no problems found",
+        problems => text += &format!("\n{} problems:\n  {}", problems.len(), problems.join("\n  ")),
+    }
+    text
+}
+
+fn tensors(r: &Report) -> String {
+    let Some(tensors) = &r.tensor_list else { return String::new() };
+    let mut header = vec!["tensor", "dtype", "shape", "file"];
+    if r.values.is_some() {
+        header.push("values");
+    }
+    let cells = tensors.iter().map(|t| {
+        let mut row = vec![t.name.clone(), t.dtype.clone(), format!("{:?}", t.shape), t.file.clone()];
+        row.extend(t.values.as_ref().map(spread));
+        row
+    });
+    format!("\n{}", table(&header, cells, false))
+}
+
+/// Extremes, mean and deviation.
+fn spread(s: &Statistics) -> String {
+    match (s.min, s.max, s.mean, s.std) {
+        (Some(min), Some(max), Some(mean), Some(std)) => {
+            format!("{min:.4} to {max:.4}, mean {mean:.2e}, std {std:.2e}")
+        }
+        _ => "no finite value".into(),
+    }
+}
+
+fn values_lines(v: &Values) -> Vec<(&'static str, String)> {
+    let (all, how) = (&v.all, if v.sample { "a sample of " } else { "" });
+    let mut rows = vec![(
+        "values",
+        format!(
+            "{how}{}: {} NaN, {} infinite, {} zero",
+            count(all.count),
+            count(all.nan),
+            count(all.infinite),
+            count(all.zero)
+        ),
+    )];
+    for p in &v.padding {
+        let what = match (p.zero, p.equal) {
+            (zero, _) if zero == p.rows => "all zero".into(),
+            (_, true) => "all the same, not zero".into(),
+            (zero, false) => format!("of different values, {zero} zero"),
+        };
+        rows.push(("padding rows", format!("{} of {}: {what}", p.rows, p.tensor)));
+    }
+    rows
+}
+
+/// Masks and where their schedule stands.
+fn masks(growth: &GrowthMasks) -> String {
+    let mut parts = vec![growth.operator.clone()];
+    for (what, mask) in [
+        ("hidden", growth.hidden.map(|m| (m.from, m.mask))),
+        ("heads", growth.heads.map(|m| (m.from, m.mask))),
+        ("ffn", growth.ffn.map(|m| (m.from, m.mask))),
+    ] {
+        parts.extend(mask.map(|(from, mask)| format!("{what} from {from} × {mask}")));
+    }
+    parts.extend(growth.layers.as_ref().map(|l| format!("{} new layers × {}", l.new.len(), l.mask)));
+    parts.push(match &growth.schedule {
+        Some(s) => {
+            let ScheduleKind::Linear = s.kind;
+            format!("linear schedule, step {} of {}", s.step, s.steps)
+        }
+        None => "no schedule".into(),
+    });
+    parts.join(", ")
+}

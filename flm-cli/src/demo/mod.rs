@@ -71,7 +71,7 @@ pub(crate) fn run(dir: &Path, mut started: impl FnMut(&str)) -> anyhow::Result<R
     })?;
     step("convert", &|| {
         let source = open("nano-52b-pytorch")?;
-        let options = ConvertOptions { dtype: None, max_shard_size: 2 << 20 };
+        let options = ConvertOptions { max_shard_size: 2 << 20, ..Default::default() };
         let report = convert(&source, &path("nano-52b"), &options, &|_| ())?;
         let target = open("nano-52b")?;
         let mut different = 0;

@@ -25,7 +25,8 @@ use crate::{
     output::Output,
 };
 use report::{Report, Reports};
-use stage::{Place, Recipe, Stage, parse_pair, parse_std};
+pub(super) use stage::parse_pair;
+use stage::{Place, Recipe, Stage, parse_std};
 
 /// Grow a checkpoint to a larger shape that computes the same function.
 ///

@@ -19,13 +19,13 @@ pub const CHECKSUMS_FILE: &str = "checksums.json";
 /// BLAKE3 digests of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checksums {
-    /// Version of this format: 1.
+    /// Version of this format: 2. In version 1 all weight files were among `files`.
     pub version: u32,
-    /// Files by name, all but this one and those in `weight_files`.
+    /// Files by name, all but this one and those in `weights`.
     pub files: BTreeMap<String, FileDigest>,
-    /// Weight files of which only the header has a digest: the rest of them is in `tensors`.
+    /// Weight files whose header has a digest: the rest of them is in `tensors`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub weight_files: BTreeMap<String, WeightFileDigest>,
+    pub weights: BTreeMap<String, WeightFileDigest>,
     /// Every tensor's bytes, by name, in hexadecimal.
     pub tensors: BTreeMap<String, String>,
     /// Where the tensors of a converted checkpoint came from.
@@ -36,9 +36,9 @@ pub struct Checksums {
 impl Default for Checksums {
     fn default() -> Self {
         Self {
-            version: 1,
+            version: 2,
             files: BTreeMap::new(),
-            weight_files: BTreeMap::new(),
+            weights: BTreeMap::new(),
             tensors: BTreeMap::new(),
             sources: BTreeMap::new(),
         }
@@ -54,13 +54,13 @@ pub struct FileDigest {
     pub blake3: String,
 }
 
-/// Length of a weight file, and length and BLAKE3 of what comes before its tensors.
+/// A safetensors file, whose tensors have digests of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WeightFileDigest {
-    /// Length of the file in bytes.
+    /// Length in bytes.
     pub bytes: u64,
-    /// The header: all bytes before the first tensor's.
-    pub header: FileDigest,
+    /// BLAKE3 of all bytes before the first tensor.
+    pub header_blake3: String,
 }
 
 /// The bytes that a tensor was made of.
@@ -140,6 +140,10 @@ impl FileDigest {
 }
 
 impl WeightFileDigest {
+    pub(super) fn new(bytes: u64, header: &[u8]) -> Self {
+        Self { bytes, header_blake3: blake3::hash(header).to_hex().to_string() }
+    }
+
     /// Of a safetensors file.
     pub fn of_file(path: &Path) -> Result<Self> {
         let file = OpenFile::open(path)?;
@@ -150,7 +154,7 @@ impl WeightFileDigest {
                 file.bytes_at(0, length.saturating_add(8) as usize)
             })
             .map_err(io("read the header of", path))?;
-        Ok(Self { bytes: file.size, header: FileDigest::of(&header) })
+        Ok(Self::new(file.size, &header))
     }
 }
 
@@ -186,7 +190,7 @@ impl Checksums {
     /// Bytes of all files.
     pub fn total_bytes(&self) -> u64 {
         let files = self.files.values().map(|f| f.bytes);
-        files.chain(self.weight_files.values().map(|f| f.bytes)).sum()
+        files.chain(self.weights.values().map(|f| f.bytes)).sum()
     }
 
     /// Compares every file in `dir` with its digest; of a damaged weight file the damaged tensors are
@@ -223,10 +227,10 @@ impl Checksums {
             problems.extend(self.damaged_tensors(dir, name));
         }
         let mut bytes = found.iter().map(|(bytes, _)| bytes).sum();
-        if !self.weight_files.is_empty() {
+        if !self.weights.is_empty() {
             bytes += self.check_weight_files(dir, progress, &mut problems);
         }
-        let files = files.len() + self.weight_files.len();
+        let files = files.len() + self.weights.len();
         Ok(ChecksumReport { files, bytes, passed: problems.is_empty(), problems })
     }
 
@@ -263,9 +267,9 @@ impl Checksums {
         problems: &mut Vec<String>,
     ) -> u64 {
         let mut bytes = 0;
-        for (name, expected) in &self.weight_files {
+        for (name, expected) in &self.weights {
             match WeightFileDigest::of_file(&dir.join(name)) {
-                Ok(found) if found == *expected => bytes += found.header.bytes,
+                Ok(found) if found == *expected => bytes += found.bytes,
                 Ok(found) if found.bytes != expected.bytes => {
                     problems.push(format!("{name} has {} bytes, expected {}", found.bytes, expected.bytes))
                 }
@@ -273,7 +277,6 @@ impl Checksums {
                 Err(error) => problems.push(error.to_string()),
             }
         }
-        progress(bytes);
         let checkpoint = match Checkpoint::open(dir) {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
@@ -287,7 +290,7 @@ impl Checksums {
         problems.extend(damaged.into_iter().flatten());
         let missing = self.tensors.keys().filter(|name| !checkpoint.contains(name));
         problems.extend(missing.map(|name| format!("tensor {name} is missing")));
-        bytes + entries.iter().map(|e| e.nbytes).sum::<u64>()
+        bytes
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::checksums::{FileDigest, WeightFileDigest};
+use super::checksums::WeightFileDigest;
 use super::error::{Result, io};
 use super::layout::Layout;
 use super::ranges::Ranges;
@@ -92,7 +92,7 @@ impl Writer {
             let missing = AtomicU64::new(shard.size - shard.header.len() as u64);
             writer.shards.push(OpenShard {
                 path,
-                digest: WeightFileDigest { bytes: shard.size, header: FileDigest::of(&shard.header) },
+                digest: WeightFileDigest::new(shard.size, &shard.header),
                 file: Mutex::default(),
                 missing,
                 unsynced: AtomicU64::new(0),

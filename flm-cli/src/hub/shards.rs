@@ -112,7 +112,7 @@ impl Shards<'_> {
                 return Ok(());
             };
             let path = self.dir.join(&converted.output);
-            checksums.weight_files.insert(converted.output.clone(), WeightFileDigest::of_file(&path)?);
+            checksums.weights.insert(converted.output.clone(), WeightFileDigest::of_file(&path)?);
             outputs.push(path);
             for tensor in converted.tensors {
                 map.insert(tensor.name.clone(), converted.output.clone());

@@ -236,7 +236,7 @@ fn write(
     for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text?))) {
         checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
     }
-    checksums.weight_files = writer.digests().map(|(name, digest)| (name.into(), digest.clone())).collect();
+    checksums.weights = writer.digests().map(|(name, digest)| (name.into(), digest.clone())).collect();
     write_file(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
     let rounded: BTreeMap<&str, u64> = jobs.iter().filter_map(Job::rounded).collect();
     let done = Done {

@@ -224,7 +224,7 @@ fn the_manifest_ties_every_tensor_to_its_source() {
     let checksums = Checksums::read(&out(&src)).unwrap();
     let converted = Checkpoint::open(&out(&src)).unwrap();
     assert_eq!(checksums.tensors.len(), 39);
-    assert_eq!(checksums.weight_files.len(), converted.files().len());
+    assert_eq!(checksums.weights.len(), converted.files().len());
     for entry in converted.entries() {
         let bytes = converted.read(entry).unwrap();
         assert_eq!(checksums.tensors[&entry.name], blake3::hash(&bytes).to_hex().as_str(), "{}", entry.name);

@@ -305,8 +305,9 @@ fn compare_names_what_differs() {
         assert_eq!(difference.problem, "differs from element 100 on");
         // a constant that the weights do not show
         let config = dst.join("config.json");
-        let text = fs::read_to_string(&config).unwrap();
-        fs::write(&config, text.replace("1e-05", "1e-06").replace("1e-5", "1e-6")).unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        json["rms_norm_eps"] = 1e-6.into();
+        fs::write(&config, json.to_string()).unwrap();
         assert_eq!(same(&dst).differences[0].name, "config.json: rms_norm_eps");
     }
 }

@@ -214,8 +214,26 @@ fn write(
     };
     run.all(&jobs)?;
 
-    let mut checksums =
-        Checksums { tensors: std::mem::take(&mut *lock(&run.digests)), ..Checksums::default() };
+    beside(src, plan, writer, std::mem::take(&mut *lock(&run.digests)))?;
+    let rounded: BTreeMap<&str, u64> = jobs.iter().filter_map(Job::rounded).collect();
+    let done = Done {
+        read: run.read.into_inner(),
+        holes: run.holes.into_inner(),
+        resumed,
+        overflowed: run.overflowed.into_inner(),
+    };
+    let files = writer.file_names().count();
+    Ok(plan.report(files, done, |tensor| rounded.get(tensor).copied().unwrap_or(0)))
+}
+
+/// Writes what lies beside the weights: side files and the manifest.
+fn beside(
+    src: &Checkpoint,
+    plan: &Plan<'_>,
+    writer: &Writer,
+    digests: BTreeMap<String, String>,
+) -> Result<()> {
+    let mut checksums = Checksums { tensors: digests, ..Checksums::default() };
     for planned in &plan.tensors {
         let factor = (planned.factor != 1.0).then_some(planned.factor);
         let source = TensorSource { factor, ..TensorSource::of(src, planned.entry) };
@@ -237,16 +255,7 @@ fn write(
         checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
     }
     checksums.weights = writer.digests().map(|(name, digest)| (name.into(), digest.clone())).collect();
-    write_file(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
-    let rounded: BTreeMap<&str, u64> = jobs.iter().filter_map(Job::rounded).collect();
-    let done = Done {
-        read: run.read.into_inner(),
-        holes: run.holes.into_inner(),
-        resumed,
-        overflowed: run.overflowed.into_inner(),
-    };
-    let files = writer.file_names().count();
-    Ok(plan.report(files, done, |tensor| rounded.get(tensor).copied().unwrap_or(0)))
+    write_file(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())
 }
 
 /// What the threads counted.

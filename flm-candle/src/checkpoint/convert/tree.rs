@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn chunks_give_the_digest_of_the_whole() {
-        let bytes: Vec<u8> = (0..40_000u32).map(|i| (i * i >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..40_000u32).map(|i| ((i * i) >> 7) as u8).collect();
         for size in [1024, 2048, 16384] {
             for len in [0, 1, 1023, 1024, 1025, 2048, 3000, 4096, 16384, 16385, 32768, 39_999, 40_000] {
                 let chunks: Vec<&[u8]> = bytes[..len].chunks(size).collect();

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A Tele-FLM checkpoint of random bf16 weights and any size, in the form that the 52B was released in: for measuring conversion.
 
-  python synth_checkpoint.py --out DIR [--gb 1] [--shards 3] [--format bin|safetensors]
+  python synth_checkpoint.py --out DIR [--gb 1] [--shards 3] [--format bin|safetensors] [--zeros]
 
 Needs torch (and safetensors for that format). Only the number of layers follows from --gb (10^9 bytes of weights); the multipliers are
 those of CofeAI/Tele-FLM. Tensors go to the shards in the order of the model and every cut falls inside a layer, as in the released
-files. The weights depend on the seed and the tensor's name alone: the same tensors come out in both formats and with any number of
+files. With --zeros all weights are zero and holes of sparse files (PyTorch's form only): a checkpoint larger than the disk, to
+measure what memory takes (`flm convert DIR OUT --json` prints peak_memory_bytes). The weights depend on the seed and the tensor's name alone: the same tensors come out in both formats and with any number of
 shards.
 """
 import argparse
@@ -68,6 +69,28 @@ def weight(name, shape, seed):
     return (values * (0.02 if "embed" in name else shape[1] ** -0.5)).bfloat16()
 
 
+class Sparse:
+    """A file to write to, in which zeros become holes."""
+
+    def __init__(self, path):
+        self.file = open(path, "wb")
+
+    def write(self, data):
+        data = memoryview(data).cast("B")
+        if len(data) >= 4096 and not torch.frombuffer(data, dtype=torch.uint8).any():
+            self.file.seek(len(data), os.SEEK_CUR)
+        else:
+            self.file.write(data)
+        return len(data)
+
+    def flush(self):
+        self.file.flush()
+
+    def close(self):
+        self.file.truncate()
+        self.file.close()
+
+
 def config(layers):
     """The fields of CofeAI/Tele-FLM's config.json; sizes are ours."""
     return {
@@ -113,9 +136,12 @@ def main():
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--format", choices=["bin", "safetensors"], default="bin")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--zeros", action="store_true", help="zeros, as holes of sparse files")
     args = parser.parse_args()
     if args.shards < 1:
         parser.error("--shards must be at least 1")
+    if args.zeros and args.format != "bin":
+        parser.error("--zeros goes with --format bin")
     os.makedirs(args.out, exist_ok=True)
     if os.listdir(args.out):
         parser.error(f"{args.out} is not empty")
@@ -128,9 +154,14 @@ def main():
     shards, places = cut(shapes, args.shards), {}
     for number, names in enumerate(shards, 1):
         file = f"{stem}-{number:05d}-of-{len(shards):05d}.{args.format}"
-        tensors = collections.OrderedDict((name, weight(name, shapes[name], args.seed)) for name in names)
+        values = (lambda name: torch.zeros(shapes[name], dtype=torch.bfloat16)) if args.zeros else (lambda name: weight(name, shapes[name], args.seed))
+        tensors = collections.OrderedDict((name, values(name)) for name in names)
         path = os.path.join(args.out, file)
-        if args.format == "bin":
+        if args.zeros:
+            sparse = Sparse(path)
+            torch.save(tensors, sparse)
+            sparse.close()
+        elif args.format == "bin":
             torch.save(tensors, path)
         else:
             from safetensors.torch import save_file

@@ -154,7 +154,8 @@ fn the_three_storage_forms_are_bit_equal_after_convert() {
         ["teleflm-gqa-bf16-st", "teleflm-gqa-bf16-shbin", "teleflm-gqa-bf16-shbin"].iter().enumerate()
     {
         let dst = dir.path().join(format!("{i}"));
-        let options = ConvertOptions { dtype: None, max_shard_size: if i == 2 { 100_000 } else { u64::MAX } };
+        let options =
+            ConvertOptions { max_shard_size: if i == 2 { 100_000 } else { u64::MAX }, ..Default::default() };
         convert(&open(name), &dst, &options, &|_| ()).unwrap();
         converted.push(Checkpoint::open(&dst).unwrap());
     }

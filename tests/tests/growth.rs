@@ -185,6 +185,7 @@ fn damage_is_found_by_checksums() {
     assert_eq!(out.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert!(report["problems"][0].as_str().unwrap().starts_with("tensor model."), "{report:#}");
+    std::fs::remove_file(source.join("checksums.json")).unwrap();
     assert!(stderr_of_failure(&["verify", text(&source)]).contains("no checksums.json"));
 }
 

@@ -34,6 +34,36 @@ pub(crate) fn cast(from: DType, to: DType, src: &[u8], out: &mut Vec<u8>) -> u64
     }
 }
 
+/// What became of elements that were multiplied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Scaled {
+    /// Finite elements that became infinite.
+    pub(super) overflowed: u64,
+    /// Elements that are not exactly their product.
+    pub(super) rounded: u64,
+}
+
+/// [`cast`] of the elements times `factor`; products are made in f64 and rounded once.
+pub(super) fn scale(from: DType, to: DType, factor: f64, src: &[u8], out: &mut Vec<u8>) -> Scaled {
+    /// Elements at a time: as f64 they stay in the cache.
+    const BLOCK: usize = 4096;
+    out.clear();
+    let (mut wide, mut narrow, mut back) = (Vec::new(), Vec::new(), Vec::new());
+    let mut done = Scaled::default();
+    for block in src.chunks(BLOCK * from.size_in_bytes()) {
+        cast(from, DType::F64, block, &mut wide);
+        for slot in wide.as_chunks_mut::<8>().0 {
+            *slot = (f64::from_le_bytes(*slot) * factor).to_le_bytes();
+        }
+        done.overflowed += cast(DType::F64, to, &wide, &mut narrow);
+        cast(to, DType::F64, &narrow, &mut back);
+        let pairs = wide.as_chunks::<8>().0.iter().zip(back.as_chunks::<8>().0);
+        done.rounded += pairs.filter(|(a, b)| a != b).count() as u64;
+        out.extend_from_slice(&narrow);
+    }
+    done
+}
+
 fn each<const N: usize, const M: usize>(
     src: &[u8],
     out: &mut Vec<u8>,
@@ -120,6 +150,34 @@ mod tests {
             one(DType::F64, DType::F32, (-1e300f64).to_le_bytes()),
             (f32::NEG_INFINITY.to_le_bytes(), 1)
         );
+    }
+
+    #[test]
+    fn products_are_rounded_once_and_counted() {
+        let run = |from, to, factor, src: &[u8]| {
+            let mut out = Vec::new();
+            let done = scale(from, to, factor, src, &mut out);
+            (out, done)
+        };
+        let bf = |values: &[f32]| -> Vec<u8> {
+            values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()
+        };
+        let exact = Scaled::default();
+        let source = bf(&[1.0, -3.0, 0.0, 1.5e-3]);
+        assert_eq!(run(DType::BF16, DType::BF16, 0.25, &source), (bf(&[0.25, -0.75, 0.0, 3.75e-4]), exact));
+        // 1 + 2⁻⁷ times 3/4 has one bit too many for bf16, none for f32
+        let odd = bf(&[1.0 + 2f32.powi(-7)]);
+        assert_eq!(run(DType::BF16, DType::BF16, 0.75, &odd).1, Scaled { rounded: 1, ..exact });
+        let wide = 0.75f32 * (1.0 + 2f32.powi(-7));
+        assert_eq!(run(DType::BF16, DType::F32, 0.75, &odd), (wide.to_le_bytes().to_vec(), exact));
+        // a subnormal of bf16 loses its last bit, f16 ends at 65504
+        let small = bf16::from_bits(1).to_le_bytes();
+        assert_eq!(run(DType::BF16, DType::BF16, 0.5, &small).1, Scaled { rounded: 1, ..exact });
+        let over = Scaled { overflowed: 1, rounded: 1 };
+        assert_eq!(run(DType::F16, DType::F16, 2.0, &f16::MAX.to_le_bytes()).1, over);
+        let many: Vec<u8> = (0..5000).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let doubled: Vec<u8> = (0..5000).flat_map(|i| (2.0 * i as f32).to_le_bytes()).collect();
+        assert_eq!(run(DType::F32, DType::F32, 2.0, &many), (doubled, exact));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use candle_core::DType;
 
 use super::{HeaderError, IndexError, PickleError, ZipError};
 use crate::config::ConfigError;
+use crate::tokenizer::TokenizerError;
 
 /// What can be wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,9 @@ pub enum CheckpointError {
     /// Its config.json is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Its tokenizer is wrong.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     /// candle refused.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -246,6 +250,42 @@ pub enum CheckpointError {
     InUse {
         /// The staging directory.
         path: PathBuf,
+    },
+    /// A JSON file that this program wrote is malformed.
+    #[error("{path} cannot be read: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// The staging directory holds an unfinished run of something else.
+    #[error(
+        "{path} holds an unfinished run with {difference}: finish it with its own command, or start over with --restart"
+    )]
+    ResumeMismatch {
+        /// The staging directory.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// A model with masks has no equal in another layout.
+    #[error(
+        "{dir} has growth masks, which no other layout knows: run `flm fold` first, then convert its output"
+    )]
+    Masked {
+        /// The checkpoint.
+        dir: PathBuf,
+    },
+    /// A multiplier cannot be folded into weights or taken out of them.
+    #[error("{what} cannot go from {from} to {to}: the factor would not be a finite number other than 0")]
+    Multiplier {
+        /// Which.
+        what: &'static str,
+        /// What the source has.
+        from: f64,
+        /// What the output should have.
+        to: f64,
     },
     /// Two tensors of an output have the same name.
     #[error("tensor {0} would be written twice")]

@@ -3,15 +3,18 @@
 //! [`Checkpoint`] opens safetensors and PyTorch files, single or sharded, reads their headers and
 //! checks everything that can be checked without reading weights; reading is by position. Nothing in
 //! a file is executed. [`Writer`] streams a safetensors checkpoint that appears whole or not at all,
-//! [`convert`] joins the two in bounded memory.
+//! [`convert`] joins the two in bounded memory, [`compare`] checks what it made against its source, and
+//! [`Checksums`] against digests where the source is gone.
 
 mod cast;
 mod check;
+mod checksums;
 mod convert;
 mod dtype;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+mod journal;
 mod layout;
 mod open;
 mod pickle;
@@ -39,8 +42,15 @@ use self::zip::ZipEntry;
 use crate::config::TeleFlmConfig;
 
 pub(crate) use self::cast::cast;
-pub use self::convert::{ConvertOptions, ConvertReport, convert};
+pub use self::checksums::{
+    CHECKSUMS_FILE, ChecksumReport, Checksums, FileDigest, TensorSource, WeightFileDigest,
+};
+pub use self::convert::{
+    CompareReport, ConvertOptions, ConvertReport, Difference, FoldedTensor, TargetLayout, compare, convert,
+    plan_conversion,
+};
 pub use self::error::CheckpointError;
+pub use self::journal::{Journal, RunKey};
 pub use self::pickle::PickleError;
 pub use self::pytorch_writer::write_pytorch_checkpoint;
 pub use self::remote::RemoteFiles;

@@ -16,7 +16,7 @@ use super::dtype::byte_count;
 /// Longest pickle that is read; that of the largest 1T shard has some 20 kB.
 pub(super) const MAX_PICKLE: u64 = 16 << 20;
 const MAX_STACK: usize = 1 << 20;
-const MAX_MEMO: usize = 1 << 22;
+const MAX_MEMO: usize = 1 << 20;
 const MAX_ITEMS: usize = 1 << 24;
 const MAX_TENSORS: usize = 1 << 20;
 const MAX_RANK: usize = 8;

@@ -5,6 +5,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use super::checksums::{TensorSource, digest_of, file_name};
 use super::error::{Result, io};
 use super::layout::Layout;
 use super::pytorch::PyTorchError;
@@ -34,14 +37,14 @@ pub fn index_text(weight_map: &BTreeMap<String, String>, total_size: u64) -> Str
 }
 
 /// A tensor that [`convert_shard`] wrote.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardTensor {
     /// Its name.
     pub name: String,
-    /// Its length.
-    pub nbytes: u64,
     /// BLAKE3 of its bytes, in hexadecimal.
     pub blake3: String,
+    /// Where it came from.
+    pub source: TensorSource,
 }
 
 /// Writes the tensors of the PyTorch file `src` to the new safetensors file `dst`, in bounded memory.
@@ -90,19 +93,26 @@ pub fn convert_shard(
             let _ = std::fs::remove_file(&part);
             return Ok(None);
         }
-        for moved in tensors {
-            written.insert(moved.tensor.name.clone(), moved.hash.finalize().to_hex().to_string());
+        for Moving { tensor, hash, .. } in tensors {
+            let blake3 = hash.finalize().to_hex().to_string();
+            let source = TensorSource::of_raw(file_name(src), Some(storage.name.clone()), tensor);
+            written.insert(tensor.name.clone(), ShardTensor { name: tensor.name.clone(), blake3, source });
         }
     }
     out.sync_all().map_err(io("sync", &part))?;
     let mut tensors = Vec::with_capacity(layout.tensors.len());
     for tensor in &layout.tensors {
-        let name = tensor.spec.name.clone();
-        let blake3 = hash_range(&out, tensor.offset, tensor.nbytes).map_err(io("read", &part))?;
-        if written.get(&name) != Some(&blake3) {
-            return Err(CheckpointError::NotAsWritten { tensor: name, path: part });
+        let read = |offset, part: &mut [u8]| {
+            out.read_exact_at(part, tensor.offset + offset).map_err(io("read", dst))
+        };
+        let blake3 = digest_of(tensor.nbytes, &|_| (), read)?;
+        match written.remove(&tensor.spec.name).filter(|written| written.blake3 == blake3) {
+            Some(written) => tensors.push(written),
+            None => {
+                let tensor = tensor.spec.name.clone();
+                return Err(CheckpointError::NotAsWritten { tensor, path: part });
+            }
         }
-        tensors.push(ShardTensor { name, nbytes: tensor.nbytes, blake3 });
     }
     std::fs::rename(&part, dst).map_err(io("rename to", dst))?;
     staging::sync_parent(dst)?;
@@ -168,17 +178,4 @@ fn move_storage(
     }
     let (path, entry) = (path.into(), storage.name.clone());
     Err(CheckpointError::Checksum { path, entry, tensor: name, expected: storage.crc32, got })
-}
-
-fn hash_range(file: &File, mut offset: u64, nbytes: u64) -> std::io::Result<String> {
-    let mut hash = blake3::Hasher::new();
-    let mut buf = vec![0; CHUNK.min(nbytes) as usize];
-    let end = offset + nbytes;
-    while offset < end {
-        let n = CHUNK.min(end - offset) as usize;
-        file.read_exact_at(&mut buf[..n], offset)?;
-        hash.update(&buf[..n]);
-        offset += n as u64;
-    }
-    Ok(hash.finalize().to_hex().to_string())
 }

@@ -53,7 +53,7 @@ fn converted_pytorch_is_bit_equal_and_has_the_bytes_of_safetensors_own_writer() 
     let bin = open(&fixture("teleflm-gqa-bf16-shbin"));
     for (max_shard_size, files) in [(u64::MAX, 1), (200_000, 3), (1, 39)] {
         let dst = dir.path().join(format!("out-{files}"));
-        let options = ConvertOptions { dtype: None, max_shard_size };
+        let options = ConvertOptions { max_shard_size, ..Default::default() };
         let done = std::sync::atomic::AtomicU64::new(0);
         let add = |n| {
             done.fetch_add(n, std::sync::atomic::Ordering::Relaxed);

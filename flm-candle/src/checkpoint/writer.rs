@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::checksums::WeightFileDigest;
 use super::error::{Result, io};
 use super::layout::Layout;
 use super::ranges::Ranges;
@@ -31,6 +32,7 @@ pub struct Writer {
 #[derive(Debug)]
 struct OpenShard {
     path: PathBuf,
+    digest: WeightFileDigest,
     /// Open from the first write until the shard is complete: a checkpoint can have more shards than a
     /// process may have files.
     file: Mutex<Option<Arc<File>>>,
@@ -90,6 +92,7 @@ impl Writer {
             let missing = AtomicU64::new(shard.size - shard.header.len() as u64);
             writer.shards.push(OpenShard {
                 path,
+                digest: WeightFileDigest::new(shard.size, &shard.header),
                 file: Mutex::default(),
                 missing,
                 unsynced: AtomicU64::new(0),
@@ -135,6 +138,11 @@ impl Writer {
         self.staging.keep = true;
     }
 
+    /// Takes [`Writer::keep_staging`] back: dropped unfinished, the writer removes the directory.
+    pub fn discard_staging(&mut self) {
+        self.staging.keep = false;
+    }
+
     /// Reads back bytes of tensor `name` from the staging directory.
     pub fn read_at(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
         let slot = self.slot(name, offset, out.len() as u64)?;
@@ -160,6 +168,11 @@ impl Writer {
     /// Names of the weight files, in their order.
     pub fn file_names(&self) -> impl Iterator<Item = &str> + '_ {
         self.shards.iter().filter_map(|s| s.path.file_name()?.to_str())
+    }
+
+    /// Names of the weight files with their lengths and the digests of their headers.
+    pub(super) fn digests(&self) -> impl Iterator<Item = (&str, &WeightFileDigest)> + '_ {
+        self.file_names().zip(self.shards.iter().map(|s| &s.digest))
     }
 
     /// The tensors' names in the order in which they lie on disk, shard by shard; writing in this order

@@ -1,6 +1,7 @@
 //! The model's shape and multipliers: the Hub's `config.json`, read and written without loss.
 
 mod growth;
+mod layout;
 mod preset;
 
 use std::path::Path;

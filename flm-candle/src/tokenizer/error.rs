@@ -13,6 +13,14 @@ pub enum TokenizerError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
     /// The folder holds no tokenizer in a known format.
     #[error("no tokenizer in {dir}: looked for tokenizer.json and tokenizer.model")]
     NotFound {

@@ -15,6 +15,7 @@ mod chat;
 mod config;
 mod error;
 mod json;
+mod llama;
 mod sentencepiece;
 mod stream;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use chat::{ChatMessage, ChatTemplate};
 use config::TokenizerConfig;
 pub use error::TokenizerError;
 use json::JsonTokenizer;
+pub use llama::write_llama_files;
 use sentencepiece::SentencePiece;
 pub use stream::TextStream;
 pub use vocabulary::{TokenKind, Vocabulary, VocabularyModel, VocabularyToken};

@@ -1,35 +1,69 @@
-use std::{path::PathBuf, time::Instant};
-
-use anyhow::Context;
-use candle_core::DType;
-use clap::Args;
-use flm_candle::checkpoint::{ConvertOptions, convert};
-use serde::Serialize;
-
-use crate::{
-    arguments::{Dtype, open, parse_size},
-    output::{Output, peak_memory, size},
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
 };
 
-/// Turn a checkpoint of any form into safetensors; bytes are moved, not decoded, unless --dtype asks.
+use anyhow::{Context, ensure};
+use candle_core::DType;
+use clap::{Args, ValueEnum};
+use flm_candle::checkpoint::{
+    Checkpoint, CompareReport, ConvertOptions, FoldedTensor, TargetLayout, compare, convert, plan_conversion,
+};
+use serde::Serialize;
+
+use super::grow::parse_pair;
+use crate::{
+    arguments::{Dtype, open, parse_size},
+    output::{Output, count, peak_memory, size},
+};
+
+/// Turn a checkpoint of any form into safetensors; bytes are moved, not decoded, unless --dtype or --layout
+/// asks.
 ///
-/// The output directory appears when it is complete, never before.
+/// The output directory appears when it is complete, never before, with checksums.json, which ties every
+/// tensor to where it came from. Interrupted anywhere, the same command goes on. With --verify an output is
+/// compared with its source, bit for bit; the exit status is 1 where they differ.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  flm convert ./Tele-FLM ./Tele-FLM-safetensors --max-shard-size 10GB")]
+#[command(after_help = "Examples:\n  \
+    flm convert ./Tele-FLM ./Tele-FLM-safetensors --max-shard-size 10GB\n  \
+    flm convert --verify ./Tele-FLM ./Tele-FLM-safetensors\n  \
+    flm convert ./Tele-FLM ./Tele-FLM-llama --layout llama")]
 pub(crate) struct Convert {
     /// Checkpoint directory to read.
     src: PathBuf,
-    /// Directory to make.
+    /// Directory to make; with --verify, to compare.
     dst: PathBuf,
     /// Change the dtype of the weights [default: leave each tensor's].
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Dtype>,
+    /// Write another architecture of the same function: llama folds the multipliers into the weights,
+    /// tele-flm takes them out again.
+    #[arg(long, value_name = "LAYOUT")]
+    layout: Option<Layout>,
+    /// With --layout tele-flm: output_mult/mup_scale_factor, which the head is divided by [default: 1/1].
+    #[arg(long, value_parser = parse_pair, value_name = "OUT/SCALE", requires = "layout")]
+    mup: Option<(f64, f64)>,
+    /// With --layout tele-flm: input_mult, which the embedding is divided by [default: 1].
+    #[arg(long, value_name = "X", requires = "layout")]
+    input_mult: Option<f64>,
     /// Largest file, for example 5GB or 500MiB.
     #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
     max_shard_size: u64,
+    /// Throw away what an interrupted run has finished.
+    #[arg(long)]
+    restart: bool,
+    /// Compare DST with what a conversion of SRC gives, and write nothing.
+    #[arg(long, conflicts_with_all = ["dtype", "layout", "dry_run", "restart", "max_shard_size"])]
+    verify: bool,
     /// Say what would be written, and stop.
     #[arg(long)]
     dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Layout {
+    Llama,
+    TeleFlm,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,8 +73,14 @@ struct Summary {
     files: usize,
     bytes_read: u64,
     bytes_written: u64,
+    /// Zeros that are holes of the files.
+    hole_bytes: u64,
+    /// What an interrupted run had finished.
+    resumed_bytes: u64,
     /// Finite values that became infinite in a narrower dtype.
     overflowed: u64,
+    /// Tensors that took a multiplier over, or gave one up.
+    folded: Vec<FoldedTensor>,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
     dry_run: bool,
@@ -49,49 +89,38 @@ struct Summary {
 impl Convert {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let src = open(&self.src)?;
+        if self.verify {
+            return verify(&src, &self.dst, output);
+        }
+        let options = ConvertOptions {
+            dtype: self.dtype.map(DType::from),
+            max_shard_size: self.max_shard_size,
+            layout: self.layout()?,
+            restart: self.restart,
+        };
         let bytes_read: u64 = src.entries().map(|e| e.nbytes).sum();
-        let summary = if self.dry_run {
-            if let Some(problem) = src.shape_problems().into_iter().next() {
-                return Err(problem.into());
-            }
-            let dtype = self.dtype.map(DType::from);
-            let bytes_written = src
-                .entries()
-                .map(|e| {
-                    e.nbytes / e.dtype.size_in_bytes() as u64
-                        * dtype.unwrap_or(e.dtype).size_in_bytes() as u64
-                })
-                .sum::<u64>();
-            Summary {
-                dst: self.dst.clone(),
-                tensors: src.entries().count(),
-                files: bytes_written.div_ceil(self.max_shard_size) as usize,
-                bytes_read,
-                bytes_written,
-                overflowed: 0,
-                seconds: 0.0,
-                peak_memory_bytes: None,
-                dry_run: true,
-            }
+        let bar = output.bytes("converting", bytes_read);
+        let start = Instant::now();
+        let report = if self.dry_run {
+            plan_conversion(&src, &options)
         } else {
-            let bar = output.bytes("converting", bytes_read);
-            let start = Instant::now();
-            let options =
-                ConvertOptions { dtype: self.dtype.map(DType::from), max_shard_size: self.max_shard_size };
-            let report = convert(&src, &self.dst, &options, &|bytes| bar.inc(bytes))
-                .with_context(|| format!("cannot convert {}", self.src.display()))?;
-            bar.finish_and_clear();
-            Summary {
-                dst: self.dst.clone(),
-                tensors: report.tensors,
-                files: report.files,
-                bytes_read: report.bytes_read,
-                bytes_written: report.bytes_written,
-                overflowed: report.overflowed,
-                seconds: start.elapsed().as_secs_f64(),
-                peak_memory_bytes: peak_memory(),
-                dry_run: false,
-            }
+            convert(&src, &self.dst, &options, &|bytes| bar.inc(bytes))
+        };
+        let report = report.with_context(|| format!("cannot convert {}", self.src.display()))?;
+        bar.finish_and_clear();
+        let summary = Summary {
+            dst: self.dst.clone(),
+            tensors: report.tensors,
+            files: report.files,
+            bytes_read: report.bytes_read,
+            bytes_written: report.bytes_written,
+            hole_bytes: report.hole_bytes,
+            resumed_bytes: report.resumed_bytes,
+            overflowed: report.overflowed,
+            folded: report.folded,
+            seconds: if self.dry_run { 0.0 } else { start.elapsed().as_secs_f64() },
+            peak_memory_bytes: peak_memory().filter(|_| !self.dry_run),
+            dry_run: self.dry_run,
         };
         if summary.overflowed > 0 {
             output.warn(&format!(
@@ -99,14 +128,61 @@ impl Convert {
                 summary.overflowed
             ));
         }
-        output.result(&summary, |s| {
-            let what = format!("{} tensors, {}", s.tensors, size(s.bytes_written));
-            if s.dry_run {
-                return format!("would write {what}, in about {} files, to {}", s.files, s.dst.display());
-            }
-            let rate = size((s.bytes_written as f64 / s.seconds) as u64);
-            format!("{}: {what} in {} files, {:.1} s ({rate}/s)", s.dst.display(), s.files, s.seconds)
-        })?;
+        output.result(&summary, human)?;
         Ok(true)
     }
+
+    fn layout(&self) -> anyhow::Result<Option<TargetLayout>> {
+        let multipliers = self.mup.is_some() || self.input_mult.is_some();
+        ensure!(
+            !multipliers || self.layout == Some(Layout::TeleFlm),
+            "--mup and --input-mult are for --layout tele-flm; a Llama has no multipliers"
+        );
+        let (output_mult, mup_scale_factor) = self.mup.unwrap_or((1.0, 1.0));
+        let input_mult = self.input_mult.unwrap_or(1.0);
+        Ok(self.layout.map(|layout| match layout {
+            Layout::Llama => TargetLayout::Llama,
+            Layout::TeleFlm => TargetLayout::TeleFlm { input_mult, output_mult, mup_scale_factor },
+        }))
+    }
+}
+
+fn human(s: &Summary) -> String {
+    let what = format!("{} tensors, {}", s.tensors, size(s.bytes_written));
+    let mut text = if s.dry_run {
+        format!("would write {what}, in {} files, to {}", s.files, s.dst.display())
+    } else {
+        let rate = size((s.bytes_written as f64 / s.seconds) as u64);
+        format!("{}: {what} in {} files, {:.1} s ({rate}/s)", s.dst.display(), s.files, s.seconds)
+    };
+    if s.resumed_bytes > 0 {
+        text += &format!("\n{} were finished by an interrupted run", size(s.resumed_bytes));
+    }
+    for folded in &s.folded {
+        let exact = match (s.dry_run, folded.rounded) {
+            (true, _) => String::new(),
+            (_, 0) => ": exact".into(),
+            (_, n) => format!(": {} products rounded", count(n)),
+        };
+        text += &format!("\n{} × {} in {}{exact}", folded.tensor, folded.factor, folded.dtype);
+    }
+    text
+}
+
+/// Compares a converted checkpoint with its source.
+fn verify(src: &Checkpoint, path: &Path, output: &Output) -> anyhow::Result<bool> {
+    let dst = open(path)?;
+    let bar = output.bytes("comparing", dst.entries().map(|e| e.nbytes).sum());
+    let report = compare(src, &dst, &|bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    output.result(&report, |r: &CompareReport| {
+        let what = format!("{} tensors, {}", count(r.tensors as u64), size(r.bytes));
+        let lines: Vec<String> =
+            r.differences.iter().map(|d| format!("\n  {} {}", d.name, d.problem)).collect();
+        match lines.as_slice() {
+            [] => format!("{what}: every bit as a conversion gives it"),
+            _ => format!("{what}: NOT what a conversion gives{}", lines.concat()),
+        }
+    })?;
+    Ok(report.passed)
 }

@@ -1,5 +1,5 @@
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -64,6 +64,9 @@ pub(crate) struct Pull {
     /// Seconds without a byte after which a connection is given up.
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
+    /// Where another process pulls into the same directory, wait until it ends.
+    #[arg(long)]
+    wait: bool,
     /// A manifest of your own.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
@@ -75,6 +78,14 @@ struct PlanLine<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
     dry_run: bool,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "waiting")]
+struct Waiting<'a> {
+    dir: &'a Path,
+    /// The process that holds the directory.
+    holder: &'a str,
 }
 
 #[derive(Serialize)]
@@ -109,7 +120,7 @@ impl Pull {
 
         let manifest = Manifest::load(self.manifest.as_deref())?;
         let dir = self.to.clone().unwrap_or_else(|| default_dir(&self.name));
-        let held = if self.dry_run { None } else { Some(hub::Pull::hold(&dir)?) };
+        let held = if self.dry_run { None } else { Some(self.hold(&dir, &interrupted, output)?) };
         let hub = Hub::from_env(Access {
             timeout: Duration::from_secs(self.timeout),
             retries: self.retries,
@@ -149,6 +160,29 @@ impl Pull {
             ))?;
         }
         Ok(true)
+    }
+
+    /// Takes the directory, at once or when its holder ends.
+    fn hold(&self, dir: &Path, interrupted: &AtomicBool, output: &Output) -> anyhow::Result<hub::Held> {
+        let mut told = false;
+        loop {
+            let error = match hub::Pull::hold(dir) {
+                Ok(held) => return Ok(held),
+                Err(error) => error,
+            };
+            let HubError::InUse { holder, .. } = &error else { return Err(error.into()) };
+            if !self.wait {
+                return Err(error.into());
+            }
+            if !std::mem::replace(&mut told, true) {
+                output.event(&Waiting { dir, holder })?;
+                output.note(&format!("waiting for process {holder}, which pulls into {}", dir.display()));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+            if interrupted.load(Ordering::Relaxed) {
+                return Err(HubError::Interrupted.into());
+            }
+        }
     }
 
     /// Shows the pull until it ends.

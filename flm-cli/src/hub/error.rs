@@ -91,7 +91,7 @@ pub(crate) enum HubError {
     )]
     Disk { path: PathBuf, needed: u64, free: u64, advice: &'static str },
     /// Another process works in the directory.
-    #[error("{path} is in use by process {holder}: wait for it, or stop it")]
+    #[error("{path} is in use by process {holder}: wait for it with --wait, or stop it")]
     InUse { path: PathBuf, holder: String },
     /// Ctrl-C or SIGTERM.
     #[error("interrupted; the same command goes on where it stopped")]

@@ -9,6 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use flm_candle::checkpoint::ShardTensor;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Result, io};
@@ -22,7 +23,7 @@ pub(super) enum Entry {
     /// The file has the digest; the stamp tells whether it was touched since.
     Verified { file: String, digest: String, stamp: Stamp },
     /// A shard's tensors are safe in another file.
-    Converted { file: String, digest: String, output: String, tensors: Vec<String>, stamp: Stamp },
+    Converted { file: String, digest: String, output: String, tensors: Vec<ShardTensor>, stamp: Stamp },
 }
 
 /// What changes when a file is written to.
@@ -43,7 +44,7 @@ impl From<&Metadata> for Stamp {
 #[derive(Debug, Clone)]
 pub(super) struct Converted {
     pub(super) output: String,
-    pub(super) tensors: Vec<String>,
+    pub(super) tensors: Vec<ShardTensor>,
 }
 
 /// The journal of a target directory.
@@ -96,7 +97,7 @@ impl Journal {
         file: &str,
         digest: &str,
         output: &str,
-        tensors: Vec<String>,
+        tensors: Vec<ShardTensor>,
     ) -> Result<()> {
         let stamp = self.stamp(output)?;
         let (file, digest, output) = (file.into(), digest.into(), output.into());
@@ -165,9 +166,14 @@ mod tests {
         assert!(
             journal.is_verified("a", "d") && !journal.is_verified("a", "e") && !journal.is_verified("b", "d")
         );
-        journal.add_converted("x.bin", "d", "a", vec!["t".into()]).unwrap();
+        let tensor: ShardTensor = serde_json::from_value(serde_json::json!({
+            "name": "t", "blake3": "00",
+            "source": {"file": "x.bin", "entry": "x/data/0", "offset": 64, "bytes": 4, "dtype": "float32", "shape": [1]},
+        }))
+        .unwrap();
+        journal.add_converted("x.bin", "d", "a", vec![tensor.clone()]).unwrap();
         let journal = Journal::read(dir.path());
-        assert_eq!(journal.converted("x.bin", "d").unwrap().tensors, ["t"]);
+        assert_eq!(journal.converted("x.bin", "d").unwrap().tensors, [tensor]);
         std::fs::write(&path, "12").unwrap();
         assert!(!journal.is_verified("a", "d") && journal.converted("x.bin", "d").is_none());
     }

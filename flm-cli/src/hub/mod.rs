@@ -34,7 +34,7 @@ pub(crate) use self::{
     manifest::{Manifest, ManifestFile, Model, Shape},
     plan::{Plan, Request, State, default_dir},
     progress::{Event, get},
-    pull::{FileProgress, OnDisk, Options, Pull, on_disk},
+    pull::{FileProgress, Held, OnDisk, Options, Pull, on_disk},
 };
 
 /// Bytes that are written, recorded and hashed at a time; what a killed worker can lose.

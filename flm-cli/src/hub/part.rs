@@ -10,7 +10,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     ops::Range,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -74,6 +74,7 @@ impl Part {
         };
         let (file, mut log) = (open(&path)?, open(&log_path)?);
         file.set_len(bytes).map_err(io("set the length of", &path))?;
+        reserve(&file, bytes).map_err(io("reserve the room for", &path))?;
         let records = records.unwrap_or_default();
         // a torn record at the end is overwritten
         let end = HEADER + records.len() * RECORD;
@@ -98,6 +99,11 @@ impl Part {
             free.remove(offset..(offset + u64::from(len)).min(bytes));
         }
         bytes - free.len()
+    }
+
+    /// Bytes of disk that an earlier process took for the file.
+    pub(super) fn reserved(target: &Path, bytes: u64) -> u64 {
+        part_path(target).metadata().map_or(0, |meta| (meta.blocks() * 512).min(bytes))
     }
 
     fn place(&mut self, offset: u64, len: u32, crc: u32) {
@@ -197,6 +203,19 @@ impl Part {
     }
 }
 
+/// Takes the disk that a file will need, so that a full one is told before anything is downloaded.
+fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
+    use rustix::io::Errno;
+    if bytes == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        // a file system that cannot: it tells when it is full
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
 /// Removes what a download left.
 pub(super) fn discard(target: &Path) -> Result<()> {
     durable::remove(&log_path(target))?;
@@ -273,6 +292,18 @@ mod tests {
         part.forget(start);
         assert_eq!(part.claim(1000), Some(50..60));
         assert!(part.piece_at(55).is_none());
+    }
+
+    #[test]
+    fn room_is_taken_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("x");
+        assert_eq!(Part::reserved(&target, 5 << 20), 0);
+        let part = Part::open(&target, 5 << 20, &digest()).unwrap();
+        assert_eq!((Part::reserved(&target, 5 << 20), part.have()), (5 << 20, 0));
+        assert_eq!(Part::left_behind(&target, 5 << 20, &digest()), 0);
+        let too_large = Part::open(&dir.path().join("y"), 1 << 60, &digest()).unwrap_err().to_string();
+        assert!(too_large.contains("y.part"), "{too_large}");
     }
 
     #[test]

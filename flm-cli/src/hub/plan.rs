@@ -65,6 +65,9 @@ pub(crate) struct PlannedFile {
     pub(crate) state: State,
     /// Bytes of it on disk.
     pub(crate) have: u64,
+    /// Bytes of disk that it has, written or reserved.
+    #[serde(skip)]
+    reserved: u64,
     /// Whether its tensors go to safetensors.
     pub(crate) convert: bool,
 }
@@ -179,7 +182,8 @@ impl PlannedFile {
         } else {
             (State::Missing, 0)
         };
-        Self { name, bytes, digest, state, have, convert }
+        let reserved = have.max(Part::reserved(&path, bytes));
+        Self { name, bytes, digest, state, have, reserved, convert }
     }
 
     /// Bytes that the network must bring.
@@ -303,7 +307,10 @@ pub(super) const SHARDS_IN_FLIGHT: usize = 2;
 
 /// More bytes than are taken now, at the peak.
 fn disk_needed(files: &[PlannedFile], delete_source: bool) -> u64 {
-    let fetched = |f: &PlannedFile| if matches!(f.state, State::Cached(_)) { 0 } else { f.missing() };
+    let fetched = |f: &PlannedFile| match f.state {
+        State::Cached(_) => 0,
+        _ => f.bytes - f.reserved,
+    };
     let converted = |f: &&PlannedFile| f.convert && f.state != State::Converted;
     let outputs: u64 = files.iter().filter(converted).map(|f| f.bytes).sum();
     if !delete_source {
@@ -313,7 +320,7 @@ fn disk_needed(files: &[PlannedFile], delete_source: bool) -> u64 {
     let mut sources: Vec<u64> = files.iter().filter(converted).map(|f| f.bytes).collect();
     sources.sort_unstable_by(|a, b| b.cmp(a));
     let in_flight: u64 = sources.iter().take(SHARDS_IN_FLIGHT).sum();
-    let there: u64 = files.iter().filter(converted).map(|f| f.have).sum();
+    let there: u64 = files.iter().filter(converted).map(|f| f.reserved).sum();
     kept + (outputs + in_flight).saturating_sub(there)
 }
 
@@ -327,7 +334,8 @@ mod tests {
     use super::*;
 
     fn file(name: &str, bytes: u64, have: u64, state: State, convert: bool) -> PlannedFile {
-        PlannedFile { name: name.into(), bytes, digest: Digest::Sha256(String::new()), state, have, convert }
+        let (name, digest) = (name.into(), Digest::Sha256(String::new()));
+        PlannedFile { name, bytes, digest, state, have, reserved: have, convert }
     }
 
     #[test]
@@ -341,6 +349,9 @@ mod tests {
         begun[0] = file("x", 100, 100, State::Converted, true);
         begun[1] = file("x", 100, 50, State::Partial, true);
         assert_eq!(disk_needed(&begun, true), 550);
+        // room that a part has taken before its bytes come
+        begun[1].reserved = 100;
+        assert_eq!((disk_needed(&begun, true), disk_needed(&begun, false)), (500, 700));
     }
 
     #[test]

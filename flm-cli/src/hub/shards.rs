@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flm_candle::checkpoint::{Checkpoint, convert_shard, index_text, parse_index};
+use flm_candle::checkpoint::{
+    CHECKSUMS_FILE, Checkpoint, Checksums, FileDigest, WeightFileDigest, convert_shard, index_text,
+    parse_index,
+};
 
 use super::{
     HubError, durable,
@@ -52,9 +55,8 @@ impl Shards<'_> {
             let Some(tensors) = convert_shard(&source, &self.dir.join(&output), &progress)? else {
                 return Ok(false);
             };
-            let names: Vec<String> = tensors.into_iter().map(|t| t.name).collect();
             if let Some(expected) = expected {
-                let mut sorted = names.clone();
+                let mut sorted: Vec<String> = tensors.iter().map(|t| t.name.clone()).collect();
                 sorted.sort();
                 if sorted != expected {
                     durable::remove(&self.dir.join(&output))?;
@@ -70,8 +72,8 @@ impl Shards<'_> {
                     return Err(HubError::Shard { file: name.into(), reason });
                 }
             }
-            let count = names.len();
-            self.journal.add_converted(name, digest, &output, names)?;
+            let count = tensors.len();
+            self.journal.add_converted(name, digest, &output, tensors)?;
             self.progress.tell(Event::Converted { file: name.into(), output, tensors: count });
         }
         if self.delete_source && source.exists() {
@@ -104,12 +106,19 @@ impl Shards<'_> {
         }
         let mut map = BTreeMap::new();
         let mut outputs: Vec<PathBuf> = Vec::new();
+        let mut checksums = Checksums::default();
         for shard in &shards {
             let Some(converted) = self.journal.converted(&shard.name, shard.digest.hex()) else {
                 return Ok(());
             };
-            outputs.push(self.dir.join(&converted.output));
-            map.extend(converted.tensors.into_iter().map(|tensor| (tensor, converted.output.clone())));
+            let path = self.dir.join(&converted.output);
+            checksums.weights.insert(converted.output.clone(), WeightFileDigest::of_file(&path)?);
+            outputs.push(path);
+            for tensor in converted.tensors {
+                map.insert(tensor.name.clone(), converted.output.clone());
+                checksums.tensors.insert(tensor.name.clone(), tensor.blake3);
+                checksums.sources.insert(tensor.name, tensor.source);
+            }
         }
         if let Some(index) = self.source_index()? {
             // a selection of shards is no checkpoint yet
@@ -122,6 +131,13 @@ impl Shards<'_> {
         if self.dir.join("config.json").exists() {
             Checkpoint::open(self.dir)?.check()?;
         }
+        // what the output needs once its sources are gone
+        let beside = files.iter().filter(|f| !f.convert && f.name != SOURCE_INDEX).map(|f| f.name.as_str());
+        let index = Some(OUTPUT_INDEX).filter(|name| self.dir.join(name).exists());
+        for name in beside.chain(index) {
+            checksums.files.insert(name.into(), FileDigest::of_file(&self.dir.join(name), &|_| ())?);
+        }
+        durable::replace(&self.dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
         let index = files.iter().find(|f| f.name == SOURCE_INDEX);
         if let Some(index) = index.filter(|_| self.delete_source && self.dir.join(OUTPUT_INDEX).exists()) {
             self.journal.add_converted(&index.name, index.digest.hex(), OUTPUT_INDEX, Vec::new())?;

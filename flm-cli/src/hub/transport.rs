@@ -4,7 +4,7 @@ use std::{
     io::Read,
     ops::Range,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use ureq::{
@@ -182,8 +182,7 @@ impl Transport {
                 _ => {}
             }
         }
-        let retry_after =
-            text(headers, "retry-after").and_then(|s| s.trim().parse().ok()).map(Duration::from_secs);
+        let retry_after = text(headers, "retry-after").and_then(|text| wait(text, SystemTime::now()));
         Err(HubError::Status { url: shown(url), status: status.as_u16(), retry_after })
     }
 
@@ -279,6 +278,17 @@ fn check_identity(headers: &HeaderMap, expected: Expected<'_>) -> Result<()> {
     }
 }
 
+/// How long Retry-After asks to wait: seconds, or until a date (RFC 9110, section 10.2.3).
+fn wait(retry_after: &str, now: SystemTime) -> Option<Duration> {
+    let text = retry_after.trim();
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    seconds.or_else(|| {
+        let date = httpdate::parse_http_date(text).ok()?;
+        // one that has passed asks for no wait
+        Some(date.duration_since(now).unwrap_or_default())
+    })
+}
+
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
@@ -344,6 +354,21 @@ mod tests {
         assert_eq!(to("http://127.0.0.1:80/a", "http://127.0.0.2/x").unwrap(), "http://127.0.0.2/x");
         for bad in ["http://cdn.example/x", "file:///etc/passwd", "", "x", "https://u:p@cdn.example/"] {
             assert!(matches!(to(from, bad), Err(HubError::Redirect { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        // the example of RFC 9110, section 5.6.7, in its three forms; as seconds by `date +%s`
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777 - 90);
+        let dates =
+            ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"];
+        for text in dates.iter().chain(&[" 90 ", "90"]) {
+            assert_eq!(wait(text, now), Some(Duration::from_secs(90)), "{text}");
+        }
+        assert_eq!(wait(dates[0], now + Duration::from_secs(91)), Some(Duration::ZERO));
+        for text in ["", "-1", "soon", "Sun, 06 Nov"] {
+            assert_eq!(wait(text, now), None, "{text}");
         }
     }
 

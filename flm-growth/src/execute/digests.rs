@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use flm_candle::checkpoint::Writer;
 
 use super::journal::Journal;
-use crate::checksums::{Checksums, header_digest};
+use crate::checksums::{Checksums, WeightFileDigest};
 use crate::error::{GrowthError, Result};
 
 /// A piece of the output.
@@ -118,7 +118,7 @@ impl<'a> Digests<'a> {
             let name = self.writer.file_names().nth(index).unwrap_or_default().to_owned();
             let path = self.writer.staging_dir().join(&name);
             let failed = |source| GrowthError::Read { path: path.display().to_string(), source };
-            state.checksums.weights.insert(name.clone(), header_digest(&path).map_err(failed)?);
+            state.checksums.weights.insert(name.clone(), WeightFileDigest::of_file(&path)?);
             let hasher = if self.files { Some(header_hasher(&path, offset).map_err(failed)?) } else { None };
             state.file = Some(OpenFile { index, name, hasher });
         }

@@ -32,7 +32,7 @@ use flm_candle::config::TeleFlmConfig;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, file_digest};
+use crate::checksums::{CHECKSUMS_FILE, Checksums, FileDigest};
 use crate::error::{GrowthError, Result};
 use crate::plan::{GrowthPlan, TensorPlan};
 pub(crate) use compose::Composer;
@@ -211,7 +211,7 @@ impl Transfer<'_> {
         self.provenance.write(dir)?;
         names.push(PROVENANCE_FILE.into());
         for name in names {
-            let digest = file_digest(&dir.join(&name), &|_| ())?;
+            let digest = FileDigest::of_file(&dir.join(&name), &|_| ())?;
             checksums.files.insert(name, digest);
         }
         let mut text = |name: &str, text: &str| {
@@ -221,7 +221,7 @@ impl Transfer<'_> {
         if let Some(index) = writer.index() {
             text("model.safetensors.index.json", index);
         }
-        write(&dir.join(CHECKSUMS_FILE), checksums.to_json()?.as_bytes())?;
+        write(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
         Ok(side_files)
     }
 }
@@ -236,7 +236,7 @@ fn source_files(source: &Checkpoint) -> Result<std::collections::BTreeMap<String
         source.files().iter().map(|f| f.path.as_path()).chain([config.as_path()]).collect();
     let digest = |path: &&Path| {
         let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        Ok((name, file_digest(path, &|_| ())?))
+        Ok((name, FileDigest::of_file(path, &|_| ())?))
     };
     paths.par_iter().map(digest).collect()
 }

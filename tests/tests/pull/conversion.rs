@@ -70,12 +70,40 @@ fn shards_become_safetensors_and_go_away() {
     let left = names(&target);
     assert!(left.iter().all(|n| !n.starts_with("pytorch_model") && !n.ends_with(".part")), "{left:?}");
     assert_eq!(left.iter().filter(|n| n.ends_with(".safetensors")).count(), shards);
+    manifest_is_true(&source, &target);
     // nothing is left to do, and nothing is fetched
     server.forget_log();
     pull(&server, &target, &["--convert", "--delete-source"]).succeeded();
     pull(&server, &target, &[]).succeeded();
     assert_eq!(server.content_requests(), 0);
     assert_eq!(names(&target), left);
+}
+
+/// The digests are those of the source's tensors, and damage is found by them when the source is gone.
+fn manifest_is_true(source: &Path, target: &Path) {
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(target.join("checksums.json")).unwrap()).unwrap();
+    for (name, bytes) in tensors(source) {
+        let from = &manifest["sources"][&name];
+        let number = |key: &str| from[key].as_u64().unwrap() as usize;
+        let file = std::fs::read(source.join(from["file"].as_str().unwrap())).unwrap();
+        assert!(file[number("offset")..][..number("bytes")] == bytes, "{name}");
+        assert!(from["entry"].as_str().unwrap().contains("/data/") && from["dtype"] == "bfloat16");
+    }
+    let report = flm_tests::flm_json(["verify", target.to_str().unwrap()]);
+    assert_eq!(report["passed"], true, "{report:#}");
+    let copy = target.with_extension("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for name in names(target) {
+        std::fs::copy(target.join(&name), copy.join(&name)).unwrap();
+    }
+    let weights = names(&copy).into_iter().rfind(|n| n.ends_with(".safetensors")).unwrap();
+    let mut bytes = std::fs::read(copy.join(&weights)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(copy.join(&weights), bytes).unwrap();
+    let found = flm_tests::flm(["verify", copy.to_str().unwrap()]);
+    assert_eq!(found.status.code(), Some(1));
+    assert!(String::from_utf8(found.stdout).unwrap().contains("is damaged"));
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! What is asked for, what is believed, what is kept.
 
-use std::{os::unix::fs::MetadataExt, process::Stdio, time::Duration};
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::fs::MetadataExt,
+    process::Stdio,
+    time::Duration,
+};
 
 use crate::{
     SHARD, complete, files, noise,
@@ -157,12 +162,19 @@ fn a_second_process_is_told_who_holds_the_target() {
         assert!(first.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(20));
     }
-    pull(&server, &target, &[]).failed(&["is in use by process", &first.id().to_string()]);
+    pull(&server, &target, &[]).failed(&["is in use by process", &first.id().to_string(), "--wait"]);
+    let mut waits = command(&server, &target, &["--wait"]).spawn().unwrap();
+    let mut said = BufReader::new(waits.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&event["event"], &event["holder"]), (&"waiting".into(), &first.id().to_string().into()));
     // Ctrl-C ends the first at once, with 130, and the next goes on
     let pid = rustix::process::Pid::from_child(&first);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(first.wait().unwrap().code(), Some(130));
     server.fault(|_| Fault::None);
-    pull(&server, &target, &[]).succeeded();
+    std::io::copy(&mut said, &mut std::io::sink()).unwrap();
+    assert!(waits.wait().unwrap().success());
     complete(&target, &files());
 }

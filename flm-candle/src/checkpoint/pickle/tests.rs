@@ -219,6 +219,15 @@ fn a_memo_bomb_stays_small() {
 }
 
 #[test]
+fn a_huge_memo_is_refused_and_huge_keys_take_no_room() {
+    let put = |key: u32| [[b'r'].as_slice(), &key.to_le_bytes()].concat();
+    assert!(program(|p| p.op(b"}").op(&put(u32::MAX))).unwrap().is_empty());
+    let many: Vec<u8> = (0..=super::MAX_MEMO as u32).flat_map(put).collect();
+    let error = program(|p| p.op(b"}").op(&many)).unwrap_err();
+    assert!(matches!(error, PickleError::TooMany { .. }), "{error}");
+}
+
+#[test]
 fn deep_nesting_does_not_recurse() {
     let deep = [b"\x80\x02N".as_slice(), &vec![0x85; 4 << 20], b"."].concat();
     assert!(matches!(read(&deep), Err(PickleError::NotADict)));

@@ -36,6 +36,14 @@ fn a_header_beyond_the_limit_is_refused_before_it_is_read() {
 }
 
 #[test]
+fn a_header_of_100_mb_of_brackets_does_not_recurse() {
+    let mut file = 100_000_000u64.to_le_bytes().to_vec();
+    file.extend(br#"{"a":"#);
+    file.resize(100_000_008, b'[');
+    assert!(matches!(read(&file.as_slice()), Err(HeaderError::Json(_))));
+}
+
+#[test]
 fn what_is_not_json_of_tensors_is_refused() {
     for header in [
         "",

@@ -195,6 +195,30 @@ fn a_record_that_needs_zip64_sizes_must_have_them() {
     assert!(matches!(error(&zip), ZipError::Record { index: 0, reason: "it has no ZIP64 sizes" }));
 }
 
+#[test]
+fn bombs_take_no_memory_before_they_are_refused() {
+    // An entry of 2⁶² bytes by the ZIP64 fields of both headers, in a file of some hundred bytes.
+    let huge = (1u64 << 62).to_le_bytes();
+    let extra = [&[1, 0, 16, 0], huge.as_slice(), &huge].concat();
+    let zip = good().set(good().centrals[0] + 20, &[0xff; 8]).set(good().centrals[0] + 30, &[20, 0]);
+    let at = zip.centrals[0] + 47;
+    let mut bytes = zip.bytes.clone();
+    bytes.splice(at..at, extra);
+    let end = zip.end + 20;
+    let size = (zip.end - zip.centrals[0] + 20) as u32;
+    bytes[end + 12..end + 16].copy_from_slice(&size.to_le_bytes());
+    let error = read(&bytes.as_slice()).unwrap_err();
+    assert!(matches!(&error, ZipError::Overlap(name) if name == "a"), "{error}");
+    // A hundred names for the same bytes: what expands a thousandfold elsewhere.
+    let names: Vec<String> = (0..100).map(|i| format!("{i:02}")).collect();
+    let entries: Vec<(&str, &[u8])> = names.iter().map(|n| (n.as_str(), b"same".as_slice())).collect();
+    let mut zip = Zip::new(&entries);
+    for at in zip.centrals.clone() {
+        zip = zip.set(at + 42, &[0; 4]);
+    }
+    assert!(read(&zip.bytes.as_slice()).is_err());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
 

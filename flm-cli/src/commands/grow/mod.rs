@@ -22,7 +22,8 @@ use crate::{
     output::Output,
 };
 use report::{Report, Reports};
-use stage::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_pair, parse_std};
+pub(super) use stage::parse_pair;
+use stage::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_std};
 
 /// Grow a checkpoint to a larger shape that computes the same function.
 ///

@@ -89,7 +89,7 @@ pub(super) fn parse_std(text: &str) -> Result<Std, String> {
     }
 }
 
-pub(super) fn parse_pair(text: &str) -> Result<(f64, f64), String> {
+pub(in crate::commands) fn parse_pair(text: &str) -> Result<(f64, f64), String> {
     let pair = text.split_once('/').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
     pair.ok_or_else(|| format!("{text:?}: write output_mult/mup_scale_factor, for example 2.0/80"))
 }

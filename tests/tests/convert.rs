@@ -260,6 +260,11 @@ fn llama_is_the_same_function_and_has_no_multipliers() {
     }
 }
 
+/// Keys of config.json and their values.
+type Changes = Vec<(&'static str, Value)>;
+/// Tensor, factor, dtype.
+type Folded<'a> = (&'a str, f64, &'a str);
+
 #[test]
 fn factors_go_where_they_cost_least() {
     let dir = tempfile::tempdir().unwrap();
@@ -269,7 +274,7 @@ fn factors_go_where_they_cost_least() {
         [("input_mult", input.into()), ("output_mult", out.into()), ("mup_scale_factor", scale.into())]
     };
     // tensor, factor, dtype; exact
-    let cases: [(Vec<(&str, Value)>, Vec<(&str, f64, &str)>, bool); 5] = [
+    let cases: [(Changes, Vec<Folded<'_>>, bool); 5] = [
         (pair(1.0, 0.5, 16.0).into(), vec![(head, 1.0 / 32.0, "bfloat16")], true),
         (pair(4.0, 1.0, 8.0).into(), vec![(embed, 4.0, "bfloat16"), (head, 0.125, "bfloat16")], true),
         (pair(10.0, 3.0, 16.0).into(), vec![(embed, 10.0, "float32"), (norm, 3.0 / 16.0, "float32")], true),
@@ -289,7 +294,7 @@ fn factors_go_where_they_cost_least() {
         safetensors(&source, &config(&changes), DType::BF16);
         let llama = dir.path().join(format!("{number}-llama"));
         let report = flm_json(["convert", text(&source), text(&llama), "--layout", "llama"]);
-        let got: Vec<(&str, f64, &str)> = report["folded"]
+        let got: Vec<Folded<'_>> = report["folded"]
             .as_array()
             .unwrap()
             .iter()

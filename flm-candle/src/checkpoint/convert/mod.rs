@@ -2,7 +2,7 @@
 //!
 //! Work is cut into chunks of a tensor. A thread reads one, takes it into the source's CRC-32 and the
 //! output's BLAKE3 and writes it, while it is in the cache. What that costs, beside the disk: two copies
-//! between page cache and buffer, which `cp` has too, and some 0.3 ns a byte for both sums, which the
+//! between page cache and buffer, which `cp` has too, and some 0.15 ns a byte for both sums, which the
 //! other threads hide, since writes to one file take turns. `copy_file_range` would save one copy, but the
 //! sums need the bytes anyway, and file systems share extents only where both files have them at
 //! multiples of a block: PyTorch aligns storages to 64 bytes, safetensors to 8. The files are synced

@@ -259,11 +259,14 @@ fn the_last_checkpoints_and_the_best_are_kept() {
     let changes = ["save.every_steps=1", "save.keep=2", "data.validation=0.3", "train.epochs=4"];
     let mut trainer = start(dir.path(), &LINES, &changes).unwrap();
     let (_, events) = run(&mut trainer, None);
-    let losses = events
+    let losses: Vec<(f64, u64)> = events
         .iter()
-        .filter_map(|e| if let Event::Validation { step, loss } = e { Some((*loss, *step)) } else { None });
-    let best = losses.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1;
+        .filter_map(|e| if let Event::Validation { step, loss } = e { Some((*loss, *step)) } else { None })
+        .collect();
     let steps = trainer.plan().steps;
+    // the model as it came is validated too, and is no checkpoint
+    assert!(losses.iter().map(|(_, step)| *step).eq(0..=steps));
+    let best = losses[1..].iter().min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1;
     let mut expected = vec![steps - 1, steps, best];
     expected.sort_unstable();
     expected.dedup();

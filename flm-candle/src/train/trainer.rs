@@ -175,6 +175,9 @@ impl Trainer {
         let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
         let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
         let (mut loss, mut validation) = (None, None);
+        if self.state.step == 0 && steps > 0 && !self.plan.dataset.validation.is_empty() {
+            validation = Some(self.validated(on_event)?);
+        }
         while self.state.step < steps {
             let metrics = self.step()?;
             loss = Some(metrics.loss);
@@ -186,13 +189,8 @@ impl Trainer {
             let saving = stopped || step == steps || every(save.every_steps, step);
             let validating = !stopped && saving || every(self.plan.recipe.train.validate_every, step);
             if validating && !self.plan.dataset.validation.is_empty() {
-                let value = self.validate()?;
+                let value = self.validated(on_event)?;
                 validation = Some(value);
-                self.log(&serde_json::json!({ "step": step, "validation_loss": value }))?;
-                if let Some(events) = &mut self.events {
-                    events.scalar("validation/loss", step, value)?;
-                }
-                on_event(&Event::Validation { step, loss: value });
                 if saving && self.state.best.is_none_or(|(_, best)| value < best) {
                     self.state.best = Some((step, value));
                 }
@@ -266,6 +264,23 @@ impl Trainer {
         })
     }
 
+    /// Validates, and tells everyone.
+    fn validated(&mut self, on_event: &mut dyn FnMut(&Event)) -> Result<f64, TrainError> {
+        let (step, loss) = (self.state.step, self.validate()?);
+        self.log(&serde_json::json!({ "step": step, "validation_loss": loss }))?;
+        self.events()?.scalar("validation/loss", step, loss)?;
+        on_event(&Event::Validation { step, loss });
+        Ok(loss)
+    }
+
+    /// TensorBoard's file, made at its first use.
+    fn events(&mut self) -> Result<&mut EventFile, TrainError> {
+        Ok(match &mut self.events {
+            Some(events) => events,
+            none => none.insert(EventFile::create(&self.plan.recipe.output.join("tensorboard"))?),
+        })
+    }
+
     /// Mean loss over the validation rows.
     pub fn validate(&mut self) -> Result<f64, TrainError> {
         let train = &self.plan.recipe.train;
@@ -293,10 +308,7 @@ impl Trainer {
 
     /// Adds a step to TensorBoard's curves.
     fn draw(&mut self, step: &StepMetrics) -> Result<(), TrainError> {
-        let events = match &mut self.events {
-            Some(events) => events,
-            none => none.insert(EventFile::create(&self.plan.recipe.output.join("tensorboard"))?),
-        };
+        let events = self.events()?;
         for (tag, value) in [
             ("train/loss", step.loss),
             ("train/learning_rate", step.learning_rate),
@@ -357,7 +369,7 @@ fn cut_metrics(path: &Path, step: u64) -> Result<(), TrainError> {
         let value: Option<Value> = serde_json::from_str(line).ok();
         value.and_then(|v| v.get("step")?.as_u64())
     };
-    let kept = text.lines().filter(|line| of_line(line).is_some_and(|s| s <= step));
+    let kept = text.lines().filter(|line| of_line(line).is_some_and(|s| s <= step && step > 0));
     let kept: String = kept.map(|line| format!("{line}\n")).collect();
     File::create(path)
         .and_then(|mut file| file.write_all(kept.as_bytes()))

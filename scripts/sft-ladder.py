@@ -51,7 +51,7 @@ def model(options, folder):
     width = shape["hidden_size"] // shape["num_attention_heads"]
     if options.hidden % (2 * width):
         sys.exit(f"--hidden must be a multiple of {2 * width}: heads of {width}, two to a key")
-    flm(options, "grow", source, folder / "model", "--hidden", options.hidden, "--heads", options.hidden // width,
+    flm(options, "grow", source, folder / "model", "--operator", "zero", "--hidden", options.hidden, "--heads", options.hidden // width,
         "--ffn", options.ffn, "--layers", options.layers, "--vocab", options.vocab, "--no-source-digests")
     shutil.copy(fixtures / "spm/tokenizer.model", folder / "model")
     return folder / "model"

@@ -16,7 +16,7 @@ fail() { printf 'test-sft-disk-full: %s\n' "$*" >&2; exit 1; }
 
 fixtures=$(dirname "$0")/../tests/fixtures
 # the fixture, grown so that a checkpoint is some 20 MB
-"$flm" grow "$fixtures/models/teleflm-gqa-f32-shst" "$dir/model" --hidden 128 --heads 8 --ffn 340 --layers 5 --vocab 2048 --quiet > /dev/null
+"$flm" grow "$fixtures/models/teleflm-gqa-f32-shst" "$dir/model" --operator zero --hidden 128 --heads 8 --ffn 340 --layers 5 --vocab 2048 --quiet > /dev/null
 cp "$fixtures/spm/tokenizer.model" "$dir/model/"
 for i in $(seq 24); do printf '{"instruction":"count to %s","output":"一二三四五六七"}\n' "$i"; done > "$dir/data.jsonl"
 cat > "$dir/recipe.toml" << END

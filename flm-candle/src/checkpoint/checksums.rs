@@ -273,7 +273,9 @@ impl Checksums {
         let mut bytes = 0;
         for (name, expected) in &self.weights {
             match WeightFileDigest::of_file(&dir.join(name)) {
-                Ok(found) if (found.bytes, &found.header_blake3) == (expected.bytes, &expected.header_blake3) => {
+                Ok(found)
+                    if (found.bytes, &found.header_blake3) == (expected.bytes, &expected.header_blake3) =>
+                {
                     bytes += found.bytes;
                 }
                 Ok(found) if found.bytes != expected.bytes => {

@@ -15,7 +15,7 @@ use super::{
     plan::PlannedFile,
     progress::{Event, Progress, add},
     retry,
-    transport::{Expected, Source},
+    transport::{Expected, Source, shown},
 };
 
 /// Bytes that one request asks for.
@@ -192,7 +192,7 @@ impl Fetcher {
             read?;
             if n < want {
                 let reason = format!("the body ended {} bytes early", rest.end - rest.start);
-                return Err(HubError::WrongAnswer { url: answer.url, reason });
+                return Err(HubError::WrongAnswer { url: shown(&answer.url), reason });
             }
         }
         Ok(())
@@ -222,7 +222,7 @@ impl Fetcher {
                 read?;
                 if n < want {
                     let reason = format!("the body ended {} bytes early", bytes - at);
-                    return Err(HubError::WrongAnswer { url: answer.url, reason });
+                    return Err(HubError::WrongAnswer { url: shown(&answer.url), reason });
                 }
             }
             Ok(())

@@ -9,7 +9,8 @@
 //! pass, copying it into the page cache 0.4, and 0.05 for each of these that finds it in memory instead of
 //! the core's cache. So a chunk is 1 MiB, a byte is hashed once (its tensor's digest; a file's would be a
 //! second pass, as BLAKE3 numbers the blocks of its input from the beginning), and disks write while more
-//! is computed. In all that is 0.8 ns of CPU time a byte; chunks of 16 MiB and two passes took 1.3.
+//! is computed. In all that is 0.8 ns of CPU time a byte in a dev build; chunks of 16 MiB and
+//! two passes took 1.3.
 //!
 //! Every finished tensor goes into a journal with its digest. A run that died is taken up where it
 //! stopped by the same call; what the journal says is finished is read back and compared.

@@ -5,11 +5,12 @@
   scripts/bench.py convert DIR        flm convert of a PyTorch checkpoint against cp of its files (with and without fsync)
   scripts/bench.py grow DIR           flm grow (x1.5 in every width, x1.25 in depth) against dd conv=fsync of as many bytes
   scripts/bench.py tokens DIR [PYTHON]   flm against Hugging Face transformers, f32, two threads; PYTHON has torch and transformers
+  scripts/bench.py sft DIR [PYTHON]      a training step of flm, in memory and from disk, and of PyTorch
 
 DIR is a checkpoint; scripts/synth_checkpoint.py makes one of any size. Everything is written beside DIR and removed.
 Rounds alternate between the two, so that both meet the same machine; the pressure on the CPU is printed with the result.
 """
-import argparse, json, os, pathlib, shutil, statistics, subprocess, sys, time
+import argparse, json, os, pathlib, shutil, statistics, subprocess, sys, tempfile, time
 
 root = pathlib.Path(__file__).resolve().parent.parent
 flm = root / "target/release/flm"
@@ -116,9 +117,47 @@ def tokens(source, count, python):
         print("  transformers:", out.decode())
 
 
+def sft(source, count, python):
+    text = root / "tests/real/english.txt"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "recipe.toml").write_text(f"""
+            model = "{source}"
+            output = "{folder}/out"
+            data = {{ files = ["{text}"], context_length = 256 }}
+            train = {{ max_steps = 5, batch_size = 4, micro_batch_size = 4 }}
+            optimizer = {{ learning_rate = 2e-5 }}
+            save = {{ every_steps = 0, dtype = "f32" }}
+        """)
+
+        def steps(*settings):
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            run(flm, "sft", folder / "recipe.toml", *settings, "--json")
+            rows = [json.loads(line) for line in open(folder / "out/metrics.jsonl")]
+            rows = [row for row in rows if "seconds" in row]
+            return [row["seconds"] for row in rows[1:]], rows[-1]["peak_memory"]
+
+        disk = ["train.batch_size=16", "train.micro_batch_size=1", "train.max_steps=3", "memory.recompute=always"]
+        work = {"flm, 4 x 256": lambda: steps(),
+                "flm, 16 x 256 a row at a time, in memory": lambda: steps(*disk, "memory.placement=resident"),
+                "flm, the same from disk": lambda: steps(*disk, "memory.placement=disk")}
+        if python:
+            def torch():
+                answer = json.loads(run(python, root / "scripts/peers/torch_sft.py", source, text)[1])
+                return answer["seconds"][1:], answer["peak_memory"]
+            work["PyTorch, 4 x 256"] = torch
+        times, peaks = {name: [] for name in work}, {}
+        for _ in range(count):
+            for name, one in work.items():
+                seconds, peaks[name] = one()
+                times[name] += seconds
+    for name, seconds in times.items():
+        print(f"  {name}: median {statistics.median(seconds):.2f} s a step, {peaks[name] / 1e9:.2f} GB at most")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["convert", "grow", "tokens"])
+    parser.add_argument("what", choices=["convert", "grow", "tokens", "sft"])
     parser.add_argument("dir", type=pathlib.Path)
     parser.add_argument("python", nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
@@ -127,7 +166,7 @@ def main():
         sys.exit("target/release/flm is missing: cargo build --release --workspace")
     source = args.dir.resolve()
     {"convert": lambda: convert(source, args.rounds), "grow": lambda: grow(source, args.rounds),
-     "tokens": lambda: tokens(source, args.rounds, args.python)}[args.what]()
+     "tokens": lambda: tokens(source, args.rounds, args.python), "sft": lambda: sft(source, args.rounds, args.python)}[args.what]()
 
 
 main()

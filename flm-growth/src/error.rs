@@ -205,16 +205,6 @@ pub enum GrowthError {
         /// Bytes of all tensors.
         total: u64,
     },
-    /// The staging directory holds an unfinished run of something else.
-    #[error(
-        "{path} holds an unfinished run with {difference}: finish it with its own command, or start over with --restart"
-    )]
-    ResumeMismatch {
-        /// The staging directory.
-        path: String,
-        /// What differs.
-        difference: String,
-    },
     /// What an earlier run finished is no longer what it wrote.
     #[error(
         "the unfinished run's tensor {0} was damaged since it was written (a power cut?): run the same command again, it will write everything anew"

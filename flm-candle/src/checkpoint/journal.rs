@@ -80,6 +80,8 @@ struct Line {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    /// Its first line.
+    key: String,
     /// Digests of the tensors that an earlier run has finished.
     pub finished: BTreeMap<String, String>,
 }
@@ -110,25 +112,31 @@ impl Journal {
     /// Begins the journal, or goes on with one of the same key.
     pub fn open(staging: &Path, key: &RunKey) -> Result<Self> {
         let path = staging.join(JOURNAL_FILE);
-        let mut start = json_line(key);
+        let key = json_line(key);
         let text = fs::read_to_string(&path).unwrap_or_default();
         // The last line may be torn.
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-        let lines = whole.strip_prefix(start.as_str()).unwrap_or_default().lines();
+        let lines = whole.strip_prefix(key.as_str()).unwrap_or_default().lines();
         let lines = lines.map_while(|line| serde_json::from_str::<Line>(line).ok());
         let finished: BTreeMap<_, _> = lines.map(|line| (line.tensor, line.blake3)).collect();
+        let mut start = key.clone();
         for (tensor, blake3) in &finished {
             start += &json_line(&Line { tensor: tensor.clone(), blake3: blake3.clone() });
         }
         let mut file = File::create(&path).map_err(io("create", &path))?;
         file.write_all(start.as_bytes()).map_err(io("write", &path))?;
-        Ok(Self { path, file, finished })
+        Ok(Self { path, file, key, finished })
     }
 
     /// Adds a tensor.
     pub fn finish(&mut self, tensor: &str, blake3: &str) -> Result<()> {
         let line = json_line(&Line { tensor: tensor.into(), blake3: blake3.into() });
         self.file.write_all(line.as_bytes()).map_err(io("write", &self.path))
+    }
+
+    /// Takes all tensors out.
+    pub fn forget(self) -> Result<()> {
+        fs::write(&self.path, &self.key).map_err(io("write", &self.path))
     }
 
     /// Removes the journal from the finished checkpoint `dst`.

@@ -4,9 +4,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use flm_candle::checkpoint::Writer;
+use flm_candle::checkpoint::{Journal, Writer};
 
-use super::journal::Journal;
 use crate::checksums::{Checksums, WeightFileDigest};
 use crate::error::{GrowthError, Result};
 
@@ -138,7 +137,7 @@ impl<'a> Digests<'a> {
 
     /// Forgets what the journal says is finished.
     pub(super) fn forget(self) -> Result<()> {
-        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).journal.forget()
+        Ok(self.state.into_inner().unwrap_or_else(PoisonError::into_inner).journal.forget()?)
     }
 
     /// The digests of everything added.

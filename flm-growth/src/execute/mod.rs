@@ -18,7 +18,6 @@
 pub(crate) mod compose;
 mod digests;
 mod disk;
-mod journal;
 pub(crate) mod optimizer;
 mod provenance;
 mod run;
@@ -28,7 +27,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-use flm_candle::checkpoint::{Checkpoint, TensorSpec, Writer, copy_side_files};
+use flm_candle::checkpoint::{Checkpoint, Journal, RunKey, TensorSpec, Writer, copy_side_files};
 use flm_candle::config::TeleFlmConfig;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -39,7 +38,6 @@ use crate::plan::{GrowthPlan, TensorPlan};
 pub(crate) use compose::Composer;
 use digests::Digests;
 pub use disk::{DiskNeed, disk_need};
-use journal::{Journal, JournalKey};
 use optimizer::OptimizerGrowth;
 pub use provenance::{GrowthProvenance, PROVENANCE_FILE, Provenance};
 use run::Run;
@@ -105,8 +103,9 @@ pub struct ExecuteReport {
 /// up to [`crate::plan::PlanSummary::output_bytes`].
 ///
 /// # Errors
-/// If the source is not the one that the plan was made for, [`GrowthError::ResumeMismatch`] where
-/// another run's remains are in the way, [`GrowthError::DiskSpace`] before anything is written and
+/// If the source is not the one that the plan was made for,
+/// [`CheckpointError::ResumeMismatch`](flm_candle::checkpoint::CheckpointError::ResumeMismatch) where another
+/// run's remains are in the way, [`GrowthError::DiskSpace`] before anything is written and
 /// [`GrowthError::DiskFull`] later, and whatever reading and writing return.
 pub fn execute(
     plan: &GrowthPlan,
@@ -154,12 +153,14 @@ impl Transfer<'_> {
             .iter()
             .map(|t| TensorSpec { name: t.name.clone(), dtype: t.dtype.into(), shape: t.shape.clone() })
             .collect();
-        let key = JournalKey::new(self.seed, &self.digest, source, options)?;
+        let decides: [(&str, &dyn std::fmt::Display); 3] = [
+            ("seed", &self.seed),
+            ("plan: target, operator, placement or another option", &self.digest),
+            ("largest file size", &options.max_shard_bytes),
+        ];
+        let key = RunKey::new(provenance::TOOL, &decides, source)?;
         let staging = Writer::staging_path(dst)?;
-        let begun = !options.restart && Journal::exists(&staging);
-        if begun {
-            Journal::check(&staging, &key)?;
-        }
+        let begun = !options.restart && Journal::is_begun(&staging, &key)?;
         disk_need(self.tensors, dst)?.check()?;
         let open = if begun { Writer::resume } else { Writer::create };
         let mut writer = open(dst, &specs, options.max_shard_bytes)?;

@@ -19,6 +19,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod export;
 pub mod generate;
+pub mod html;
 pub mod model;
 pub mod tokenizer;
 pub mod train;

@@ -123,6 +123,23 @@ impl SamplingArgs {
     }
 }
 
+/// How a grown or folded checkpoint is written.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WriteArgs {
+    /// Largest file, for example 5GB or 500MiB.
+    #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) max_shard_size: u64,
+    /// Take the optimizer's state that a training checkpoint holds along.
+    #[arg(long)]
+    pub(crate) optimizer_state: bool,
+    /// Hash whole weight files besides their tensors, as b3sum does.
+    #[arg(long)]
+    pub(crate) file_digests: bool,
+    /// Throw away what an unfinished run has written.
+    #[arg(long)]
+    pub(crate) restart: bool,
+}
+
 /// What text a command runs on.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TextArgs {

@@ -76,6 +76,13 @@ impl Output {
         let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
     }
 
+    /// Where a narrower dtype was asked for.
+    pub(crate) fn warn_of_overflow(&self, values: u64) {
+        if values > 0 {
+            self.warn(&format!("{values} finite values became infinite: the dtype is too narrow"));
+        }
+    }
+
     pub(crate) fn warn(&self, text: &str) {
         self.say(&format!("warning: {text}"));
     }
@@ -124,13 +131,6 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
         }
     }
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
-}
-
-/// The most memory that this process has held so far, in bytes; Linux only.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// 1234567 as "1,234,567".

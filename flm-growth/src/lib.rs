@@ -33,7 +33,6 @@ pub mod error;
 pub mod execute;
 pub mod fill;
 pub mod fold;
-pub mod html;
 pub mod init;
 pub mod operator;
 mod picture;

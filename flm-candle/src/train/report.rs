@@ -43,7 +43,7 @@ pub(super) fn write(metrics: &Path, recipe: &Recipe, path: &Path) -> Result<(), 
         html.push_str(&picture(title, curves));
     }
     let settings = toml::to_string_pretty(recipe).unwrap_or_default();
-    let settings = settings.replace('&', "&amp;").replace('<', "&lt;");
+    let settings = crate::html::escape(&settings);
     // writing to a string cannot fail
     let _ = writeln!(html, "<h2>Recipe</h2><pre>{settings}</pre>");
     fs::write(path, html).map_err(TrainError::file("write", path))

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::grow::parse_pair;
 use crate::{
     arguments::{Dtype, open, parse_size},
-    output::{Output, count, peak_memory, size},
+    output::{Output, count, size},
 };
 
 /// Turn a checkpoint of any form into safetensors; bytes are moved, not decoded, unless --dtype or --layout
@@ -119,15 +119,10 @@ impl Convert {
             overflowed: report.overflowed,
             folded: report.folded,
             seconds: if self.dry_run { 0.0 } else { start.elapsed().as_secs_f64() },
-            peak_memory_bytes: peak_memory().filter(|_| !self.dry_run),
+            peak_memory_bytes: flm_candle::train::peak_memory().filter(|_| !self.dry_run),
             dry_run: self.dry_run,
         };
-        if summary.overflowed > 0 {
-            output.warn(&format!(
-                "{} finite values became infinite: the dtype is too narrow",
-                summary.overflowed
-            ));
-        }
+        output.warn_of_overflow(summary.overflowed);
         output.result(&summary, human)?;
         Ok(true)
     }

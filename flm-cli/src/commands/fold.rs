@@ -6,7 +6,7 @@ use flm_growth::{ExecuteOptions, FoldPlan, SourceModel, precision::Precision};
 use serde::Serialize;
 
 use crate::{
-    arguments::{Dtype, open, parse_size},
+    arguments::{Dtype, WriteArgs, open},
     output::{Output, size},
 };
 
@@ -24,18 +24,8 @@ pub(crate) struct Fold {
     /// [default: each tensor's own].
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Dtype>,
-    /// Largest file.
-    #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
-    max_shard_size: u64,
-    /// Fold the optimizer's state that a training checkpoint holds, too.
-    #[arg(long)]
-    optimizer_state: bool,
-    /// Hash whole weight files besides their tensors, as b3sum does.
-    #[arg(long)]
-    file_digests: bool,
-    /// Throw away what an unfinished run has written.
-    #[arg(long)]
-    restart: bool,
+    #[command(flatten)]
+    write: WriteArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,11 +47,11 @@ impl Fold {
         };
         let plan = FoldPlan::new(&SourceModel::from_checkpoint(&source)?, dtype)?;
         let options = ExecuteOptions {
-            max_shard_bytes: self.max_shard_size,
+            max_shard_bytes: self.write.max_shard_size,
             command: std::env::args().collect(),
-            restart: self.restart,
-            optimizer_state: self.optimizer_state,
-            file_digests: self.file_digests,
+            restart: self.write.restart,
+            optimizer_state: self.write.optimizer_state,
+            file_digests: self.write.file_digests,
             ..ExecuteOptions::default()
         };
         let bar = output.bytes("folding", plan.tensors.iter().map(|t| t.nbytes()).sum());

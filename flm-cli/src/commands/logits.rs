@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::{RunArgs, open, parse_ids},
-    output::{Output, peak_memory},
+    output::Output,
 };
 
 /// Write the logits of given tokens, to compare with other runtimes.
@@ -66,7 +66,7 @@ impl Logits {
             vocab: model.config().vocab_size,
             argmax,
             seconds,
-            peak_memory_bytes: peak_memory(),
+            peak_memory_bytes: flm_candle::train::peak_memory(),
         };
         output.result(&summary, |s| {
             format!(

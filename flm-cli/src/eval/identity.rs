@@ -7,14 +7,11 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::score::JudgedRow;
+use crate::hex::hex;
 
 /// SHA-256 in hexadecimal.
 pub(crate) fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(Sha256::digest(bytes))
-}
-
-pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The version of flm that writes results.

@@ -14,6 +14,8 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::hub::durable;
+
 /// How long rows may wait for the disk.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
 
@@ -90,16 +92,7 @@ impl Journal {
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)?;
-    let name = path.file_name().context("not a file name")?.to_string_lossy();
-    let staged = parent.join(format!(".{name}.{}", std::process::id()));
-    let mut file = File::create(&staged)?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(&staged, path))
-        .inspect_err(|_| {
-            let _ = std::fs::remove_file(&staged);
-        })?;
-    Ok(())
+    Ok(durable::replace(path, bytes)?)
 }
 
 /// The rows of a journal, the length that they take, and whether the last lacks only its newline.

@@ -12,8 +12,8 @@ use flm_candle::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::identity::hex;
 use crate::arguments::{RunArgs, chat_template, open, tokenizer};
+use crate::hex::hex;
 
 /// Bytes of a tensor that its digest reads at one place.
 const SAMPLE: u64 = 4096;

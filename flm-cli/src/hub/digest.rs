@@ -7,6 +7,7 @@ use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
 use super::error::{Result, io};
+use crate::hex::hex;
 
 /// The identity of a file's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,14 +95,10 @@ impl Hasher {
     /// In lower-case hexadecimal.
     pub(super) fn finish(self) -> String {
         match self {
-            Self::Sha256(hash) => hex(&hash.finalize()),
-            Self::GitSha1(hash) => hex(&hash.finalize()),
+            Self::Sha256(hash) => hex(hash.finalize()),
+            Self::GitSha1(hash) => hex(hash.finalize()),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

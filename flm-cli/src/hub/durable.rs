@@ -5,8 +5,8 @@ use std::{fs::File, io::Write, path::Path};
 use super::error::{Result, io};
 
 /// Replaces `path` by `bytes`, whole or not at all.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
         .prefix(".flm-pull.")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))

@@ -8,7 +8,7 @@
 
 mod client;
 mod digest;
-mod durable;
+pub(crate) mod durable;
 mod error;
 mod fetch;
 mod file_name;

@@ -49,17 +49,21 @@ pub(super) fn loud() -> GrowthOptions {
     GrowthOptions { operator: Operator::Zero, std: Std::Value(0.5), seed: 9, ..Default::default() }
 }
 
-#[test]
-fn each_dimension_alone_keeps_the_logits() {
+/// Every dimension that can grow, alone.
+fn dimensions() -> [(&'static str, ShapeOverrides); 5] {
     let none = ShapeOverrides::default();
-    for (name, overrides) in [
-        ("nothing", none),
+    [
         ("layers", ShapeOverrides { num_hidden_layers: Some(8), ..none }),
         ("hidden", ShapeOverrides { hidden_size: Some(20), ..none }),
         ("heads", ShapeOverrides { num_attention_heads: Some(10), ..none }),
         ("ffn", ShapeOverrides { intermediate_size: Some(20), ..none }),
         ("vocab", ShapeOverrides { vocab_size: Some(64), ..none }),
-    ] {
+    ]
+}
+
+#[test]
+fn each_dimension_alone_keeps_the_logits() {
+    for (name, overrides) in [("nothing", ShapeOverrides::default())].into_iter().chain(dimensions()) {
         let model = f64_model();
         let error = error(&model, &SMALL.with(&overrides), &loud());
         assert!(error < 1e-12, "{name}: {error:e}");
@@ -428,14 +432,7 @@ pub(super) fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Mod
 
 #[test]
 fn masked_growth_keeps_the_logits_in_each_dimension_and_all() {
-    let none = ShapeOverrides::default();
-    for (name, overrides) in [
-        ("layers", ShapeOverrides { num_hidden_layers: Some(8), ..none }),
-        ("hidden", ShapeOverrides { hidden_size: Some(20), ..none }),
-        ("heads", ShapeOverrides { num_attention_heads: Some(10), ..none }),
-        ("ffn", ShapeOverrides { intermediate_size: Some(20), ..none }),
-        ("vocab", ShapeOverrides { vocab_size: Some(64), ..none }),
-    ] {
+    for (name, overrides) in dimensions() {
         let model = f64_model();
         let error = error(&model, &SMALL.with(&overrides), &msg());
         assert!(error < 1e-12, "{name}: {error:e}");

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use super::report::VerifyReport;
 use crate::error::Result;
 use crate::execute::Provenance;
-use crate::html::escape;
 use crate::picture::{Scale, layer_chart};
 use crate::shape::Shape;
+use flm_candle::html::escape;
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
 table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}\

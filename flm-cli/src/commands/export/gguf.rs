@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::open,
-    output::{Output, peak_memory, size},
+    output::{Output, size},
 };
 
 /// Write one GGUF file that llama.cpp and what is built on it run, with tokenizer and chat template.
@@ -125,14 +125,9 @@ impl Gguf {
             bar.finish_and_clear();
             summary.overflowed = report.overflowed;
             summary.seconds = start.elapsed().as_secs_f64();
-            summary.peak_memory_bytes = peak_memory();
+            summary.peak_memory_bytes = flm_candle::train::peak_memory();
         }
-        if summary.overflowed > 0 {
-            output.warn(&format!(
-                "{} finite values became infinite: the dtype is too narrow",
-                summary.overflowed
-            ));
-        }
+        output.warn_of_overflow(summary.overflowed);
         output.result(&summary, human)?;
         Ok(true)
     }

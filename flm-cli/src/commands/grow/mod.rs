@@ -18,7 +18,7 @@ use flm_growth::{
 
 use super::distance::{MetricName, measure};
 use crate::{
-    arguments::{TextArgs, config, has_tokenizer, open, parse_size, read_text, tokenizer},
+    arguments::{TextArgs, WriteArgs, config, has_tokenizer, open, read_text, tokenizer},
     output::Output,
 };
 use report::{Report, Reports};
@@ -115,21 +115,11 @@ pub(crate) struct Grow {
     /// Optimizer steps in which training raises the masks of the operator msg to 1.
     #[arg(long, default_value_t = 5000, value_name = "N")]
     mask_steps: u64,
-    /// Largest file, for example 5GB or 500MiB.
-    #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
-    max_shard_size: u64,
-    /// Grow the optimizer's state that a training checkpoint holds, too.
-    #[arg(long)]
-    optimizer_state: bool,
-    /// Hash whole weight files besides their tensors, as b3sum does.
-    #[arg(long)]
-    file_digests: bool,
+    #[command(flatten)]
+    write: WriteArgs,
     /// Do not hash the source's files for provenance.json.
     #[arg(long)]
     no_source_digests: bool,
-    /// Throw away what an unfinished run has written.
-    #[arg(long)]
-    restart: bool,
     /// Print the plan, tensor by tensor, and stop.
     #[arg(long)]
     dry_run: bool,
@@ -185,13 +175,13 @@ impl Grow {
         let stages = recipe.as_ref().map_or_else(|| self.stages(), Recipe::stages);
         let shard = recipe.as_ref().map_or(Ok(None), Recipe::max_shard_bytes)?;
         let execution = ExecuteOptions {
-            max_shard_bytes: shard.unwrap_or(self.max_shard_size),
+            max_shard_bytes: shard.unwrap_or(self.write.max_shard_size),
             command: std::env::args().collect(),
             recipe: recipe.as_ref().map(|r| r.text.clone()),
             source_digests: !self.no_source_digests,
-            optimizer_state: self.optimizer_state,
-            file_digests: self.file_digests,
-            restart: self.restart,
+            optimizer_state: self.write.optimizer_state,
+            file_digests: self.write.file_digests,
+            restart: self.write.restart,
             ..ExecuteOptions::default()
         };
         let count = stages.len();

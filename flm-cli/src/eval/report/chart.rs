@@ -2,7 +2,7 @@
 
 use std::{f64::consts::TAU, fmt::Write};
 
-use flm_growth::html::escape;
+use flm_candle::html::escape;
 
 use super::{Report, gloss};
 

@@ -11,4 +11,4 @@ chmod +x "$stub/bin/nvcc"
 touch "$stub/include/cuda.h"
 export PATH="$stub/bin:$PATH" NVCC="$stub/bin/nvcc" CUDA_HOME="$stub" CUDA_PATH="$stub" CUDA_COMPUTE_CAP=90
 # a target directory of its own: the stub's empty kernels must never reach a real build
-exec cargo check --workspace --features flm-cli/cuda --locked --target-dir "${CARGO_TARGET_DIR:-target}/cuda-check"
+exec cargo check --workspace --lib --bins --examples --features flm-cli/cuda --locked --target-dir "${CARGO_TARGET_DIR:-target}/cuda-check"

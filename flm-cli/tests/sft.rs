@@ -78,24 +78,50 @@ fn wait_for(path: &Path) {
     }
 }
 
+/// How often the run is killed: FLM_KILLS, or 6 times.
+fn kills() -> u64 {
+    std::env::var("FLM_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(6)
+}
+
+/// The last step in metrics.jsonl.
+fn last_step(dir: &Path) -> u64 {
+    let text = fs::read_to_string(dir.join("out/metrics.jsonl")).unwrap_or_default();
+    let step = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
+    text.lines().filter_map(step).next_back().unwrap_or(0)
+}
+
 #[test]
 fn a_run_killed_at_random_moments_ends_in_the_same_weights() {
     let (whole, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     prepare(whole.path());
     prepare(killed.path());
+    let kills = kills();
+    let arguments = ["--json", &format!("train.epochs={}", 2 * kills.max(6))];
+    let finish = |dir: &Path| -> serde_json::Value {
+        let out = run(dir, &arguments);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
     let start = Instant::now();
-    let out = run(whole.path(), &["--json"]);
-    let took = start.elapsed();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    // moments spread over a run, from the first to beyond the first checkpoints
-    for kill in 1..=6u32 {
-        let mut child = flm(killed.path(), &["--json"]).spawn().unwrap();
-        std::thread::sleep(took * kill / 11);
-        let _ = child.kill();
+    let steps = finish(whole.path())["steps"].as_u64().unwrap();
+    let step_time = start.elapsed() / steps as u32;
+    // moments spread over the run: within a step, while a checkpoint is written, before the first one
+    for kill in 0..kills {
+        let mut child = flm(killed.path(), &arguments).spawn().unwrap();
+        let (started, target) = (Instant::now(), steps * kill / (kills + 1));
+        while last_step(killed.path()) < target {
+            assert!(started.elapsed() < Duration::from_secs(120), "step {target} did not come");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(step_time * (kill as u32 * 7 % 11) / 11);
+        assert!(child.try_wait().unwrap().is_none(), "kill {kill}: the run had ended");
+        child.kill().unwrap();
         child.wait().unwrap();
     }
-    let out = run(killed.path(), &["--json"]);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let summary = finish(killed.path());
+    // a checkpoint comes every three steps: what was trained before the last kill is not trained again
+    let resumed = summary["resumed_from"].as_u64().unwrap();
+    assert!(resumed + 3 >= steps * (kills - 1) / (kills + 1), "{summary:#}");
     assert_eq!(weights(&whole.path().join("out/final")), weights(&killed.path().join("out/final")));
     let lines = |dir: &Path| {
         let text = fs::read_to_string(dir.join("out/metrics.jsonl")).unwrap();

@@ -21,5 +21,6 @@ pub mod export;
 pub mod generate;
 pub mod html;
 pub mod model;
+pub mod random;
 pub mod tokenizer;
 pub mod train;

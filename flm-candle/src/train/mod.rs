@@ -27,7 +27,6 @@ mod head;
 mod layout;
 mod masks;
 mod plan;
-mod random;
 mod recipe;
 mod report;
 mod rounding;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use flm_candle::random::Stream;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -26,7 +27,7 @@ pub(super) fn intervals(readings: &[Reading<'_>], resamples: usize, seed: u64) -
     for reading in readings {
         scores.entry(reading.category).or_default().push(reading.score);
     }
-    let mut random = SplitMix(seed);
+    let mut random = Draws::new(seed);
     let mut by_category: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let (mut reasoning, mut language, mut overall) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..resamples {
@@ -66,16 +67,20 @@ fn middle(mut draws: Vec<f64>) -> Option<[f64; 2]> {
     Some([quantile(0.025), quantile(0.975)])
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): a counter and a mixing function.
-struct SplitMix(u64);
+/// One random number after the other.
+struct Draws {
+    stream: Stream,
+    drawn: u64,
+}
 
-impl SplitMix {
+impl Draws {
+    fn new(seed: u64) -> Self {
+        Self { stream: Stream::splitmix64(seed), drawn: 0 }
+    }
+
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.drawn += 1;
+        self.stream.at(self.drawn - 1)
     }
 
     /// A number below `n`; the bias of at most n/2⁶⁴ is of no account here.
@@ -91,7 +96,7 @@ mod tests {
     #[test]
     fn the_generator_is_splitmix64() {
         // the reference implementation's first outputs for seed 1234567
-        let mut random = SplitMix(1_234_567);
+        let mut random = Draws::new(1_234_567);
         assert_eq!(random.next(), 6_457_827_717_110_365_317);
         assert_eq!(random.next(), 3_203_168_211_198_807_973);
     }

@@ -189,7 +189,16 @@ impl Demo<'_> {
             checkpoint.files().len(),
             size(bytes as u64)
         );
-        Ok((did, "the 52B's ratios, multipliers and kinds of files".into(), true))
+        let config = checkpoint.config();
+        let (nano, real) = preset(SOURCE).zip(preset("tele-flm-52b")).context("a preset is missing")?;
+        let ratio = |a: usize, b: usize| a as f64 / b as f64;
+        let alike = Shape::of(config) == Shape::of(&nano)
+            && (config.output_mult, config.mup_scale_factor) == (real.output_mult, real.mup_scale_factor)
+            && (ratio(config.intermediate_size, config.hidden_size)
+                - ratio(real.intermediate_size, real.hidden_size))
+            .abs()
+                < 0.01;
+        Ok((did, "the 52B's ratios, multipliers and kinds of files".into(), alike))
     }
 
     fn inspect(&self) -> Outcome {

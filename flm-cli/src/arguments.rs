@@ -210,6 +210,19 @@ pub(crate) fn open(dir: &Path) -> anyhow::Result<Arc<Checkpoint>> {
     Checkpoint::open(dir).map(Arc::new).with_context(|| format!("cannot open {}", dir.display()))
 }
 
+/// A model that answers questions; `plain` asks it without a chat template.
+pub(crate) fn local_model(
+    dir: &Path,
+    run: &RunArgs,
+    plain: bool,
+) -> anyhow::Result<crate::eval::local_model::LocalModel> {
+    let checkpoint = open(dir)?;
+    let tokenizer = tokenizer(dir)?;
+    let template = if plain { None } else { Some(chat_template(dir, &tokenizer)?) };
+    let model = run.load(&checkpoint)?;
+    crate::eval::local_model::LocalModel::new(&checkpoint, model, tokenizer, template, run.residency())
+}
+
 /// Opens the tokenizer of a checkpoint directory.
 pub(crate) fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     Tokenizer::from_dir(dir).with_context(|| format!("cannot open the tokenizer of {}", dir.display()))

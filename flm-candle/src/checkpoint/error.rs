@@ -6,7 +6,6 @@ use candle_core::DType;
 
 use super::{HeaderError, IndexError, PickleError, ZipError};
 use crate::config::ConfigError;
-use crate::tokenizer::TokenizerError;
 
 /// What can be wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -15,9 +14,9 @@ pub enum CheckpointError {
     /// Its config.json is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its tokenizer is wrong.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
+    /// A file beside the weights could not be made.
+    #[error("{0}")]
+    Sidecar(String),
     /// candle refused.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

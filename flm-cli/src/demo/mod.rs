@@ -28,12 +28,12 @@ use flm_growth::{
 use serde::Serialize;
 
 use crate::{
-    arguments::RunArgs,
+    arguments::{RunArgs, local_model},
     eval::{
         answer::{AnswerOptions, answer},
         journal::write_whole,
         judge::{RuleJudge, read_answers, run},
-        local_model::{Decoding, LocalModel},
+        local_model::Decoding,
         questions::Questions,
         report::{Report as EvalReport, page},
         score::{Scores, read_rows, score},
@@ -337,13 +337,13 @@ impl Demo<'_> {
             batch: questions.list.len(),
         };
         let options = AnswerOptions { decoding, seed: 0, dry_run: false };
-        let mut local = LocalModel::open(model, &run_args, false)?;
+        let mut local = local_model(model, &run_args, false)?;
         local.name = format!("{MIDDLE} {name} SFT");
         let answers = out.join("answers.jsonl");
-        let answered = answer(&questions, &local, &options, &answers, &self.quiet)?;
+        let answered = answer(&questions, &local, &options, &answers, &mut |_| ())?;
         let judgments = out.join("judgments.jsonl");
         let list = read_answers(&answers, &questions.rubric)?;
-        run(&list, &RuleJudge, &judgments, &self.quiet.steps("judgments", 0))?;
+        run(&list, &RuleJudge, &judgments, &mut |_| ())?;
         let scores = score(&read_rows(&judgments)?, Some(&questions.ids()));
         let (overall, [low, high]) = overall(&scores)?;
         let did = format!("{} {name} SFT: {} answers to questions not trained on", MIDDLE, answered.answered);

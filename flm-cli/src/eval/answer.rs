@@ -9,10 +9,9 @@ use serde_json::{Map, Value, json};
 use super::{
     identity::{sha256, version},
     journal::Journal,
-    local_model::{Completion, Cost, Decoding, Job, LocalModel},
+    local_model::{Completion, Cost, Decoding, Job, LocalModel, Progress},
     questions::{Question, Questions},
 };
-use crate::output::{Output, size};
 
 /// Times that an empty answer is asked for again, as the released scripts do.
 const ROUNDS: u64 = 3;
@@ -53,7 +52,7 @@ pub(crate) fn answer(
     model: &LocalModel,
     options: &AnswerOptions,
     out: &Path,
-    output: &Output,
+    progress: &mut dyn FnMut(Progress),
 ) -> anyhow::Result<Answered> {
     let (mut journal, rows) = Journal::open(out)?;
     let maker = RowMaker::new(questions, model, options);
@@ -84,8 +83,7 @@ pub(crate) fn answer(
         passes: 0,
         cost: None,
     };
-    let bar = output.steps("answers", questions.list.len() as u64);
-    bar.set_position(answered.already as u64);
+    progress(Progress::Begun { done: answered.already, total: questions.list.len() });
     for round in 0..=ROUNDS {
         if todo.is_empty() {
             break;
@@ -100,7 +98,7 @@ pub(crate) fn answer(
         let jobs: Vec<Job> = todo.iter().map(job).collect::<Result<_, _>>()?;
         if (model.streamed || options.dry_run) && round == 0 {
             let cost = model.cost(&jobs, &options.decoding)?;
-            output.note(&describe(&cost, jobs.len(), &options.decoding));
+            progress(Progress::Cost { questions: jobs.len(), cost, decoding: options.decoding });
             answered.cost = Some(cost);
             if options.dry_run {
                 return Ok(answered);
@@ -117,28 +115,14 @@ pub(crate) fn answer(
             answered.too_long += usize::from(completion.finish == "prompt-too-long");
             journal.append(&maker.row(questions, todo[index], completion, round))?;
             answered.answered += 1;
-            bar.inc(1);
+            progress(Progress::One);
             Ok(())
         })?;
         again.sort_unstable();
         todo = again.into_iter().map(|index| todo[index]).collect();
     }
     journal.sync()?;
-    bar.finish_and_clear();
     Ok(answered)
-}
-
-fn describe(cost: &Cost, questions: usize, decoding: &Decoding) -> String {
-    let hours = cost.seconds / 3600.0;
-    let total = if hours >= 1.0 { format!("{hours:.1} h") } else { format!("{:.0} s", cost.seconds) };
-    format!(
-        "{questions} questions in batches of {}: {:.2} s a pass over the weights, at most {} passes, {total}; \
-         keys and values take up to {}",
-        decoding.batch,
-        cost.seconds_per_pass,
-        cost.passes,
-        size(cost.kv_cache_bytes)
-    )
 }
 
 /// A question's own seed: its answer does not depend on which others are asked, or in what order.

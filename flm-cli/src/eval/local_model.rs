@@ -1,6 +1,6 @@
 //! A checkpoint that answers: batches of chat prompts, one pass over the weights for all of them.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use flm_candle::{
@@ -12,7 +12,6 @@ use flm_candle::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::arguments::{RunArgs, chat_template, open, tokenizer};
 use crate::hex::hex;
 
 /// Bytes of a tensor that its digest reads at one place.
@@ -75,19 +74,35 @@ pub(crate) struct Cost {
     pub(crate) kv_cache_bytes: u64,
 }
 
+/// What a run of questions tells whoever watches it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Progress {
+    /// So many of all are done already.
+    Begun { done: usize, total: usize },
+    /// One more is done.
+    One,
+    /// What answering will cost, before it begins.
+    Cost { questions: usize, cost: Cost, decoding: Decoding },
+}
+
 impl LocalModel {
-    /// Loads a checkpoint; `plain` leaves the chat template away.
-    pub(crate) fn open(dir: &Path, run: &RunArgs, plain: bool) -> anyhow::Result<Self> {
-        let checkpoint = open(dir)?;
-        let tokenizer = tokenizer(dir)?;
-        let digest = digest(&checkpoint).with_context(|| format!("cannot read {}", dir.display()))?;
-        let template = if plain { None } else { Some(chat_template(dir, &tokenizer)?) };
-        let model = run.load(&checkpoint)?;
+    /// A loaded model, under the name of the directory that it was opened from.
+    ///
+    /// # Errors
+    /// Where its files cannot be read for their digest.
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        model: CausalLm,
+        tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        residency: Residency,
+    ) -> anyhow::Result<Self> {
+        let dir = checkpoint.dir();
+        let digest = digest(checkpoint).with_context(|| format!("cannot read {}", dir.display()))?;
         let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let name =
             whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        let streamed = run.residency() == Residency::Streamed;
-        Ok(Self { model, tokenizer, template, name, digest, streamed })
+        Ok(Self { model, tokenizer, template, name, digest, streamed: residency == Residency::Streamed })
     }
 
     /// The chat template in use.

@@ -2,7 +2,14 @@
 
 use std::{fs::File, io::Write, path::Path};
 
-use super::error::{Result, io};
+use flm_candle::checkpoint::CheckpointError;
+
+type Result<T> = std::result::Result<T, CheckpointError>;
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
+    let path = path.to_path_buf();
+    move |source| CheckpointError::Io { action, path, source }
+}
 
 /// Replaces `path` by `bytes`, whole or not at all.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {

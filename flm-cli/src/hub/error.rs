@@ -7,8 +7,6 @@ use std::{
 
 use flm_candle::checkpoint::CheckpointError;
 
-use crate::output::size;
-
 /// What can be wrong with a download; says what to do about it where there is something to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum HubError {
@@ -86,8 +84,8 @@ pub(crate) enum HubError {
     Digest { file: String, algorithm: &'static str, expected: String, got: String, times: u32 },
     /// Too little room.
     #[error(
-        "{path}: {} more are needed, {} are free: {} short; {advice}",
-        size(*.needed), size(*.free), size(needed.saturating_sub(*.free))
+        "{path}: {needed} bytes more are needed, {free} are free: {} short; {advice}",
+        needed.saturating_sub(*.free)
     )]
     Disk { path: PathBuf, needed: u64, free: u64, advice: &'static str },
     /// Another process works in the directory.

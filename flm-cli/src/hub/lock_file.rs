@@ -77,7 +77,7 @@ impl LockFile {
         if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
             return Ok(());
         }
-        durable::replace(&path, text.as_bytes())
+        Ok(durable::replace(&path, text.as_bytes())?)
     }
 
     /// What a file is held to.

@@ -199,7 +199,7 @@ impl Part {
     pub(super) fn publish(&self, target: &Path) -> Result<()> {
         self.file.sync_all().map_err(io("sync", &self.path))?;
         durable::rename(&self.path, target)?;
-        durable::remove(&log_path(target))
+        Ok(durable::remove(&log_path(target))?)
     }
 }
 
@@ -219,7 +219,7 @@ fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
 /// Removes what a download left.
 pub(super) fn discard(target: &Path) -> Result<()> {
     durable::remove(&log_path(target))?;
-    durable::remove(&part_path(target))
+    Ok(durable::remove(&part_path(target))?)
 }
 
 /// Fills `buf` from the part; false where that is not what `crc` says.

@@ -106,5 +106,5 @@ pub(super) fn take_from_cache(file: &PlannedFile, target: &Path) -> Result<()> {
         let copy = std::fs::File::open(&part).and_then(|f| f.sync_all());
         copy.map_err(io("sync", &part))?;
     }
-    super::durable::rename(&part, target)
+    Ok(super::durable::rename(&part, target)?)
 }

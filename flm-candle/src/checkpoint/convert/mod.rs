@@ -244,7 +244,12 @@ fn beside(
     let _ = std::fs::remove_file(dir.join("tokenizer.json"));
     let mut side_files: BTreeSet<String> = copy_side_files(src.dir(), dir)?.into_iter().collect();
     if plan.config.model_type == ModelType::Llama && src.config().model_type == ModelType::TeleFlm {
-        side_files.extend(write_llama_files(dir)?.into_iter().map(str::to_owned));
+        side_files.extend(
+            write_llama_files(dir)
+                .map_err(|e| CheckpointError::Sidecar(e.to_string()))?
+                .into_iter()
+                .map(str::to_owned),
+        );
     }
     for name in side_files {
         let digest = FileDigest::of_file(&dir.join(&name), &|_| ())?;
@@ -311,13 +316,11 @@ fn still_there(
     plan.tensors.par_iter().filter_map(check).collect()
 }
 
-impl Checkpoint {
-    /// The matrices' dtype, where config.json declares another.
-    fn stored_dtype_if_undeclared(&self) -> Option<DType> {
-        match self.dtype_problem()? {
-            CheckpointError::DTypeMismatch { got, .. } => Some(got),
-            _ => None,
-        }
+/// The matrices' dtype, where config.json declares another.
+fn stored_dtype_if_undeclared(src: &Checkpoint) -> Option<DType> {
+    match src.dtype_problem()? {
+        CheckpointError::DTypeMismatch { got, .. } => Some(got),
+        _ => None,
     }
 }
 

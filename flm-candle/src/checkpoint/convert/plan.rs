@@ -6,7 +6,7 @@ use crate::checkpoint::error::Result;
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorEntry, TensorSpec, dtype};
 use crate::config::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TeleFlmConfig};
 
-use super::{ConvertOptions, TargetLayout};
+use super::{ConvertOptions, TargetLayout, stored_dtype_if_undeclared};
 
 /// A tensor of the output.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +59,7 @@ impl<'a> Plan<'a> {
                 Planned { entry, to: options.dtype.unwrap_or(held), factor }
             })
             .collect();
-        let written = options.dtype.or_else(|| src.stored_dtype_if_undeclared());
+        let written = options.dtype.or_else(|| stored_dtype_if_undeclared(src));
         if let Some(written) = written.filter(|&d| config.declared_dtype() != Some(d)) {
             let newer = config.raw().contains_key("dtype") && !config.raw().contains_key("torch_dtype");
             let key = if newer { "dtype" } else { "torch_dtype" };

@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use super::judge::{self, JudgeArgs};
 use crate::{
-    arguments::RunArgs,
+    arguments::{RunArgs, local_model},
     eval::{
         answer::{AnswerOptions, Answered, answer},
         identity::Identity,
         journal::write_whole,
         judge::{Judged, read_answers, run},
-        local_model::{Decoding, LocalModel},
+        local_model::Decoding,
         questions::Questions,
         score::{Scores, read_rows, score},
     },
@@ -88,7 +88,7 @@ impl AlignBench {
         }
         let answers_path = self.out.join("answers.jsonl");
         let answers = {
-            let model = LocalModel::open(&self.dir, &self.run, self.plain)?;
+            let model = local_model(&self.dir, &self.run, self.plain)?;
             let batch = self.batch.unwrap_or(if model.streamed { 64 } else { 16 });
             let decoding = Decoding {
                 max_new_tokens: self.max_new_tokens,
@@ -97,14 +97,14 @@ impl AlignBench {
                 batch,
             };
             let options = AnswerOptions { decoding, seed: self.seed, dry_run: self.dry_run };
-            answer(&questions, &model, &options, &answers_path, output)?
+            answer(&questions, &model, &options, &answers_path, &mut super::bar(output, "answers"))?
         };
         let mut report = Report { answers, judgments: None, identity: None, scores: None };
         if self.judge.is_given() && !self.dry_run {
             let list = read_answers(&answers_path, &questions.rubric)?;
             let judge = self.judge.open(&questions.rubric, &self.run, output)?;
             let path = self.out.join("judgments.jsonl");
-            let judged = run(&list, judge.as_ref(), &path, &output.steps("judgments", 0))?;
+            let judged = run(&list, judge.as_ref(), &path, &mut super::bar(output, "judgments"))?;
             let rows = read_rows(&path)?;
             report.identity = Some(Identity::of(&rows, false)?);
             report.scores = Some(score(&rows, Some(&questions.ids())));

@@ -4,10 +4,9 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    arguments::RunArgs,
+    arguments::{RunArgs, local_model},
     eval::{
         judge::{Endpoint, EndpointOptions, Judge, Judged, LocalJudge, Prompt, RuleJudge, read_answers, run},
-        local_model::LocalModel,
         questions::Questions,
         rubric::Rubric,
     },
@@ -52,7 +51,7 @@ impl JudgeAnswers {
         let answers = read_answers(&self.answers, &rubric)?;
         let judge = self.judge.open(&rubric, &self.run, output)?;
         let out = self.out.clone().unwrap_or_else(|| self.answers.with_file_name("judgments.jsonl"));
-        let judged = run(&answers, judge.as_ref(), &out, &output.steps("judgments", 0))?;
+        let judged = run(&answers, judge.as_ref(), &out, &mut super::bar(output, "judgments"))?;
         output.result(&judged, describe)?;
         Ok(judged.failed.is_empty())
     }
@@ -148,7 +147,7 @@ impl JudgeArgs {
         };
         if let Some(dir) = &self.judge_dir {
             return Ok(Box::new(LocalJudge {
-                model: LocalModel::open(dir, run, false)?,
+                model: local_model(dir, run, false)?,
                 prompt,
                 max_new_tokens: self.judge_max_new_tokens,
                 batch: usize::from(self.judge_concurrency),

@@ -8,7 +8,8 @@ mod score;
 
 use clap::Subcommand;
 
-use crate::output::Output;
+use crate::eval::local_model::{Decoding, Progress};
+use crate::output::{Output, size};
 
 /// Evaluate a model: answer questions, have the answers judged, score them, report; or measure perplexity.
 ///
@@ -37,4 +38,30 @@ impl Eval {
             Self::Report(command) => command.run(output),
         }
     }
+}
+
+/// A bar for what a run of questions tells.
+fn bar<'a>(output: &'a Output, what: &str) -> impl FnMut(Progress) + 'a {
+    let bar = output.steps(what, 0);
+    move |progress| match progress {
+        Progress::Begun { done, total } => {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
+        Progress::One => bar.inc(1),
+        Progress::Cost { questions, cost, decoding } => output.note(&describe(&cost, questions, &decoding)),
+    }
+}
+
+fn describe(cost: &crate::eval::local_model::Cost, questions: usize, decoding: &Decoding) -> String {
+    let hours = cost.seconds / 3600.0;
+    let total = if hours >= 1.0 { format!("{hours:.1} h") } else { format!("{:.0} s", cost.seconds) };
+    format!(
+        "{questions} questions in batches of {}: {:.2} s a pass over the weights, at most {} passes, {total}; \
+         keys and values take up to {}",
+        decoding.batch,
+        cost.seconds_per_pass,
+        cost.passes,
+        size(cost.kv_cache_bytes)
+    )
 }

@@ -11,6 +11,7 @@ use super::{Case, Judge};
 use crate::eval::{
     identity::{sha256, version},
     journal::Journal,
+    local_model::Progress,
     rubric::Rubric,
     score::{QuestionId, parse},
 };
@@ -99,7 +100,7 @@ pub(crate) fn run(
     answers: &[Answer],
     judge: &dyn Judge,
     out: &Path,
-    bar: &indicatif::ProgressBar,
+    progress: &mut dyn FnMut(Progress),
 ) -> anyhow::Result<Judged> {
     let (mut journal, rows) = Journal::open(out)?;
     let prompt_sha256 = judge.prompt().map(|prompt| prompt.sha256().to_owned());
@@ -132,8 +133,7 @@ pub(crate) fn run(
     let todo: Vec<&Answer> =
         answers.iter().filter(|a| !done.contains(&a.case.question_id.to_string())).collect();
     let cases: Vec<Case> = todo.iter().map(|answer| answer.case.clone()).collect();
-    bar.set_length(answers.len() as u64);
-    bar.set_position(done.len() as u64);
+    progress(Progress::Begun { done: done.len(), total: answers.len() });
     let (mut judged, mut failed) = (0, Vec::new());
     let common = Map::from_iter([
         ("judge".to_owned(), judge.id().into()),
@@ -142,7 +142,7 @@ pub(crate) fn run(
     ]);
     let details = judge.details();
     judge.judge(&cases, &mut |index, verdict| {
-        bar.inc(1);
+        progress(Progress::One);
         let (answer, verdict) = match verdict {
             Ok(verdict) => (todo[index], verdict),
             Err(why) => {
@@ -169,7 +169,6 @@ pub(crate) fn run(
         Ok(())
     })?;
     journal.sync()?;
-    bar.finish_and_clear();
     failed.sort_by(|a, b| a.question_id.cmp(&b.question_id));
     Ok(Judged { out: out.to_owned(), judge: judge.id(), prompt_sha256, judged, already: done.len(), failed })
 }

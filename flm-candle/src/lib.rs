@@ -14,13 +14,8 @@
 //! - [`export`]: GGUF files for llama.cpp
 //! - [`train`]: full-parameter fine-tuning and pre-training
 
-pub mod block_source;
-pub mod checkpoint;
-pub mod config;
-pub mod export;
 pub mod generate;
 pub mod html;
 pub mod model;
 pub mod random;
 pub mod tokenizer;
-pub mod train;

@@ -10,11 +10,11 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
-use flm_candle::{
-    checkpoint::{Checkpoint, ConvertOptions, convert},
-    generate::{Finish, GenerateOptions, generate},
-    model::{CausalLm, Path, Residency},
-};
+use flm_candle::generate::{Finish, GenerateOptions, generate};
+use flm_candle::model::causal_lm::{CausalLm, Residency};
+use flm_candle::model::kernels::Path;
+use flm_checkpoint::read::Checkpoint;
+use flm_growth::convert::{ConvertOptions, convert};
 
 const PROMPTS: [&str; 5] = ["short", "single", "repeat", "rand64", "rand300"];
 

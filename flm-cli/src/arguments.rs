@@ -8,13 +8,13 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
-use flm_candle::{
-    checkpoint::Checkpoint,
-    config::{PRESETS, TeleFlmConfig, preset},
-    generate::GenerateOptions,
-    model::{CausalLm, Residency},
-    tokenizer::{ChatTemplate, Tokenizer},
-};
+use flm_candle::generate::GenerateOptions;
+use flm_candle::model::causal_lm::{CausalLm, Residency};
+use flm_candle::tokenizer::Tokenizer;
+use flm_candle::tokenizer::chat_template::ChatTemplate;
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::config::preset::{PRESETS, preset};
+use flm_checkpoint::read::Checkpoint;
 
 /// A dtype of weights or arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -215,12 +215,12 @@ pub(crate) fn local_model(
     dir: &Path,
     run: &RunArgs,
     plain: bool,
-) -> anyhow::Result<crate::eval::local_model::LocalModel> {
+) -> anyhow::Result<flm_eval::model::LocalModel> {
     let checkpoint = open(dir)?;
     let tokenizer = tokenizer(dir)?;
     let template = if plain { None } else { Some(chat_template(dir, &tokenizer)?) };
     let model = run.load(&checkpoint)?;
-    crate::eval::local_model::LocalModel::new(&checkpoint, model, tokenizer, template, run.residency())
+    flm_eval::model::LocalModel::new(&checkpoint, model, tokenizer, template, run.residency())
 }
 
 /// Opens the tokenizer of a checkpoint directory.

@@ -1,21 +1,20 @@
 //! The `flm` command: parse, call the libraries, print.
 
-mod arguments;
-mod chat;
-mod commands;
-mod demo;
-mod eval;
-mod hex;
-mod hub;
-mod interrupt;
-mod output;
+pub(crate) mod arguments;
+pub(crate) mod chat;
+pub(crate) mod commands;
+pub(crate) mod demo;
+pub(crate) mod exit;
+pub(crate) mod output;
+pub(crate) mod recipe;
+pub(crate) mod report;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
-use commands::Command;
-use output::Output;
+use crate::commands::Command;
+use crate::output::Output;
 
 /// Where the help of every command lists the options that all have.
 const EVERYWHERE: &str = "Options of every command";
@@ -67,8 +66,8 @@ pub fn run() -> ExitCode {
         Ok(false) => ExitCode::from(1),
         Err(error) => {
             output.error(&error);
-            let interrupted = matches!(error.downcast_ref(), Some(hub::HubError::Interrupted));
-            ExitCode::from(if interrupted { interrupt::STATUS } else { 1 })
+            let interrupted = matches!(error.downcast_ref(), Some(flm_hub::error::HubError::Interrupted));
+            ExitCode::from(if interrupted { crate::exit::STATUS } else { 1 })
         }
     }
 }

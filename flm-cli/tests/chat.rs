@@ -2,20 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod word_model;
-
 use std::{
     io::{BufRead, BufReader, Read, Write},
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
 
-use flm_candle::{
-    tokenizer::ChatMessage,
-    train::data::{Content, read_samples},
-};
+use flm_candle::tokenizer::chat_template::ChatMessage;
+use flm_tests::word_model::word_model;
+use flm_train::data::format::{Content, read_samples};
 use serde_json::{Value, json};
-use word_model::word_model;
 
 /// Ids of `<_user>` and `<_bot>`.
 const TURNS: [u32; 2] = [3, 4];

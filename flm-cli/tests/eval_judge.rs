@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod judge_server;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -11,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use judge_server::{Fault, JudgeServer};
+use flm_tests::judge_server::{Fault, JudgeServer};
 use serde_json::{Value, json};
 
 const KEY: &str = "sk-secret-0123456789";

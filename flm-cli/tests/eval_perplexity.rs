@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod word_model;
-
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
+use flm_tests::word_model::word_model;
 use serde_json::{Value, json};
-use word_model::word_model;
 
 fn perplexity(model: &Path, texts: &[&str], more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));

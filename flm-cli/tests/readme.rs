@@ -16,7 +16,7 @@ fn rows(command: &clap::Command, prefix: &str) -> Vec<String> {
     for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
         let name = format!("{prefix} {}", sub.get_name());
         if sub.has_subcommands() {
-            rows.extend(self::rows(sub, &name));
+            rows.extend(crate::rows(sub, &name));
         } else {
             let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
             rows.push(format!("| `{name}` | {} |", about.trim_end_matches('.')));

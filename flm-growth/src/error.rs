@@ -1,8 +1,8 @@
 //! What can go wrong in a growth.
 
-use flm_candle::checkpoint::CheckpointError;
-use flm_candle::config::ConfigError;
-use flm_candle::model::ModelError;
+use flm_candle::model::error::ModelError;
+use flm_checkpoint::config::ConfigError;
+use flm_checkpoint::error::CheckpointError;
 
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, GrowthError>;
@@ -231,7 +231,7 @@ pub enum GrowthError {
 
 impl GrowthError {
     /// Says of an error that comes of a full disk what to do about it.
-    pub(crate) fn disk_full(self, total: u64) -> Self {
+    pub fn disk_full(self, total: u64) -> Self {
         let kind = match &self {
             Self::Write { source, .. } | Self::Checkpoint(CheckpointError::Io { source, .. }) => {
                 source.kind()

@@ -25,15 +25,18 @@
 
 use std::path::Path;
 
-use flm_candle::checkpoint::Checkpoint;
-use flm_candle::config::{GrowthMasks, TeleFlmConfig};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::config::masks::GrowthMasks;
+use flm_checkpoint::read::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
-use crate::execute::{ExecuteOptions, ExecuteReport, Provenance, Transfer};
+use crate::execute::record::Provenance;
+use crate::execute::{ExecuteOptions, ExecuteReport, Transfer};
 use crate::operator::Role;
-use crate::plan::{SourceModel, SourceTensor, TailScale, TensorPlan};
+use crate::plan::source::SourceModel;
 use crate::precision::Precision;
+use crate::tensor_plan::{SourceTensor, TailScale, TensorPlan};
 
 /// What becomes of every tensor, and of config.json, when masks are folded into the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use flm_candle::{
-    checkpoint::{TensorSpec, Writer, copy_side_files},
-    config::{EMBED_TOKENS, TeleFlmConfig},
-};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::tensor_id::{EMBED_TOKENS, TensorSpec};
+use flm_checkpoint::write::sidecar::copy_side_files;
+use flm_checkpoint::write::writer::Writer;
 
-use crate::{error::Result, fill::NormalFill, precision::Precision};
+use crate::error::Result;
+use crate::fill::NormalFill;
+use crate::precision::Precision;
 
 /// Standard deviation of the embedding's rows.
 pub const EMBEDDING_STD: f64 = 0.2;
@@ -84,7 +86,8 @@ fn std(config: &TeleFlmConfig, spec: &TensorSpec) -> f64 {
 #[cfg(test)]
 mod tests {
     use candle_core::DType;
-    use flm_candle::{checkpoint::Checkpoint, config::preset};
+    use flm_checkpoint::config::preset::preset;
+    use flm_checkpoint::read::Checkpoint;
 
     use super::*;
 

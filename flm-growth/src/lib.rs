@@ -28,29 +28,33 @@
 //! ```
 
 pub mod checksums;
+pub mod convert;
 pub mod distance;
 pub mod error;
 pub mod execute;
 pub mod fill;
 pub mod fold;
+pub mod gguf;
 pub mod init;
 pub mod operator;
-mod picture;
+pub mod picture;
 pub mod placement;
 pub mod plan;
 pub mod precision;
+#[cfg(test)]
+pub(crate) mod reference;
 pub mod shape;
+pub mod tensor_plan;
 pub mod verify;
 
-#[cfg(test)]
-mod reference;
-
-pub use error::GrowthError;
-pub use execute::{ExecuteOptions, ExecuteReport, execute};
-pub use fold::FoldPlan;
-pub use init::init;
-pub use operator::Operator;
-pub use placement::Placement;
-pub use plan::{GrowthOptions, GrowthPlan, Multipliers, SourceModel};
-pub use shape::Shape;
-pub use verify::{VerifyOptions, VerifyReport, verify};
+pub use crate::error::GrowthError;
+pub use crate::execute::{ExecuteOptions, ExecuteReport, execute};
+pub use crate::fold::FoldPlan;
+pub use crate::init::init;
+pub use crate::operator::Operator;
+pub use crate::placement::Placement;
+pub use crate::plan::source::SourceModel;
+pub use crate::plan::{GrowthOptions, GrowthPlan, Multipliers};
+pub use crate::shape::Shape;
+pub use crate::verify::report::VerifyReport;
+pub use crate::verify::{VerifyOptions, verify};

@@ -33,7 +33,7 @@ impl Precision {
     }
 
     /// Its name in config.json.
-    pub(crate) fn torch_name(self) -> &'static str {
+    pub fn torch_name(self) -> &'static str {
         match self {
             Self::Bf16 => "bfloat16",
             Self::F16 => "float16",
@@ -53,12 +53,12 @@ impl Precision {
     }
 
     /// Whether values times `factor` are stored with no rounding, or with one that f32 has anyway.
-    pub(crate) fn holds_scaled(self, factor: f64) -> bool {
+    pub fn holds_scaled(self, factor: f64) -> bool {
         matches!(self, Self::F32 | Self::F64) || is_power_of_two(factor.abs())
     }
 
     /// Reads one value; `bytes` holds exactly one.
-    pub(crate) fn decode(self, bytes: &[u8]) -> f64 {
+    pub fn decode(self, bytes: &[u8]) -> f64 {
         match self {
             Self::Bf16 => bf16::from_le_bytes(array(bytes)).to_f64(),
             Self::F16 => f16::from_le_bytes(array(bytes)).to_f64(),
@@ -68,7 +68,7 @@ impl Precision {
     }
 
     /// Writes one value, rounded once, to the nearest; `out` holds exactly one.
-    pub(crate) fn encode(self, value: f64, out: &mut [u8]) {
+    pub fn encode(self, value: f64, out: &mut [u8]) {
         match self {
             Self::Bf16 => out.copy_from_slice(&bf16::from_f32(round_to_odd(value)).to_le_bytes()),
             Self::F16 => out.copy_from_slice(&f16::from_f32(round_to_odd(value)).to_le_bytes()),
@@ -129,7 +129,7 @@ impl TryFrom<DType> for Precision {
 }
 
 /// Whether multiplying by `factor` only moves the exponent.
-pub(crate) fn is_power_of_two(factor: f64) -> bool {
+pub fn is_power_of_two(factor: f64) -> bool {
     factor.is_normal() && factor.to_bits() & ((1 << 52) - 1) == 0
 }
 

@@ -2,6 +2,6 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    flm_candle::checkpoint::fuzzing::pytorch(bytes);
-    flm_candle::checkpoint::fuzzing::pickle(bytes);
+    flm_checkpoint::fuzzing::pytorch(bytes);
+    flm_checkpoint::fuzzing::pickle(bytes);
 });

@@ -2,6 +2,6 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    flm_candle::checkpoint::fuzzing::safetensors(bytes);
-    flm_candle::checkpoint::fuzzing::index(bytes);
+    flm_checkpoint::fuzzing::safetensors(bytes);
+    flm_checkpoint::fuzzing::index(bytes);
 });

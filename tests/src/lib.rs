@@ -1,5 +1,11 @@
 //! End-to-end tests of the flm binary; the tests are in `tests/`.
 
+pub mod files;
+pub mod hub_server;
+pub mod judge_server;
+pub mod pytorch_writer;
+pub mod word_model;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

@@ -1,6 +1,6 @@
 //! Decoding: sampling, stopping, batches of prompts of different lengths, texts that grow turn by turn.
 
-mod session;
+pub mod session;
 
 use candle_core::{DType, Tensor};
 use candle_transformers::{
@@ -8,9 +8,8 @@ use candle_transformers::{
     utils::apply_repeat_penalty,
 };
 
-use crate::model::{CausalLm, ModelError, Positions};
-
-pub use session::Session;
+use crate::model::causal_lm::{CausalLm, Positions};
+use crate::model::error::ModelError;
 
 /// How to decode.
 #[derive(Debug, Clone, PartialEq)]
@@ -192,7 +191,7 @@ pub fn generate_each(
     Ok(rows.into_iter().map(done).collect())
 }
 
-fn check_options(options: &GenerateOptions) -> Result<(), GenerateError> {
+pub(crate) fn check_options(options: &GenerateOptions) -> Result<(), GenerateError> {
     let setting = |text: &str| Err(GenerateError::Setting(text.into()));
     if !options.temperature.is_finite() || options.temperature < 0.0 {
         return setting("temperature must be a number ≥ 0 (0 is greedy)");
@@ -212,7 +211,7 @@ fn check_options(options: &GenerateOptions) -> Result<(), GenerateError> {
     Ok(())
 }
 
-fn check_prompts(model: &CausalLm, prompts: &[impl AsRef<[u32]>]) -> Result<(), GenerateError> {
+pub(crate) fn check_prompts(model: &CausalLm, prompts: &[impl AsRef<[u32]>]) -> Result<(), GenerateError> {
     let context = model.config().max_position_embeddings;
     for (row, prompt) in prompts.iter().map(AsRef::as_ref).enumerate() {
         if prompt.is_empty() {
@@ -225,7 +224,7 @@ fn check_prompts(model: &CausalLm, prompts: &[impl AsRef<[u32]>]) -> Result<(), 
     Ok(())
 }
 
-struct Row {
+pub(crate) struct Row {
     processor: LogitsProcessor,
     ids: Vec<u32>,
     finish: Option<Finish>,
@@ -233,7 +232,7 @@ struct Row {
 
 /// What a row continues, and its index among the prompts.
 #[derive(Clone, Copy)]
-struct Prompt<'a> {
+pub(crate) struct Prompt<'a> {
     ids: &'a [u32],
     row: usize,
 }

@@ -1,5 +1,9 @@
-use super::{Finish, GenerateError, GenerateOptions, Generation, Prompt, Row, check_options, check_prompts};
-use crate::model::{CausalLm, KvCache, ModelError, Positions};
+use crate::generate::{
+    Finish, GenerateError, GenerateOptions, Generation, Prompt, Row, check_options, check_prompts,
+};
+use crate::model::causal_lm::{CausalLm, Positions};
+use crate::model::error::ModelError;
+use crate::model::kv_cache::KvCache;
 
 /// A text that is continued again and again, such as a conversation.
 ///

@@ -1,10 +1,12 @@
+use candle_nn::rotary_emb;
+
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{
-    KvCache, Linear, Pass, Path,
-    differentiable::{Heads, attention, supports},
-    rotary::rotate,
-};
+use crate::model::forward_context::Pass;
+use crate::model::kernels::attention::{Heads, attention};
+use crate::model::kernels::{Path, supports};
+use crate::model::kv_cache::KvCache;
+use crate::model::linear::Linear;
 
 /// Causal self-attention with rotary positions; several query heads may share a key/value head.
 ///
@@ -100,5 +102,24 @@ impl Attention {
         };
         let weights = weights.to_dtype(v.dtype())?.reshape((b, self.kv_heads, groups * t, keys))?;
         weights.matmul(&v.contiguous()?)?.reshape((b, heads, t, d))
+    }
+}
+
+/// Turns `x`, `[b, heads, t, head_dim]`, to the positions of `pass`, in the dtype of `x`.
+pub fn rotate(x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    match pass.path {
+        Path::Fused => rotary_emb::rope(&x, &pass.cos, &pass.sin),
+        Path::Differentiable => {
+            let half = x.dim(3)? / 2;
+            // [t, half] or [b, t, half] -> broadcast over heads
+            let over_heads =
+                |table: &Tensor| if table.rank() == 3 { table.unsqueeze(1) } else { Ok(table.clone()) };
+            let (cos, sin) = (over_heads(&pass.cos)?, over_heads(&pass.sin)?);
+            let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+            let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+            let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+            Tensor::cat(&[first, second], 3)
+        }
     }
 }

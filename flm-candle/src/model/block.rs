@@ -1,6 +1,11 @@
 use candle_core::{Result, Tensor};
 
-use super::{Attention, BlockMasks, KvCache, Mlp, Pass, RmsNorm};
+use crate::model::attention::Attention;
+use crate::model::forward_context::Pass;
+use crate::model::kv_cache::KvCache;
+use crate::model::masks::BlockMasks;
+use crate::model::mlp::Mlp;
+use crate::model::rms_norm::RmsNorm;
 
 /// One decoder block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Debug, Clone)]

@@ -5,12 +5,21 @@ use std::sync::{
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{KvCache, Linear, ModelError, Pass, Path, RmsNorm, Rotary, WeightLoader, masks, pass::PassShape};
-use crate::{
-    block_source::{BlockSource, Resident, Streamed},
-    checkpoint::Checkpoint,
-    config::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TeleFlmConfig},
-};
+use crate::model::block_source::BlockSource;
+use crate::model::block_source::resident::Resident;
+use crate::model::block_source::streamed::Streamed;
+use crate::model::error::ModelError;
+use crate::model::forward_context::{Pass, PassShape};
+use crate::model::kernels::Path;
+use crate::model::kv_cache::KvCache;
+use crate::model::linear::Linear;
+use crate::model::masks;
+use crate::model::rms_norm::RmsNorm;
+use crate::model::rotary::Rotary;
+use crate::model::weights::WeightLoader;
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 
 /// Where the blocks of a model are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -43,7 +43,7 @@ impl KvCache {
     /// Adds keys and values of block `layer`; returns all that it now holds.
     ///
     /// They count once [`KvCache::advance`] is called: a pass that ends before is overwritten.
-    pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let total = self.len + k.dim(2)?;
         let (keys, values) = match self.layers[layer].take() {
             Some((keys, values)) if keys.dim(2)? >= total => (keys, values),
@@ -72,7 +72,7 @@ impl KvCache {
     }
 
     /// Called once all blocks have appended `tokens` tokens.
-    pub(super) fn advance(&mut self, tokens: usize) {
+    pub fn advance(&mut self, tokens: usize) {
         self.len += tokens;
     }
 }

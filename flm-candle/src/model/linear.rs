@@ -1,6 +1,7 @@
 use candle_core::{DType, Result, Tensor};
 
-use super::{differentiable::linear, widening::WideningMatmul};
+use crate::model::kernels::bf16_matmul::WideningMatmul;
+use crate::model::kernels::linear::linear;
 
 /// A matrix without bias: `y = x · Wᵀ`.
 #[derive(Debug, Clone)]

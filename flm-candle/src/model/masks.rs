@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::config::{GrowthMasks, TeleFlmConfig};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::config::masks::GrowthMasks;
 
 /// The masks of one block.
 #[derive(Debug, Clone)]
@@ -51,7 +52,7 @@ impl BlockMasks {
 }
 
 /// What the embedding's output is multiplied by, `[hidden_size]`.
-pub(crate) fn hidden_mask(
+pub fn hidden_mask(
     growth: &GrowthMasks,
     config: &TeleFlmConfig,
     dtype: DType,
@@ -61,7 +62,7 @@ pub(crate) fn hidden_mask(
 }
 
 /// What weights the statistics of every norm.
-pub(crate) fn norm_mask(growth: &GrowthMasks) -> Option<NormMask> {
+pub fn norm_mask(growth: &GrowthMasks) -> Option<NormMask> {
     growth.hidden.map(|m| NormMask { from: m.from, mask: m.mask })
 }
 

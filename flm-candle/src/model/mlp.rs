@@ -1,9 +1,8 @@
 use candle_core::{DType, Result, Tensor};
 
-use super::{
-    Linear,
-    differentiable::{supports, swiglu},
-};
+use crate::model::kernels::supports;
+use crate::model::kernels::swiglu::swiglu;
+use crate::model::linear::Linear;
 
 /// SwiGLU: `down(silu(gate(x)) · up(x))`. Shazeer, arXiv 2002.05202.
 #[derive(Debug, Clone)]

@@ -1,9 +1,8 @@
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{
-    NormMask, Path,
-    differentiable::{rms_norm, supports},
-};
+use crate::model::kernels::rms_norm::rms_norm;
+use crate::model::kernels::{Path, supports};
+use crate::model::masks::NormMask;
 
 /// `x / √(mean(x²) + eps) · gain`, with statistics in f32 (f64 for f64 inputs).
 ///

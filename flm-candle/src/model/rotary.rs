@@ -1,7 +1,4 @@
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rotary_emb;
-
-use super::{Pass, Path};
 
 /// Rotary position embedding, half-split: dimension `i` turns with dimension `i + head_dim / 2`.
 ///
@@ -21,7 +18,7 @@ impl Rotary {
     }
 
     /// Cosines and sines of positions `0..t`, row by row.
-    pub(super) fn table(&self, t: usize, dtype: DType) -> (Vec<f64>, Vec<f64>) {
+    pub fn table(&self, t: usize, dtype: DType) -> (Vec<f64>, Vec<f64>) {
         let angle = |p: usize, f: f64| match dtype {
             DType::F64 => p as f64 * f,
             _ => f64::from(p as f32 * f as f32),
@@ -31,7 +28,7 @@ impl Rotary {
     }
 
     /// Cosines and sines, `[t, head_dim / 2]`, or `[rows, t, head_dim / 2]` where positions differ by row.
-    pub(super) fn tables(
+    pub fn tables(
         &self,
         positions: &[usize],
         rows: Option<usize>,
@@ -54,24 +51,5 @@ impl Rotary {
             tensor.to_dtype(dtype)
         };
         Ok((table(f64::cos)?, table(f64::sin)?))
-    }
-}
-
-/// Turns `x`, `[b, heads, t, head_dim]`, to the positions of `pass`, in the dtype of `x`.
-pub(super) fn rotate(x: &Tensor, pass: &Pass) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    match pass.path {
-        Path::Fused => rotary_emb::rope(&x, &pass.cos, &pass.sin),
-        Path::Differentiable => {
-            let half = x.dim(3)? / 2;
-            // [t, half] or [b, t, half] -> broadcast over heads
-            let over_heads =
-                |table: &Tensor| if table.rank() == 3 { table.unsqueeze(1) } else { Ok(table.clone()) };
-            let (cos, sin) = (over_heads(&pass.cos)?, over_heads(&pass.sin)?);
-            let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
-            let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-            let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-            Tensor::cat(&[first, second], 3)
-        }
     }
 }

@@ -2,25 +2,25 @@
 
 use serde_json::{Map, Value};
 
-use super::TokenizerError;
+use crate::tokenizer::error::TokenizerError;
 
 /// The keys of tokenizer_config.json that this crate reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct TokenizerConfig {
+pub struct TokenizerConfig {
     /// `bos_token`, `eos_token`, `unk_token`, `pad_token` where given, with their texts.
-    pub(super) tokens: Vec<(&'static str, String)>,
+    pub tokens: Vec<(&'static str, String)>,
     /// Whether texts begin with the BOS token.
-    pub(super) add_bos_token: bool,
+    pub add_bos_token: bool,
     /// Whether texts end with the EOS token.
-    pub(super) add_eos_token: bool,
+    pub add_eos_token: bool,
     /// The template named "default", or the only one.
-    pub(super) chat_template: Option<String>,
+    pub chat_template: Option<String>,
     /// `added_tokens_decoder`: id and text.
-    pub(super) added_tokens: Vec<(u32, String)>,
+    pub added_tokens: Vec<(u32, String)>,
 }
 
 impl TokenizerConfig {
-    pub(super) fn from_json(text: &str) -> Result<Self, TokenizerError> {
+    pub fn from_json(text: &str) -> Result<Self, TokenizerError> {
         let raw: Map<String, Value> =
             serde_json::from_str(text).map_err(|e| TokenizerError::Config(e.to_string()))?;
         let mut tokens = Vec::new();
@@ -49,7 +49,7 @@ impl TokenizerConfig {
     }
 
     /// The text of a special token.
-    pub(super) fn token(&self, key: &str) -> Option<&str> {
+    pub fn token(&self, key: &str) -> Option<&str> {
         self.tokens.iter().find(|(name, _)| *name == key).map(|(_, token)| token.as_str())
     }
 }

@@ -84,7 +84,7 @@ pub enum TokenizerError {
 
 impl TokenizerError {
     /// Names the file in which the error was found.
-    pub(super) fn in_file(self, path: &Path) -> Self {
+    pub fn in_file(self, path: &Path) -> Self {
         Self::File { path: path.display().to_string(), source: Box::new(self) }
     }
 }

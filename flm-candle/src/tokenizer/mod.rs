@@ -11,27 +11,27 @@
 //! - [`ChatTemplate`] renders a conversation.
 //! - [`Vocabulary`] is what a tokenizer is made of, for other programs' formats.
 
-mod chat;
-mod config;
-mod error;
-mod json;
-mod llama;
-mod sentencepiece;
-mod stream;
+pub mod chat_template;
+pub mod config;
+pub mod error;
+pub mod fast_files;
+pub mod json;
+pub mod sentencepiece;
+pub mod stream;
 #[cfg(test)]
-mod tests;
-mod vocabulary;
+pub(crate) mod tests;
+pub mod vocabulary;
 
 use std::path::Path;
 
-pub use chat::{ChatMessage, ChatTemplate};
-use config::TokenizerConfig;
-pub use error::TokenizerError;
-use json::JsonTokenizer;
-pub use llama::write_llama_files;
-use sentencepiece::SentencePiece;
-pub use stream::TextStream;
-pub use vocabulary::{TokenKind, Vocabulary, VocabularyModel, VocabularyToken};
+use crate::tokenizer::chat_template::{ChatMessage, ChatTemplate};
+use crate::tokenizer::config::TokenizerConfig;
+use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::fast_files::write_llama_files;
+use crate::tokenizer::json::JsonTokenizer;
+use crate::tokenizer::sentencepiece::SentencePiece;
+use crate::tokenizer::stream::TextStream;
+use crate::tokenizer::vocabulary::{TokenKind, Vocabulary, VocabularyModel, VocabularyToken};
 
 /// A tokenizer with the settings of its folder.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub struct Tokenizer {
 }
 
 #[derive(Debug)]
-enum Backend {
+pub(crate) enum Backend {
     SentencePiece(Box<SentencePiece>),
     Json(Box<JsonTokenizer>),
 }
@@ -259,7 +259,7 @@ impl Tokenizer {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -267,6 +267,6 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
     }
 }
 
-fn utf8(bytes: &[u8]) -> Result<&str, TokenizerError> {
+pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, TokenizerError> {
     std::str::from_utf8(bytes).map_err(|e| TokenizerError::Config(format!("not UTF-8: {e}")))
 }

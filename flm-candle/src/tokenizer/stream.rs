@@ -1,8 +1,9 @@
 //! Text out of ids as they are generated.
 
-use super::json::JsonDecodeState;
-use super::sentencepiece::DecodeState;
-use super::{Backend, Tokenizer, TokenizerError};
+use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::json::JsonDecodeState;
+use crate::tokenizer::sentencepiece::decoder::DecodeState;
+use crate::tokenizer::{Backend, Tokenizer};
 
 /// Decodes ids one at a time.
 ///

@@ -1,7 +1,7 @@
 //! The public interface: folders, both formats, streaming, chat templates.
 
-mod chat;
-mod folders;
+pub mod chat;
+pub mod folders;
 
 use super::*;
 use proptest::prelude::*;
@@ -10,37 +10,37 @@ use serde_json::json;
 use std::path::PathBuf;
 
 /// The models of `tests/fixtures/spm`: SentencePiece's defaults, a Llama-like one, one without prefix.
-pub(super) const MODELS: [&str; 3] = ["tokenizer", "tokenizer_llama", "tokenizer_noprefix"];
+pub const MODELS: [&str; 3] = ["tokenizer", "tokenizer_llama", "tokenizer_noprefix"];
 
 /// One line of a golden file.
 #[derive(Deserialize)]
-pub(super) struct Row {
-    pub(super) text: String,
-    pub(super) ids: Vec<u32>,
-    pub(super) pieces: Vec<String>,
-    pub(super) decoded: String,
-    pub(super) normalized: String,
+pub struct Row {
+    pub text: String,
+    pub ids: Vec<u32>,
+    pub pieces: Vec<String>,
+    pub decoded: String,
+    pub normalized: String,
 }
 
-pub(super) fn fixture(name: &str) -> PathBuf {
+pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
 
-pub(super) fn model_bytes(name: &str) -> Vec<u8> {
+pub fn model_bytes(name: &str) -> Vec<u8> {
     std::fs::read(fixture(&format!("spm/{name}.model"))).unwrap()
 }
 
-pub(super) fn golden(name: &str) -> Vec<Row> {
+pub fn golden(name: &str) -> Vec<Row> {
     let text = std::fs::read_to_string(fixture(&format!("spm/{name}.golden.jsonl"))).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn open(name: &str) -> Tokenizer {
+pub(crate) fn open(name: &str) -> Tokenizer {
     Tokenizer::from_sentencepiece(&model_bytes(name)).unwrap()
 }
 
 /// The same model by way of tokenizer.json.
-fn reopened(name: &str) -> Tokenizer {
+pub(crate) fn reopened(name: &str) -> Tokenizer {
     Tokenizer::from_json(open(name).save_json().unwrap().as_bytes()).unwrap()
 }
 

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Backend, Tokenizer, TokenizerError};
+use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::{Backend, Tokenizer};
 
 /// A tokenizer's tokens and the rules by which text becomes them.
 #[derive(Debug, Clone, PartialEq)]

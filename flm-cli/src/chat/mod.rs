@@ -1,26 +1,26 @@
 //! A conversation with a model, line by line.
 
-mod conversation;
-mod input;
-mod request;
+pub(crate) mod conversation;
+pub(crate) mod input;
+pub(crate) mod request;
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
 
-use flm_candle::{
-    generate::{Finish, GenerateOptions, Session},
-    tokenizer::{TextStream, Tokenizer},
-};
+use flm_candle::generate::session::Session;
+use flm_candle::generate::{Finish, GenerateOptions};
+use flm_candle::tokenizer::Tokenizer;
+use flm_candle::tokenizer::stream::TextStream;
 use serde::Serialize;
 
-pub(crate) use conversation::Conversation;
-pub(crate) use input::Input;
+use crate::chat::conversation::Conversation;
+use crate::chat::input::Input;
 
+use crate::chat::input::Line;
+use crate::chat::request::{HELP, Request};
 use crate::output::{Output, count};
-use input::Line;
-use request::{HELP, Request};
 
 /// A model at the other end of a terminal or a pipe.
 pub(crate) struct Chat<'a> {

@@ -1,14 +1,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use flm_candle::generate::Session;
+use flm_candle::generate::session::Session;
 
-use crate::{
-    arguments::{RunArgs, SamplingArgs, chat_template, open, stop_tokens, tokenizer},
-    chat::{self, Conversation, Input},
-    interrupt,
-    output::Output,
-};
+use crate::arguments::{RunArgs, SamplingArgs, chat_template, open, stop_tokens, tokenizer};
+use crate::chat::conversation::Conversation;
+use crate::chat::input::Input;
+use crate::output::Output;
+use crate::{chat, exit as interrupt};
 
 /// Talk with a model in the terminal.
 ///

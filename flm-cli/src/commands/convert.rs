@@ -6,16 +6,14 @@ use std::{
 use anyhow::{Context, ensure};
 use candle_core::DType;
 use clap::{Args, ValueEnum};
-use flm_candle::checkpoint::{
-    Checkpoint, CompareReport, ConvertOptions, FoldedTensor, TargetLayout, compare, convert, plan_conversion,
-};
+use flm_checkpoint::read::Checkpoint;
+use flm_growth::convert::compare::{CompareReport, compare};
+use flm_growth::convert::{ConvertOptions, FoldedTensor, TargetLayout, convert, plan_conversion};
 use serde::Serialize;
 
-use super::grow::parse_pair;
-use crate::{
-    arguments::{Dtype, open, parse_size},
-    output::{Output, count, size},
-};
+use crate::arguments::{Dtype, open, parse_size};
+use crate::output::{Output, count, size};
+use crate::recipe::grow::parse_pair;
 
 /// Turn a checkpoint of any form into safetensors; bytes are moved, not decoded, unless --dtype or --layout
 /// asks.
@@ -119,7 +117,7 @@ impl Convert {
             overflowed: report.overflowed,
             folded: report.folded,
             seconds: if self.dry_run { 0.0 } else { start.elapsed().as_secs_f64() },
-            peak_memory_bytes: flm_candle::train::peak_memory().filter(|_| !self.dry_run),
+            peak_memory_bytes: flm_checkpoint::machine::peak_memory().filter(|_| !self.dry_run),
             dry_run: self.dry_run,
         };
         output.warn_of_overflow(summary.overflowed);

@@ -2,10 +2,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::{
-    demo::{self, Kind},
-    output::{Output, table},
-};
+use crate::demo;
+use crate::demo::Kind;
+use crate::output::{Output, table};
 
 /// Take the built-in model through every step, and show what each proved.
 ///

@@ -3,13 +3,12 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
-use flm_candle::{checkpoint::Checkpoint, model::Residency};
+use flm_candle::model::causal_lm::Residency;
+use flm_checkpoint::read::Checkpoint;
 use flm_growth::distance::{DistanceOptions, Distances, Metric};
 
-use crate::{
-    arguments::{RunArgs, TextArgs, open},
-    output::{Output, count, table},
-};
+use crate::arguments::{RunArgs, TextArgs, open};
+use crate::output::{Output, count, table};
 
 /// Measure how much each layer changes the residual stream; `grow --place distance` copies those that
 /// change it least.
@@ -34,7 +33,7 @@ pub(crate) struct Distance {
 
 /// Names of metrics on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum MetricName {
+pub(crate) enum MetricName {
     /// The angle between a layer's input and output, in half turns.
     Angular,
     /// One minus its cosine.
@@ -67,7 +66,7 @@ impl Distance {
 }
 
 /// The distances of a checkpoint's layers, in f32 and streamed from disk unless `run` says otherwise.
-pub(super) fn measure(
+pub(crate) fn measure(
     checkpoint: &Arc<Checkpoint>,
     texts: &TextArgs,
     run: Option<&RunArgs>,

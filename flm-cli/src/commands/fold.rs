@@ -2,13 +2,14 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use flm_growth::{ExecuteOptions, FoldPlan, SourceModel, precision::Precision};
+use flm_growth::execute::ExecuteOptions;
+use flm_growth::fold::FoldPlan;
+use flm_growth::plan::source::SourceModel;
+use flm_growth::precision::Precision;
 use serde::Serialize;
 
-use crate::{
-    arguments::{Dtype, WriteArgs, open},
-    output::{Output, size},
-};
+use crate::arguments::{Dtype, WriteArgs, open};
+use crate::output::{Output, size};
 
 /// Turn a checkpoint that is still growing (masks in its config.json) into a plain one.
 ///
@@ -32,7 +33,7 @@ pub(crate) struct Fold {
 struct Summary {
     dst: PathBuf,
     rms_norm_eps: f64,
-    masks: flm_candle::config::GrowthMasks,
+    masks: flm_checkpoint::config::masks::GrowthMasks,
     output_bytes: u64,
     hole_bytes: u64,
     seconds: f64,

@@ -2,16 +2,16 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use flm_candle::{
-    generate::generate,
-    tokenizer::{ChatMessage, ChatTemplate, TextStream, Tokenizer},
-};
+use flm_candle::generate::generate;
+use flm_candle::tokenizer::Tokenizer;
+use flm_candle::tokenizer::chat_template::{ChatMessage, ChatTemplate};
+use flm_candle::tokenizer::stream::TextStream;
 use serde::Serialize;
 
-use crate::{
-    arguments::{RunArgs, SamplingArgs, chat_template, open, parse_ids, read_text, stop_tokens, tokenizer},
-    output::Output,
+use crate::arguments::{
+    RunArgs, SamplingArgs, chat_template, open, parse_ids, read_text, stop_tokens, tokenizer,
 };
+use crate::output::Output;
 
 /// Continue a prompt, or answer one message with --chat; the text goes to stdout.
 #[derive(Debug, Args)]

@@ -2,13 +2,12 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use flm_growth::{init, precision::Precision};
+use flm_growth::init::init;
+use flm_growth::precision::Precision;
 use serde::Serialize;
 
-use crate::{
-    arguments::{Dtype, config, parse_size},
-    output::{Output, count, size},
-};
+use crate::arguments::{Dtype, config, parse_size};
+use crate::output::{Output, count, size};
 
 /// Make a checkpoint with random weights, to pre-train with `flm sft`.
 #[derive(Debug, Args)]

@@ -5,10 +5,8 @@ use candle_core::DType;
 use clap::Args;
 use serde::Serialize;
 
-use crate::{
-    arguments::{RunArgs, open, parse_ids},
-    output::Output,
-};
+use crate::arguments::{RunArgs, open, parse_ids};
+use crate::output::Output;
 
 /// Write the logits of given tokens, to compare with other runtimes.
 ///
@@ -66,7 +64,7 @@ impl Logits {
             vocab: model.config().vocab_size,
             argmax,
             seconds,
-            peak_memory_bytes: flm_candle::train::peak_memory(),
+            peak_memory_bytes: flm_checkpoint::machine::peak_memory(),
         };
         output.result(&summary, |s| {
             format!(

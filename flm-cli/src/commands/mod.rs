@@ -1,22 +1,22 @@
 //! One file a command: parse, call, print.
 
-mod chat;
-mod completions;
-mod convert;
-mod demo;
-mod distance;
-mod eval;
-mod export;
-mod fold;
-mod generate;
-mod grow;
-mod init;
-mod inspect;
-mod logits;
-mod models;
-mod pull;
-mod sft;
-mod verify;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod convert;
+pub(crate) mod demo;
+pub(crate) mod distance;
+pub(crate) mod eval;
+pub(crate) mod export;
+pub(crate) mod fold;
+pub(crate) mod generate;
+pub(crate) mod grow;
+pub(crate) mod init;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod models;
+pub(crate) mod pull;
+pub(crate) mod sft;
+pub(crate) mod verify;
 
 use clap::Subcommand;
 
@@ -25,25 +25,25 @@ use crate::output::Output;
 /// What `flm` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Demo(demo::Demo),
-    Models(models::Models),
-    Pull(Box<pull::Pull>),
-    Inspect(inspect::Inspect),
-    Convert(convert::Convert),
+    Demo(crate::commands::demo::Demo),
+    Models(crate::commands::models::Models),
+    Pull(Box<crate::commands::pull::Pull>),
+    Inspect(crate::commands::inspect::Inspect),
+    Convert(crate::commands::convert::Convert),
     #[command(subcommand)]
-    Export(export::Export),
-    Init(init::Init),
-    Grow(Box<grow::Grow>),
-    Fold(fold::Fold),
-    Distance(distance::Distance),
-    Verify(verify::Verify),
-    Logits(logits::Logits),
-    Generate(generate::Generate),
-    Chat(chat::Chat),
+    Export(crate::commands::export::Export),
+    Init(crate::commands::init::Init),
+    Grow(Box<crate::commands::grow::Grow>),
+    Fold(crate::commands::fold::Fold),
+    Distance(crate::commands::distance::Distance),
+    Verify(crate::commands::verify::Verify),
+    Logits(crate::commands::logits::Logits),
+    Generate(crate::commands::generate::Generate),
+    Chat(crate::commands::chat::Chat),
     #[command(subcommand)]
-    Eval(eval::Eval),
-    Sft(sft::Sft),
-    Completions(completions::Completions),
+    Eval(crate::commands::eval::Eval),
+    Sft(crate::commands::sft::Sft),
+    Completions(crate::commands::completions::Completions),
 }
 
 impl Command {

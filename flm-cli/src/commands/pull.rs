@@ -13,14 +13,15 @@ use glob::Pattern;
 use indicatif::{MultiProgress, ProgressBar};
 use serde::Serialize;
 
-use crate::{
-    hub::{
-        self, Access, Event, FileProgress, Hub, HubError, Manifest, Options, Plan, Request, State,
-        default_dir, get,
-    },
-    interrupt,
-    output::{Output, size, table},
-};
+use crate::exit as interrupt;
+use crate::output::{Output, size, table};
+use flm_hub as hub;
+use flm_hub::client::{Access, Hub};
+use flm_hub::error::HubError;
+use flm_hub::manifest::Manifest;
+use flm_hub::plan::{Plan, Request, State, default_dir};
+use flm_hub::progress::{Event, get};
+use flm_hub::pull::{FileProgress, Options};
 
 /// Download a checkpoint from the Hugging Face Hub; resumes where it stopped, verifies while it writes.
 ///

@@ -1,14 +1,15 @@
 use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
 use clap::Args;
-use flm_candle::train::{Event, Outcome, Plan, PlanReport, Recipe, StepMetrics, Trainer, peak_memory};
+use flm_checkpoint::machine::peak_memory;
+use flm_train::plan::{Plan, PlanReport};
+use flm_train::recipe::Recipe;
+use flm_train::trainer::{Event, Outcome, StepMetrics, Trainer};
 use serde::Serialize;
 
-use crate::{
-    arguments::{Dtype, RunArgs, parse_size},
-    interrupt,
-    output::{Output, count, size, table},
-};
+use crate::arguments::{Dtype, RunArgs, parse_size};
+use crate::exit as interrupt;
+use crate::output::{Output, count, size, table};
 
 /// Train all parameters of a model: supervised fine-tuning on conversations, or pre-training on text.
 ///

@@ -35,7 +35,7 @@ const DATA: [Asset; 2] = assets!["": "instructions.jsonl", "questions.jsonl"];
 const RECIPE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes/nano-sft.toml"));
 
 /// Writes everything to `dir`, the model to its subdirectory `model`; returns the bytes written.
-pub(super) fn unpack(dir: &Path, model: &str) -> anyhow::Result<usize> {
+pub(crate) fn unpack(dir: &Path, model: &str) -> anyhow::Result<usize> {
     let model = dir.join(model);
     std::fs::create_dir_all(&model).with_context(|| format!("cannot make {}", model.display()))?;
     let mut bytes = 0;

@@ -1,6 +1,6 @@
 //! The built-in model's way through inspect, convert, distance, grow, verify, sft and eval.
 
-mod assets;
+pub(crate) mod assets;
 
 use std::{
     fmt,
@@ -12,34 +12,35 @@ use std::{
 use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::ValueEnum;
-use flm_candle::{
-    checkpoint::{Checkpoint, ConvertOptions, convert},
-    config::preset,
-    model::Residency,
-    tokenizer::Tokenizer,
-    train::{Plan, Recipe, Trainer},
-};
-use flm_growth::{
-    ExecuteOptions, GrowthOptions, GrowthPlan, Multipliers, Placement, Shape, SourceModel,
-    distance::{DistanceOptions, Metric, measure},
-    execute,
-    verify::{VerifyOptions, verify},
-};
+use flm_candle::model::causal_lm::Residency;
+use flm_candle::tokenizer::Tokenizer;
+use flm_checkpoint::config::preset::preset;
+use flm_checkpoint::read::Checkpoint;
+use flm_growth::convert::{ConvertOptions, convert};
+use flm_growth::distance::{DistanceOptions, Metric, measure};
+use flm_growth::execute::{ExecuteOptions, execute};
+use flm_growth::placement::Placement;
+use flm_growth::plan::source::SourceModel;
+use flm_growth::plan::{GrowthOptions, GrowthPlan, Multipliers};
+use flm_growth::shape::Shape;
+use flm_growth::verify::{VerifyOptions, verify};
+use flm_train::plan::Plan;
+use flm_train::recipe::Recipe;
+use flm_train::trainer::Trainer;
 use serde::Serialize;
 
-use crate::{
-    arguments::{RunArgs, local_model},
-    eval::{
-        answer::{AnswerOptions, answer},
-        journal::write_whole,
-        judge::{RuleJudge, read_answers, run},
-        local_model::Decoding,
-        questions::Questions,
-        report::{Report as EvalReport, page},
-        score::{Scores, read_rows, score},
-    },
-    output::{Output, count, size},
-};
+use crate::arguments::{RunArgs, local_model};
+use crate::output::{Output, count, size};
+use crate::report::page::page;
+use flm_eval::answer::{AnswerOptions, answer};
+use flm_eval::benchmark::Questions;
+use flm_eval::journal::write_whole;
+use flm_eval::judge::rule::RuleJudge;
+use flm_eval::judge::run::{read_answers, run};
+use flm_eval::model::Decoding;
+use flm_eval::report::Report as EvalReport;
+use flm_eval::score::rows::read_rows;
+use flm_eval::score::{Scores, score};
 
 /// The built-in model as it comes, as PyTorch shards.
 const SHARDS: &str = "nano-52b-pytorch";
@@ -181,7 +182,7 @@ impl Demo<'_> {
     }
 
     fn unpack(&self) -> Outcome {
-        let bytes = assets::unpack(self.dir, SHARDS)?;
+        let bytes = crate::demo::assets::unpack(self.dir, SHARDS)?;
         let checkpoint = self.open(SHARDS)?;
         let did = format!(
             "the built-in model: {} parameters, {} PyTorch shards, {}",
@@ -312,7 +313,7 @@ impl Demo<'_> {
         let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32)?;
         let (mut first, mut tokens) = (None, 0);
         let outcome = trainer.run(&AtomicBool::new(false), &mut |event| {
-            if let flm_candle::train::Event::Step(step) = event {
+            if let flm_train::trainer::Event::Step(step) = event {
                 first = first.or(Some(step.loss));
                 tokens += step.tokens;
             }

@@ -4,20 +4,21 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use flm_candle::checkpoint::{Journal, Writer};
+use flm_checkpoint::write::journal::Journal;
+use flm_checkpoint::write::writer::Writer;
 
-use crate::checksums::{Checksums, WeightFileDigest};
 use crate::error::{GrowthError, Result};
+use flm_checkpoint::checksums::{Checksums, WeightFileDigest};
 
 /// A piece of the output.
-pub(super) enum Bytes<'a> {
+pub enum Bytes<'a> {
     These(&'a [u8]),
     Zeros(usize),
 }
 
 /// Digests of tensors, and of whole files where they are asked for, from chunks that threads bring in any
 /// order and that are taken in the order of the file.
-pub(super) struct Digests<'a> {
+pub struct Digests<'a> {
     writer: &'a Writer,
     state: Mutex<State>,
     turn: Condvar,
@@ -46,7 +47,7 @@ struct OpenFile {
 }
 
 impl<'a> Digests<'a> {
-    pub(super) fn new(writer: &'a Writer, journal: Journal, files: bool) -> Self {
+    pub fn new(writer: &'a Writer, journal: Journal, files: bool) -> Self {
         let earlier = journal.finished.clone();
         let state = State {
             next: 0,
@@ -64,31 +65,24 @@ impl<'a> Digests<'a> {
     }
 
     /// Whether an earlier run has written the tensor.
-    pub(super) fn finished(&self, tensor: &str) -> bool {
+    pub fn finished(&self, tensor: &str) -> bool {
         self.earlier.contains_key(tensor)
     }
 
     /// Lets no one wait any longer.
-    pub(super) fn stop(&self) {
+    pub fn stop(&self) {
         // under the lock: no thread is between its look at the flag and its wait
         let _state = self.lock();
         self.stop.store(true, Ordering::Relaxed);
         self.turn.notify_all();
     }
 
-    pub(super) fn stopped(&self) -> bool {
+    pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
     /// Adds chunk `index` of all, when it is its turn.
-    pub(super) fn add(
-        &self,
-        index: usize,
-        tensor: &str,
-        bytes: Bytes<'_>,
-        first: bool,
-        last: bool,
-    ) -> Result<()> {
+    pub fn add(&self, index: usize, tensor: &str, bytes: Bytes<'_>, first: bool, last: bool) -> Result<()> {
         let mut state = self.lock();
         while state.next != index {
             if self.stopped() {
@@ -136,12 +130,12 @@ impl<'a> Digests<'a> {
     }
 
     /// Forgets what the journal says is finished.
-    pub(super) fn forget(self) -> Result<()> {
+    pub fn forget(self) -> Result<()> {
         Ok(self.state.into_inner().unwrap_or_else(PoisonError::into_inner).journal.forget()?)
     }
 
     /// The digests of everything added.
-    pub(super) fn finish(self) -> Result<Checksums> {
+    pub fn finish(self) -> Result<Checksums> {
         let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.end_file();
         Ok(state.checksums)

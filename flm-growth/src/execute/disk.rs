@@ -2,11 +2,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use flm_candle::checkpoint::Writer;
+use flm_checkpoint::write::writer::Writer;
 use serde::Serialize;
 
 use crate::error::{GrowthError, Result};
-use crate::plan::TensorPlan;
+use crate::tensor_plan::TensorPlan;
 
 /// Room for headers, tokenizer, provenance and what the file system keeps of them.
 const BESIDE: u64 = 16 << 20;

@@ -15,33 +15,41 @@
 //! Every finished tensor goes into a journal with its digest. A run that died is taken up where it
 //! stopped by the same call; what the journal says is finished is read back and compared.
 
-pub(crate) mod compose;
-mod digests;
-mod disk;
-pub(crate) mod optimizer;
-mod provenance;
-mod run;
-mod source;
+pub mod compose;
+pub mod digests;
+pub mod disk;
+pub mod moments;
+pub mod record;
+pub mod run;
+pub mod source;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-use flm_candle::checkpoint::{Checkpoint, Journal, RunKey, TensorSpec, Writer, copy_side_files};
-use flm_candle::config::TeleFlmConfig;
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::identity::RunKey;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::write::journal::Journal;
+use flm_checkpoint::write::sidecar::copy_side_files;
+use flm_checkpoint::write::writer::Writer;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::checksums::{CHECKSUMS_FILE, Checksums, FileDigest};
 use crate::error::{GrowthError, Result};
-use crate::plan::{GrowthPlan, TensorPlan};
-pub(crate) use compose::Composer;
-use digests::Digests;
-pub use disk::{DiskNeed, disk_need};
-use optimizer::OptimizerGrowth;
-pub use provenance::{GrowthProvenance, PROVENANCE_FILE, Provenance};
-use run::Run;
-use source::Source;
+use crate::execute::compose::Composer;
+use crate::execute::digests::Digests;
+use crate::execute::disk::{DiskNeed, disk_need};
+use crate::execute::moments::OptimizerGrowth;
+use crate::execute::record::{GrowthProvenance, PROVENANCE_FILE, Provenance};
+use crate::execute::run::Run;
+use crate::execute::source::Source;
+use crate::plan::GrowthPlan;
+use crate::tensor_plan::TensorPlan;
+use flm_checkpoint::checksums::{CHECKSUMS_FILE, Checksums, FileDigest};
 
 /// How to write.
 #[derive(Debug, Clone)]
@@ -126,17 +134,17 @@ pub fn execute(
 }
 
 /// Tensors to write and what goes with them, whatever it is for.
-pub(crate) struct Transfer<'a> {
-    pub(crate) tensors: &'a [TensorPlan],
-    pub(crate) seed: u64,
-    pub(crate) config: TeleFlmConfig,
+pub struct Transfer<'a> {
+    pub tensors: &'a [TensorPlan],
+    pub seed: u64,
+    pub config: TeleFlmConfig,
     /// Of the plan.
-    pub(crate) digest: String,
-    pub(crate) provenance: Provenance,
+    pub digest: String,
+    pub provenance: Provenance,
 }
 
 impl Transfer<'_> {
-    pub(crate) fn run(
+    pub fn run(
         mut self,
         source: &Checkpoint,
         dst: &Path,
@@ -158,7 +166,7 @@ impl Transfer<'_> {
             ("plan: target, operator, placement or another option", &self.digest),
             ("largest file size", &options.max_shard_bytes),
         ];
-        let key = RunKey::new(provenance::TOOL, &decides, source)?;
+        let key = RunKey::new(crate::execute::record::TOOL, &decides, source)?;
         let staging = Writer::staging_path(dst)?;
         let begun = !options.restart && Journal::is_begun(&staging, &key)?;
         disk_need(self.tensors, dst)?.check()?;
@@ -243,10 +251,7 @@ fn source_files(source: &Checkpoint) -> Result<std::collections::BTreeMap<String
     paths.par_iter().map(digest).collect()
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(path, bytes)
         .map_err(|source| GrowthError::Write { path: path.display().to_string(), source })
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,12 +3,14 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use flm_candle::checkpoint::{Checkpoint, Writer};
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::write::writer::Writer;
 
-use super::digests::{Bytes, Digests};
-use super::source::Source;
-use super::{Checksums, Composer};
 use crate::error::{GrowthError, Result};
+use crate::execute::compose::Composer;
+use crate::execute::digests::{Bytes, Digests};
+use crate::execute::source::Source;
+use flm_checkpoint::checksums::Checksums;
 
 /// Buffers of one thread.
 #[derive(Default)]
@@ -17,7 +19,7 @@ struct Buffers {
     scratch: Vec<u8>,
 }
 
-pub(super) struct Run<'a> {
+pub struct Run<'a> {
     seed: u64,
     source: &'a Checkpoint,
     writer: &'a Writer,
@@ -28,10 +30,10 @@ pub(super) struct Run<'a> {
 }
 
 /// What a run leaves besides the files.
-pub(super) struct Done {
-    pub(super) checksums: Checksums,
-    pub(super) hole_bytes: u64,
-    pub(super) resumed_bytes: u64,
+pub struct Done {
+    pub checksums: Checksums,
+    pub hole_bytes: u64,
+    pub resumed_bytes: u64,
 }
 
 /// Rows `start..end` of a tensor.
@@ -44,7 +46,7 @@ struct Chunk {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(
+    pub fn new(
         seed: u64,
         source: &'a Checkpoint,
         writer: &'a Writer,
@@ -55,7 +57,7 @@ impl<'a> Run<'a> {
     }
 
     /// Every chunk, in the order of the file so that disks see mostly sequential access.
-    pub(super) fn all(self, tensors: &[Source<'_>], chunk_bytes: usize) -> Result<Done> {
+    pub fn all(self, tensors: &[Source<'_>], chunk_bytes: usize) -> Result<Done> {
         let chunks = chunks(tensors, chunk_bytes);
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);

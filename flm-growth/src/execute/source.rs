@@ -1,18 +1,18 @@
-use flm_candle::checkpoint::{Checkpoint, TensorEntry};
+use flm_checkpoint::read::{Checkpoint, TensorEntry};
 
 use crate::error::{GrowthError, Result};
-use crate::fill::sample_std;
-use crate::plan::TensorPlan;
+use crate::fill::sample::sample_std;
 use crate::precision::Precision;
+use crate::tensor_plan::TensorPlan;
 
 /// A target tensor with its source found and its standard deviation measured.
-pub(super) struct Source<'a> {
-    pub(super) plan: TensorPlan,
-    pub(super) entry: Option<&'a TensorEntry>,
+pub struct Source<'a> {
+    pub plan: TensorPlan,
+    pub entry: Option<&'a TensorEntry>,
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(plan: &TensorPlan, source: &'a Checkpoint) -> Result<Self> {
+    pub fn new(plan: &TensorPlan, source: &'a Checkpoint) -> Result<Self> {
         let mut plan = plan.clone();
         let needs_std = plan.needs_std();
         let Some(tensor) = &plan.source else { return Ok(Self { plan, entry: None }) };

@@ -4,10 +4,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fill::NormalFill;
-use crate::plan::{Block, Fill, SourceTensor, Std};
+use crate::operator::Operator;
+use crate::plan::GrowthOptions;
+use crate::plan::source::SourceModel;
 use crate::precision::Precision;
 use crate::reference::{Model, SMALL, config};
-use crate::{GrowthOptions, Operator, Shape, SourceModel};
+use crate::shape::Shape;
+use crate::tensor_plan::{Block, Fill, SourceTensor, Std};
 
 const LARGER: Shape = Shape {
     num_hidden_layers: 5,
@@ -355,7 +358,7 @@ fn optimizer_state_is_folded_with_the_weights() {
         model.save(&path, 1 << 30);
         save_moments(&model, &path);
         let source = Checkpoint::open(&path).unwrap();
-        let plan = crate::FoldPlan::new(&SourceModel::from_checkpoint(&source).unwrap(), None).unwrap();
+        let plan = crate::fold::FoldPlan::new(&SourceModel::from_checkpoint(&source).unwrap(), None).unwrap();
         let dst = dir.path().join(format!("folded-{mask}"));
         let options = ExecuteOptions { optimizer_state: true, ..Default::default() };
         plan.execute(&source, &dst, &options, &|_| ()).unwrap();
@@ -418,7 +421,7 @@ fn optimizer_state_grows_into_the_corner() {
     }
     let without = Checkpoint::open(&dst).unwrap();
     std::fs::remove_dir_all(dst.join("optimizer")).unwrap();
-    let plan = crate::GrowthPlan::new(
+    let plan = crate::plan::GrowthPlan::new(
         &SourceModel::from_checkpoint(&without).unwrap(),
         &LARGER,
         &GrowthOptions::default(),

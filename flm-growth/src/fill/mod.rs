@@ -8,13 +8,15 @@
 //! The distribution is the normal one in steps of 1/65536 of probability: values are within ±4.325
 //! standard deviations, and a tensor of any dtype holds at most 65,536 different ones.
 
-mod quantile;
-mod sample;
+pub mod quantile;
+pub mod sample;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use crate::error::{GrowthError, Result};
+use crate::fill::quantile::{QUANTILES, normal_quantiles};
+use crate::fill::sample::{SAMPLE_SIZE, sample_std};
 use crate::precision::Precision;
-use quantile::{QUANTILES, normal_quantiles};
-pub use sample::{SAMPLE_SIZE, sample_std};
 
 /// Draws the elements of one tensor, any range at a time.
 ///
@@ -129,7 +131,7 @@ fn write<const N: usize, const G: usize, T: Copy>(
 
 /// Turns a counter into 64 well-mixed bits, differently for each seed and tensor.
 #[derive(Debug, Clone, Copy)]
-struct Mixer {
+pub(crate) struct Mixer {
     start: u64,
     key: u64,
 }
@@ -156,6 +158,3 @@ impl Mixer {
         z ^ (z >> 31)
     }
 }
-
-#[cfg(test)]
-mod tests;

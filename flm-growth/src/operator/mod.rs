@@ -1,21 +1,22 @@
 //! The rules that new weights follow, one module an operator.
 
-mod clone;
-mod msg;
-mod stack;
-mod zero;
+pub mod clone;
+pub mod msg;
+pub mod stack;
+pub mod zero;
 
 use std::fmt;
 use std::str::FromStr;
 
-use flm_candle::config::{EMBED_TOKENS, FINAL_NORM, GrowthMasks, LM_HEAD};
+use flm_checkpoint::config::masks::GrowthMasks;
+use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
 use crate::placement::LayerSource;
-use crate::plan::{Fill, Std};
 use crate::precision::Precision;
 use crate::shape::Shape;
+use crate::tensor_plan::{Fill, Std};
 
 /// A way to fill what is new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +36,7 @@ pub enum Operator {
 
 /// What a tensor does in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     Embedding,
     Norm,
     /// The norm before the head.
@@ -51,7 +52,7 @@ pub(crate) enum Role {
 
 impl Role {
     /// The role of the tensor `name`, and its layer.
-    pub(crate) fn of(name: &str) -> Option<(Self, Option<usize>)> {
+    pub fn of(name: &str) -> Option<(Self, Option<usize>)> {
         match name {
             EMBED_TOKENS => return Some((Self::Embedding, None)),
             FINAL_NORM => return Some((Self::FinalNorm, None)),
@@ -73,20 +74,20 @@ impl Role {
 
 /// What an operator's rules depend on besides the tensor.
 #[derive(Debug, Clone)]
-pub(crate) struct Context {
-    pub(crate) from: Shape,
-    pub(crate) to: Shape,
+pub struct Context {
+    pub from: Shape,
+    pub to: Shape,
     /// What a change of `input_mult` asks the embedding to be multiplied by.
-    pub(crate) embed_scale: f64,
+    pub embed_scale: f64,
     /// What a change of the logit scale asks the head to be multiplied by, as far as the head takes it.
-    pub(crate) head_scale: f64,
+    pub head_scale: f64,
     /// What the final norm's gain takes of it: all, where the head is tied or would be rounded.
-    pub(crate) final_norm_scale: f64,
+    pub final_norm_scale: f64,
     /// The row that new vocabulary rows copy; zeros where there is none.
-    pub(crate) padding_row: Option<usize>,
-    pub(crate) std: Std,
+    pub padding_row: Option<usize>,
+    pub std: Std,
     /// What cancels between copies.
-    pub(crate) noise: Option<Std>,
+    pub noise: Option<Std>,
 }
 
 impl Context {
@@ -98,15 +99,15 @@ impl Context {
 
 /// What fills the blocks of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Rule {
+pub struct Rule {
     /// Whether the source's tensor fills the leading corner; else all is `new_corner`.
-    pub(crate) copy: bool,
-    pub(crate) scale: f64,
-    pub(crate) new_cols: Fill,
-    pub(crate) new_rows: Fill,
-    pub(crate) new_corner: Fill,
-    pub(crate) noise: Option<Std>,
-    pub(crate) dtype: Precision,
+    pub copy: bool,
+    pub scale: f64,
+    pub new_cols: Fill,
+    pub new_rows: Fill,
+    pub new_corner: Fill,
+    pub noise: Option<Std>,
+    pub dtype: Precision,
 }
 
 impl Rule {
@@ -153,57 +154,51 @@ impl Operator {
     }
 
     /// Checks that the operator can make `to` of `from`.
-    pub(crate) fn check(self, from: &Shape, to: &Shape) -> Result<()> {
+    pub fn check(self, from: &Shape, to: &Shape) -> Result<()> {
         let refused = |problem| GrowthError::Operator { operator: self.name(), problem };
         match self {
             Self::Msg | Self::Zero => Ok(()),
-            Self::Clone => clone::check(from, to).map_err(refused),
-            Self::Stack => stack::check(from, to).map_err(refused),
+            Self::Clone => crate::operator::clone::check(from, to).map_err(refused),
+            Self::Stack => crate::operator::stack::check(from, to).map_err(refused),
         }
     }
 
     /// The target's `rms_norm_eps`.
-    pub(crate) fn rms_norm_eps(self, eps: f64, from: &Shape, to: &Shape) -> f64 {
+    pub fn rms_norm_eps(self, eps: f64, from: &Shape, to: &Shape) -> f64 {
         match self {
-            Self::Zero => zero::rms_norm_eps(eps, from, to),
+            Self::Zero => crate::operator::zero::rms_norm_eps(eps, from, to),
             Self::Msg | Self::Clone | Self::Stack => eps,
         }
     }
 
     /// What the source's embedding is multiplied by.
-    pub(crate) fn embed_scale(self, context: &Context) -> f64 {
+    pub fn embed_scale(self, context: &Context) -> f64 {
         context.embed_scale
     }
 
     /// What the source's head is multiplied by.
-    pub(crate) fn head_scale(self, context: &Context) -> f64 {
+    pub fn head_scale(self, context: &Context) -> f64 {
         match self {
             Self::Msg | Self::Zero | Self::Stack => context.head_scale,
-            Self::Clone => clone::head_scale(context),
+            Self::Clone => crate::operator::clone::head_scale(context),
         }
     }
 
     /// The masks that keep the grown model's function.
-    pub(crate) fn masks(
-        self,
-        from: &Shape,
-        to: &Shape,
-        layers: &[LayerSource],
-        steps: u64,
-    ) -> Option<GrowthMasks> {
+    pub fn masks(self, from: &Shape, to: &Shape, layers: &[LayerSource], steps: u64) -> Option<GrowthMasks> {
         match self {
-            Self::Msg => msg::masks(from, to, layers, steps),
+            Self::Msg => crate::operator::msg::masks(from, to, layers, steps),
             Self::Zero | Self::Clone | Self::Stack => None,
         }
     }
 
     /// What fills a tensor of `role` that the source stores as `dtype`.
-    pub(crate) fn rule(self, role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
+    pub fn rule(self, role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
         match self {
-            Self::Msg => msg::rule(role, dtype, context),
-            Self::Zero => zero::rule(role, new_layer, dtype, context),
-            Self::Clone => clone::rule(role, new_layer, dtype, context),
-            Self::Stack => stack::rule(role, dtype, context),
+            Self::Msg => crate::operator::msg::rule(role, dtype, context),
+            Self::Zero => crate::operator::zero::rule(role, new_layer, dtype, context),
+            Self::Clone => crate::operator::clone::rule(role, new_layer, dtype, context),
+            Self::Stack => crate::operator::stack::rule(role, dtype, context),
         }
     }
 }

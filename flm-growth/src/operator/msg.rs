@@ -1,15 +1,15 @@
 //! Masked Structural Growth (arXiv 2305.02869): new weights are noise everywhere, new gains 1, new layers
 //! copies; masks of 0 in config.json keep the function, and training raises them to 1.
 
-use flm_candle::config::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
+use flm_checkpoint::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
 
-use super::{Context, Role, Rule};
+use crate::operator::{Context, Role, Rule};
 use crate::placement::LayerSource;
-use crate::plan::Fill;
 use crate::precision::Precision;
 use crate::shape::Shape;
+use crate::tensor_plan::Fill;
 
-pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
+pub fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
     let noise = Fill::Normal(context.std);
     let vocabulary = |scale| Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, scale, noise) };
     match role {
@@ -23,7 +23,7 @@ pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
 
 /// Masks of 0 over everything that is new, to be raised in `steps` optimizer steps; `None` where
 /// nothing is.
-pub(super) fn masks(from: &Shape, to: &Shape, layers: &[LayerSource], steps: u64) -> Option<GrowthMasks> {
+pub fn masks(from: &Shape, to: &Shape, layers: &[LayerSource], steps: u64) -> Option<GrowthMasks> {
     let mask = |from: usize, to: usize| (to > from).then_some(Mask { from, mask: 0.0 });
     let new: Vec<usize> = (0..layers.len()).filter(|&i| layers[i].new).collect();
     let masks = GrowthMasks {

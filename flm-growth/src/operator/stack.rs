@@ -1,17 +1,17 @@
 //! Stacking (G_stack, arXiv 2405.15319): the layers again on top of themselves. The baseline that does
 //! not preserve the function.
 
-use super::{Context, Role, Rule};
-use crate::plan::Fill;
+use crate::operator::{Context, Role, Rule};
 use crate::precision::Precision;
 use crate::shape::Shape;
+use crate::tensor_plan::Fill;
 
-pub(super) fn check(from: &Shape, to: &Shape) -> Result<(), String> {
+pub fn check(from: &Shape, to: &Shape) -> Result<(), String> {
     let deeper = Shape { num_hidden_layers: to.num_hidden_layers, vocab_size: to.vocab_size, ..*from };
     if deeper == *to { Ok(()) } else { Err("grows only the number of layers: use `zero` for widths".into()) }
 }
 
-pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
+pub fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
     let vocabulary =
         |scale| Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, scale, Fill::Zero) };
     match role {

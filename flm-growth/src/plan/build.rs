@@ -1,14 +1,16 @@
-use flm_candle::config::{EMBED_TOKENS, LM_HEAD, TeleFlmConfig};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::tensor_id::{EMBED_TOKENS, LM_HEAD};
 
-use super::source::SourceModel;
-use super::tensor::{SourceTensor, TensorPlan, matrix};
-use super::{ConfigChange, GrowthOptions, GrowthPlan, Std};
 use crate::error::{GrowthError, Result};
 use crate::operator::{Context, Operator, Role, Rule};
 use crate::placement::{LayerSource, Placement};
+use crate::plan::source::SourceModel;
+use crate::plan::{ConfigChange, GrowthOptions, GrowthPlan};
 use crate::shape::Shape;
+use crate::tensor_plan::Std;
+use crate::tensor_plan::{SourceTensor, TensorPlan, matrix};
 
-pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan> {
+pub fn build(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan> {
     let config = source.config();
     let from = Shape::of(config);
     if config.growth.is_some() {

@@ -3,17 +3,19 @@
 //! A plan is made from shapes alone, serialises to JSON, and is the same for the same input: dry run,
 //! execution, verification and provenance all read it.
 
-mod build;
-mod source;
-mod summary;
-mod tensor;
+pub mod build;
+pub mod source;
+pub mod summary;
+#[cfg(test)]
+pub(crate) mod tests;
 
-use flm_candle::config::{GrowthMasks, TeleFlmConfig};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::config::masks::GrowthMasks;
 use serde::{Deserialize, Serialize};
 
-pub use source::SourceModel;
-pub use summary::{PlanSummary, Preservation};
-pub use tensor::{Block, Blocks, Fill, SourceTensor, Std, TailScale, TensorPlan};
+use crate::plan::source::SourceModel;
+use crate::plan::summary::{PlanSummary, Preservation};
+use crate::tensor_plan::{Block, Blocks, Fill, SourceTensor, Std, TailScale, TensorPlan};
 
 use crate::error::Result;
 use crate::operator::Operator;
@@ -119,7 +121,7 @@ pub struct GrowthPlan {
 impl GrowthPlan {
     /// Plans the growth of `source` to `target`.
     pub fn new(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<Self> {
-        build::build(source, target, options)
+        crate::plan::build::build(source, target, options)
     }
 
     /// The target's config: the source's with the new sizes, eps and multipliers, every other key kept.
@@ -155,6 +157,3 @@ impl GrowthPlan {
         self.tensors.iter().find(|t| t.name == name)
     }
 }
-
-#[cfg(test)]
-mod tests;

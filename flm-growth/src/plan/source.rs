@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 
 use candle_core::DType;
-use flm_candle::checkpoint::Checkpoint;
-use flm_candle::config::{LM_HEAD, TeleFlmConfig};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::LM_HEAD;
 
-use super::tensor::SourceTensor;
 use crate::error::{GrowthError, Result};
 use crate::precision::Precision;
+use crate::tensor_plan::SourceTensor;
 
 /// What a plan needs to know of the source: its config and how its tensors are stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +82,7 @@ impl SourceModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flm_candle::config::preset;
+    use flm_checkpoint::config::preset::preset;
 
     fn with(extra: &str, shape: &[usize], dtype: DType, remove: &str) -> Result<SourceModel> {
         let config = preset("nano-52b").unwrap();

@@ -1,7 +1,7 @@
 use serde::Serialize;
 
-use super::GrowthPlan;
-use super::tensor::{Block, Fill, TensorPlan};
+use crate::plan::GrowthPlan;
+use crate::tensor_plan::{Block, Fill, TensorPlan};
 
 /// What a plan comes to, in bytes of the output and parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

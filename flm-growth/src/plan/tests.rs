@@ -1,5 +1,5 @@
 use candle_core::DType;
-use flm_candle::config::preset;
+use flm_checkpoint::config::preset::preset;
 
 use super::*;
 use crate::precision::Precision;
@@ -77,8 +77,11 @@ fn the_released_pair_of_the_1t_multiplies_the_logits_by_a_quarter_more() {
     assert_eq!(head((2.0, 80.0), DType::F32), 1.25);
     // the same scale written another way moves nothing
     let multipliers = Multipliers { output_pair: Some((1.0, 32.0)), ..Default::default() };
-    let same =
-        self::plan("tele-flm-52b", "tele-flm-1t", &GrowthOptions { multipliers, ..Default::default() });
+    let same = crate::plan::tests::plan(
+        "tele-flm-52b",
+        "tele-flm-1t",
+        &GrowthOptions { multipliers, ..Default::default() },
+    );
     assert_eq!(same.tensor("lm_head.weight").unwrap().scale, 1.0);
 }
 

@@ -1,4 +1,4 @@
-use super::Model;
+use crate::reference::Model;
 
 /// `[rows, cols]` · x.
 fn matvec(weight: &[f64], x: &[f64]) -> Vec<f64> {
@@ -27,7 +27,7 @@ fn add(x: &mut [f64], y: &[f64]) {
 
 impl Model {
     /// Logits of every position, one vector of `vocab_size` each.
-    pub(crate) fn logits(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
+    pub fn logits(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
         let c = &self.config;
         let (d, hd) = (c.hidden_size, c.head_dim);
         let masks = c.growth.clone();

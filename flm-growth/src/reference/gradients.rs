@@ -1,12 +1,14 @@
 //! What becomes of gradients, by finite differences of the forward pass here.
 
-use super::preservation::{LARGER, loud, masked};
-use super::{Model, SMALL, config};
-use crate::execute::optimizer::moments;
-use crate::plan::{Fill, Multipliers, SourceTensor, TensorPlan};
+use crate::execute::moments::moments;
+use crate::operator::Operator;
+use crate::plan::GrowthOptions;
+use crate::plan::Multipliers;
 use crate::precision::Precision;
+use crate::reference::preservation::{LARGER, loud, masked};
+use crate::reference::{Model, SMALL, config};
 use crate::shape::ShapeOverrides;
-use crate::{GrowthOptions, Operator};
+use crate::tensor_plan::{Fill, SourceTensor, TensorPlan};
 
 /// Some function of the first `vocab` logits.
 fn loss(model: &Model, vocab: usize) -> f64 {

@@ -1,31 +1,39 @@
 //! For tests: a model in memory and its forward pass in plain f64 loops, written from the model's
 //! definition and sharing nothing with the code under test.
 
-mod forward;
-mod gradients;
-mod preservation;
+pub mod forward;
+pub mod gradients;
+pub mod preservation;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use flm_candle::checkpoint::{Checkpoint, TensorSpec, Writer};
-use flm_candle::config::TeleFlmConfig;
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::write::writer::Writer;
 
-use crate::execute::Composer;
-use crate::fill::{NormalFill, sample_std};
-use crate::plan::{GrowthPlan, TensorPlan};
+use crate::error::GrowthError;
+use crate::execute::compose::Composer;
+use crate::fill::NormalFill;
+use crate::fill::sample::sample_std;
+use crate::fold::FoldPlan;
+use crate::plan::GrowthOptions;
+use crate::plan::GrowthPlan;
+use crate::plan::source::SourceModel;
 use crate::precision::Precision;
-use crate::{FoldPlan, GrowthError, GrowthOptions, Shape, SourceModel};
+use crate::shape::Shape;
+use crate::tensor_plan::TensorPlan;
 
 /// Weights in memory, as they would be stored.
 #[derive(Debug, Clone)]
-pub(crate) struct Model {
-    pub(crate) config: TeleFlmConfig,
-    pub(crate) tensors: BTreeMap<String, (Precision, Vec<u8>)>,
+pub struct Model {
+    pub config: TeleFlmConfig,
+    pub tensors: BTreeMap<String, (Precision, Vec<u8>)>,
 }
 
 /// A config of these sizes.
-pub(crate) fn config(shape: Shape, tied: bool, use_mup: bool) -> TeleFlmConfig {
+pub fn config(shape: Shape, tied: bool, use_mup: bool) -> TeleFlmConfig {
     let json = serde_json::json!({
         "model_type": "TeleFLM",
         "num_hidden_layers": shape.num_hidden_layers,
@@ -48,7 +56,7 @@ pub(crate) fn config(shape: Shape, tied: bool, use_mup: bool) -> TeleFlmConfig {
 }
 
 /// Grouped queries, 12 = 2 heads × 6, an FFN width that nothing divides.
-pub(crate) const SMALL: Shape = Shape {
+pub const SMALL: Shape = Shape {
     num_hidden_layers: 3,
     hidden_size: 12,
     num_attention_heads: 4,
@@ -60,7 +68,7 @@ pub(crate) const SMALL: Shape = Shape {
 
 impl Model {
     /// Random weights, embeddings small enough that RMSNorm's eps matters.
-    pub(crate) fn random(config: TeleFlmConfig, precision: Precision, seed: u64) -> Self {
+    pub fn random(config: TeleFlmConfig, precision: Precision, seed: u64) -> Self {
         let tensors = config
             .tensors()
             .map(|t| {
@@ -84,25 +92,25 @@ impl Model {
         Self { config, tensors }
     }
 
-    pub(crate) fn plan(&self, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan, GrowthError> {
+    pub fn plan(&self, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan, GrowthError> {
         let (precision, _) = self.tensors["model.norm.weight"];
         GrowthPlan::new(&SourceModel::from_config(&self.config, precision.into())?, target, options)
     }
 
     /// The plan carried out in memory, `rows` rows at a time.
-    pub(crate) fn grow(&self, plan: &GrowthPlan, rows: usize) -> Self {
+    pub fn grow(&self, plan: &GrowthPlan, rows: usize) -> Self {
         let config = plan.target_config(&self.config).unwrap();
         Self { tensors: self.carried_out(&plan.tensors, plan.seed, rows), config }
     }
 
     /// The plan of folding the model's masks.
-    pub(crate) fn fold(&self, dtype: Option<Precision>) -> FoldPlan {
+    pub fn fold(&self, dtype: Option<Precision>) -> FoldPlan {
         let (precision, _) = self.tensors["model.norm.weight"];
         FoldPlan::new(&SourceModel::from_config(&self.config, precision.into()).unwrap(), dtype).unwrap()
     }
 
     /// The fold carried out in memory.
-    pub(crate) fn folded(&self, plan: &FoldPlan, rows: usize) -> Self {
+    pub fn folded(&self, plan: &FoldPlan, rows: usize) -> Self {
         let config = plan.target_config(&self.config).unwrap();
         Self { tensors: self.carried_out(&plan.tensors, 0, rows), config }
     }
@@ -141,7 +149,7 @@ impl Model {
     }
 
     /// As a checkpoint in `dir`, in shards of at most `shard` bytes.
-    pub(crate) fn save(&self, dir: &Path, shard: u64) -> Checkpoint {
+    pub fn save(&self, dir: &Path, shard: u64) -> Checkpoint {
         let specs: Vec<TensorSpec> = self
             .config
             .tensors()
@@ -156,7 +164,7 @@ impl Model {
     }
 
     /// What a checkpoint holds.
-    pub(crate) fn load(checkpoint: &Checkpoint) -> Self {
+    pub fn load(checkpoint: &Checkpoint) -> Self {
         let tensors = checkpoint
             .entries()
             .map(|e| (e.name.clone(), (Precision::try_from(e.dtype).unwrap(), checkpoint.read(e).unwrap())));
@@ -164,7 +172,7 @@ impl Model {
     }
 
     /// A tensor's values.
-    pub(crate) fn values(&self, name: &str) -> Vec<f64> {
+    pub fn values(&self, name: &str) -> Vec<f64> {
         let (precision, bytes) = &self.tensors[name];
         bytes.chunks_exact(precision.bytes()).map(|b| precision.decode(b)).collect()
     }

@@ -2,11 +2,16 @@
 
 use proptest::prelude::*;
 
-use super::{Model, SMALL, config};
-use crate::plan::{Fill, GrowthPlan, Multipliers, Preservation, Std};
+use crate::operator::Operator;
+use crate::placement::Placement;
+use crate::plan::GrowthOptions;
+use crate::plan::summary::Preservation;
+use crate::plan::{GrowthPlan, Multipliers};
 use crate::precision::Precision;
+use crate::reference::{Model, SMALL, config};
+use crate::shape::Shape;
 use crate::shape::ShapeOverrides;
-use crate::{GrowthOptions, Operator, Placement, Shape};
+use crate::tensor_plan::{Fill, Std};
 
 const TOKENS: [usize; 7] = [3, 17, 3, 0, 22, 9, 11];
 
@@ -34,7 +39,7 @@ fn f64_model() -> Model {
 }
 
 /// Sizes that divide nothing, all at once.
-pub(super) const LARGER: Shape = Shape {
+pub const LARGER: Shape = Shape {
     num_hidden_layers: 5,
     hidden_size: 17,
     num_attention_heads: 6,
@@ -45,7 +50,7 @@ pub(super) const LARGER: Shape = Shape {
 };
 
 /// New weights large enough that one in a wrong place shows.
-pub(super) fn loud() -> GrowthOptions {
+pub fn loud() -> GrowthOptions {
     GrowthOptions { operator: Operator::Zero, std: Std::Value(0.5), seed: 9, ..Default::default() }
 }
 
@@ -280,7 +285,7 @@ fn mutated(options: &GrowthOptions, mutate: impl Fn(&mut GrowthPlan)) -> f64 {
 }
 
 /// Applies `change` to every tensor whose name ends in `part`.
-fn each(plan: &mut GrowthPlan, part: &str, change: impl Fn(&mut crate::plan::TensorPlan)) {
+fn each(plan: &mut GrowthPlan, part: &str, change: impl Fn(&mut crate::tensor_plan::TensorPlan)) {
     let found = plan.tensors.iter_mut().filter(|t| t.name.ends_with(part)).map(change).count();
     assert!(found > 0, "{part}");
 }
@@ -422,7 +427,7 @@ fn msg() -> GrowthOptions {
 }
 
 /// A model grown by `msg`, tied or not, with its masks at `mask`.
-pub(super) fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Model) {
+pub fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Model) {
     let model = Model::random(config(SMALL, tied, true), precision, 6);
     let plan = model.plan(&LARGER, &msg()).unwrap();
     let mut grown = model.grow(&plan, 4);
@@ -482,7 +487,7 @@ fn folding_is_exact_at_any_mask() {
 fn a_fold_with_one_factor_wrong_is_another_function() {
     let (_, model) = masked(Precision::F64, false, 0.37);
     let plan = model.fold(None);
-    let broken = |change: &dyn Fn(&mut crate::FoldPlan)| {
+    let broken = |change: &dyn Fn(&mut crate::fold::FoldPlan)| {
         let mut plan = plan.clone();
         change(&mut plan);
         relative(&model, &model.folded(&plan, 3), 31)
@@ -490,7 +495,7 @@ fn a_fold_with_one_factor_wrong_is_another_function() {
     assert!(broken(&|_| ()) < 1e-12);
     assert!(broken(&|p| p.rms_norm_eps = 1e-5) > 1e-6);
     for (part, gain) in [("input_layernorm", true), ("self_attn.o_proj", false), ("mlp.down_proj", false)] {
-        let each = |p: &mut crate::FoldPlan, change: &dyn Fn(&mut crate::plan::TensorPlan)| {
+        let each = |p: &mut crate::fold::FoldPlan, change: &dyn Fn(&mut crate::tensor_plan::TensorPlan)| {
             p.tensors.iter_mut().filter(|t| t.name.contains(part)).for_each(change);
         };
         assert!(broken(&|p| each(p, &|t| t.col_scale = None)) > 1e-4, "{part}");
@@ -523,7 +528,7 @@ proptest! {
 
 #[test]
 fn every_mask_is_needed_and_where_it_begins() {
-    use flm_candle::config::GrowthMasks;
+    use flm_checkpoint::config::masks::GrowthMasks;
     let (source, grown) = masked(Precision::F64, false, 0.0);
     let broken = |change: &dyn Fn(&mut GrowthMasks)| {
         let mut model = grown.clone();

@@ -1,11 +1,15 @@
 //! Every operator in every dimension and in all at once, through files and the real forward pass.
 
-use super::tests::{SOURCE, TARGET, loud, pair, run, texts};
 use super::*;
-use crate::plan::Std;
+use crate::fold::FoldPlan;
+use crate::operator::Operator;
+use crate::placement::Placement;
+use crate::plan::GrowthOptions;
+use crate::plan::source::SourceModel;
 use crate::precision::Precision;
 use crate::shape::ShapeOverrides;
-use crate::{FoldPlan, GrowthOptions, Operator, Placement, SourceModel};
+use crate::tensor_plan::Std;
+use crate::verify::tests::{SOURCE, TARGET, loud, pair, run, texts};
 
 /// Whole-number ratios, so that `clone` takes part.
 fn targets() -> Vec<(&'static str, Shape)> {
@@ -88,14 +92,20 @@ fn both_paths_agree_on_masked_models() {
     for mask in [0.0, 0.3, 1.0] {
         let target = with_mask(&stored.target, mask);
         let logits = |path| {
-            let model =
-                flm_candle::model::CausalLm::load(&target, &Device::Cpu, DType::F32, Residency::Resident)
-                    .unwrap();
+            let model = flm_candle::model::causal_lm::CausalLm::load(
+                &target,
+                &Device::Cpu,
+                DType::F32,
+                Residency::Resident,
+            )
+            .unwrap();
             let logits = model.with_path(path).logits(&texts()[0]).unwrap();
             logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
-        let (fused, plain) =
-            (logits(flm_candle::model::Path::Fused), logits(flm_candle::model::Path::Differentiable));
+        let (fused, plain) = (
+            logits(flm_candle::model::kernels::Path::Fused),
+            logits(flm_candle::model::kernels::Path::Differentiable),
+        );
         let norm: f32 = fused.iter().map(|v| v * v).sum::<f32>().sqrt();
         let difference: f32 = fused.iter().zip(&plain).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
         assert!(difference / norm < 1e-5, "{mask}: {}", difference / norm);
@@ -124,7 +134,7 @@ fn folded_checkpoints_are_the_masked_ones_at_any_mask() {
             let masked = with_mask(&grown, mask);
             let plan = FoldPlan::new(&SourceModel::from_checkpoint(&masked).unwrap(), fold_dtype).unwrap();
             let dst = grown.dir().with_file_name(format!("folded-{mask}"));
-            plan.execute(&masked, &dst, &crate::ExecuteOptions::default(), &|_| ()).unwrap();
+            plan.execute(&masked, &dst, &crate::execute::ExecuteOptions::default(), &|_| ()).unwrap();
             let folded = Arc::new(Checkpoint::open(&dst).unwrap());
             assert!(folded.config().growth.is_none() && folded.problems().is_empty());
             let before = std::mem::replace(&mut stored.source, masked);
@@ -159,15 +169,17 @@ fn two_stages_end_in_the_sources_logits() {
         if first == Operator::Msg {
             let plan = FoldPlan::new(&SourceModel::from_checkpoint(&grown).unwrap(), None).unwrap();
             let dst = dir.with_file_name("folded");
-            plan.execute(&grown, &dst, &crate::ExecuteOptions::default(), &|_| ()).unwrap();
+            plan.execute(&grown, &dst, &crate::execute::ExecuteOptions::default(), &|_| ()).unwrap();
             grown = Arc::new(Checkpoint::open(&dst).unwrap());
         }
-        let multipliers = crate::Multipliers { input_mult: None, output_pair: Some((2.0, 20.0)) };
+        let multipliers = crate::plan::Multipliers { input_mult: None, output_pair: Some((2.0, 20.0)) };
         let growth = GrowthOptions { multipliers, ..options(second) };
         let plan =
-            crate::GrowthPlan::new(&SourceModel::from_checkpoint(&grown).unwrap(), &last, &growth).unwrap();
+            crate::plan::GrowthPlan::new(&SourceModel::from_checkpoint(&grown).unwrap(), &last, &growth)
+                .unwrap();
         let dst = dir.with_file_name("last");
-        crate::execute(&plan, &grown, &dst, &crate::ExecuteOptions::default(), &|_| ()).unwrap();
+        crate::execute::execute(&plan, &grown, &dst, &crate::execute::ExecuteOptions::default(), &|_| ())
+            .unwrap();
         stored.target = Arc::new(Checkpoint::open(&dst).unwrap());
         let report = run(&stored, |_| ());
         assert!(report.passed, "{first} {second}: {report:#?}");

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use super::report::VerifyReport;
 use crate::error::Result;
-use crate::execute::Provenance;
+use crate::execute::record::Provenance;
 use crate::picture::{Scale, layer_chart};
 use crate::shape::Shape;
+use crate::verify::report::VerifyReport;
 use flm_candle::html::escape;
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\

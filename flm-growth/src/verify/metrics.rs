@@ -5,14 +5,14 @@ use crate::error::Result;
 
 /// Sums for a relative L2 difference.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Difference {
+pub struct Difference {
     squared_difference: f64,
     squared_norm: f64,
 }
 
 impl Difference {
     /// Adds the difference of `b` from `a`.
-    pub(super) fn add(&mut self, a: &[f64], b: &[f64]) {
+    pub fn add(&mut self, a: &[f64], b: &[f64]) {
         for (a, b) in a.iter().zip(b) {
             self.squared_difference += (a - b) * (a - b);
             self.squared_norm += a * a;
@@ -20,7 +20,7 @@ impl Difference {
     }
 
     /// Adds the difference of residual streams: `a`'s entries and as many of the wider `b`.
-    pub(super) fn add_streams(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
+    pub fn add_streams(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
         let width = a.dim(2)?;
         let a = a.to_dtype(DType::F64)?;
         let b = b.narrow(2, 0, width)?.to_dtype(DType::F64)?;
@@ -30,7 +30,7 @@ impl Difference {
     }
 
     /// ‖a − b‖ / ‖a‖; 0 where both are 0.
-    pub(super) fn relative(&self) -> f64 {
+    pub fn relative(&self) -> f64 {
         if self.squared_difference == 0.0 {
             0.0
         } else {
@@ -41,31 +41,25 @@ impl Difference {
 
 /// What is compared of the logits.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct LogitMetrics {
-    pub(super) difference: Difference,
-    pub(super) max_abs: f64,
-    pub(super) sum_abs: f64,
-    pub(super) values: u64,
+pub struct LogitMetrics {
+    pub difference: Difference,
+    pub max_abs: f64,
+    pub sum_abs: f64,
+    pub values: u64,
     /// Values of either model that are NaN or infinite.
-    pub(super) not_finite: u64,
-    pub(super) sum_kl: f64,
-    pub(super) max_kl: f64,
-    pub(super) positions: u64,
-    pub(super) same_argmax: u64,
+    pub not_finite: u64,
+    pub sum_kl: f64,
+    pub max_kl: f64,
+    pub positions: u64,
+    pub same_argmax: u64,
     /// Negative log-likelihoods of the next tokens, for each model.
-    pub(super) nll: [f64; 2],
-    pub(super) predicted: u64,
+    pub nll: [f64; 2],
+    pub predicted: u64,
 }
 
 impl LogitMetrics {
     /// Adds positions of `vocab` logits each; `next(i)` is the token that follows position i.
-    pub(super) fn add(
-        &mut self,
-        a: &[f64],
-        b: &[f64],
-        vocab: usize,
-        next: impl Fn(usize) -> Option<u32> + Sync,
-    ) {
+    pub fn add(&mut self, a: &[f64], b: &[f64], vocab: usize, next: impl Fn(usize) -> Option<u32> + Sync) {
         let positions: Vec<Self> = (a.par_chunks_exact(vocab).zip(b.par_chunks_exact(vocab)).enumerate())
             .map(|(i, (a, b))| Self::of_position(a, b, next(i)))
             .collect();

@@ -4,24 +4,28 @@
 //! Streamed, no model is ever whole in memory. The noise floor, the difference between the source in
 //! bf16 and the source in f32, tells how large a difference means nothing.
 
-mod html;
-mod metrics;
-mod report;
-mod runner;
+#[cfg(test)]
+pub(crate) mod exactness;
+pub mod html;
+pub mod metrics;
+pub mod report;
+pub mod runner;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use flm_candle::checkpoint::Checkpoint;
-use flm_candle::model::Residency;
+use flm_candle::model::causal_lm::Residency;
+use flm_checkpoint::read::Checkpoint;
 
-pub use report::{Bounds, LayerDifference, VerifyReport};
+use crate::verify::report::{Bounds, LayerDifference, VerifyReport};
 
 use crate::error::{GrowthError, Result};
-use crate::execute::Provenance;
+use crate::execute::record::Provenance;
 use crate::shape::Shape;
-use metrics::{Difference, LogitMetrics};
-use runner::Runner;
+use crate::verify::metrics::{Difference, LogitMetrics};
+use crate::verify::runner::Runner;
 
 /// How to verify.
 #[derive(Debug, Clone)]
@@ -147,7 +151,7 @@ pub fn verify(
     let differences = residual.iter().zip(&layers).enumerate().map(|(source, (difference, &target))| {
         LayerDifference { source, target, relative_l2: difference.relative() }
     });
-    let measured = report::Measured {
+    let measured = crate::verify::report::Measured {
         logits,
         noise_floor: floor.then(|| noise.relative()),
         layers: differences.collect(),
@@ -161,7 +165,7 @@ pub fn verify(
 const POSITIONS: usize = 128;
 
 /// Texts of the same length together, in the order of their first appearance.
-pub(crate) fn groups(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
+pub fn groups(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
     let mut groups: Vec<Vec<&[u32]>> = Vec::new();
     for text in texts.iter().filter(|t| !t.is_empty()) {
         match groups.iter_mut().find(|g| g[0].len() == text.len()) {
@@ -197,11 +201,6 @@ fn layer_map(
 }
 
 /// The values of a tensor in row-major order.
-fn values(tensor: &Tensor) -> Result<Vec<f64>> {
+pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
 }
-
-#[cfg(test)]
-mod exactness;
-#[cfg(test)]
-mod tests;

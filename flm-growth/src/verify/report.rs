@@ -1,7 +1,7 @@
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
-use super::metrics::LogitMetrics;
+use crate::verify::metrics::LogitMetrics;
 
 /// What counts as the same function; a bound that is `None` is not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -80,16 +80,16 @@ pub struct VerifyReport {
 }
 
 /// Everything measured.
-pub(super) struct Measured {
-    pub(super) logits: LogitMetrics,
-    pub(super) noise_floor: Option<f64>,
-    pub(super) layers: Vec<LayerDifference>,
-    pub(super) texts: usize,
-    pub(super) vocab: usize,
+pub struct Measured {
+    pub logits: LogitMetrics,
+    pub noise_floor: Option<f64>,
+    pub layers: Vec<LayerDifference>,
+    pub texts: usize,
+    pub vocab: usize,
 }
 
 impl VerifyReport {
-    pub(super) fn new(measured: Measured, dtype: DType, bounds: Bounds) -> Self {
+    pub fn new(measured: Measured, dtype: DType, bounds: Bounds) -> Self {
         let Measured { logits: m, noise_floor, layers, texts, vocab } = measured;
         let perplexity = |nll: f64| (m.predicted > 0).then(|| (nll / m.predicted as f64).exp());
         let relative_l2 = m.difference.relative();

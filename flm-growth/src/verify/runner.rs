@@ -1,14 +1,15 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use flm_candle::checkpoint::Checkpoint;
-use flm_candle::model::{CausalLm, Pass, Residency};
+use flm_candle::model::causal_lm::{CausalLm, Residency};
+use flm_candle::model::forward_context::Pass;
+use flm_checkpoint::read::Checkpoint;
 
-use super::values;
 use crate::error::{GrowthError, Result};
+use crate::verify::values;
 
 /// A model that stops after any layer.
-pub(super) struct Runner {
+pub struct Runner {
     model: CausalLm,
     run: Option<Run>,
 }
@@ -23,7 +24,7 @@ struct Run {
 }
 
 impl Runner {
-    pub(super) fn load(
+    pub fn load(
         checkpoint: &Arc<Checkpoint>,
         device: &Device,
         dtype: DType,
@@ -32,16 +33,16 @@ impl Runner {
         Ok(Self { model: CausalLm::load(checkpoint, device, dtype, residency)?, run: None })
     }
 
-    pub(super) fn layers(&self) -> usize {
+    pub fn layers(&self) -> usize {
         self.model.num_layers()
     }
 
-    pub(super) fn dtype(&self) -> DType {
+    pub fn dtype(&self) -> DType {
         self.model.dtype()
     }
 
     /// Embeds texts of one length.
-    pub(super) fn start(&mut self, texts: &[&[u32]]) -> Result<()> {
+    pub fn start(&mut self, texts: &[&[u32]]) -> Result<()> {
         let ids = self.model.tokens(texts)?;
         let (rows, len) = ids.dims2()?;
         let pass = self.model.pass(&vec![0; rows], 0, len)?;
@@ -50,7 +51,7 @@ impl Runner {
     }
 
     /// Runs up to `layer` layers in all; returns how many were run now.
-    pub(super) fn run_to(&mut self, layer: usize) -> Result<usize> {
+    pub fn run_to(&mut self, layer: usize) -> Result<usize> {
         let run = self.run.as_mut().ok_or(GrowthError::NothingToVerify)?;
         let first = run.layer;
         while run.layer < layer {
@@ -61,12 +62,12 @@ impl Runner {
     }
 
     /// The residual stream, `[b, t, hidden_size]`.
-    pub(super) fn stream(&self) -> Result<&Tensor> {
+    pub fn stream(&self) -> Result<&Tensor> {
         Ok(&self.run.as_ref().ok_or(GrowthError::NothingToVerify)?.stream)
     }
 
     /// The first `vocab` logits of positions `start..end` of text `row`.
-    pub(super) fn logits(&self, row: usize, start: usize, end: usize, vocab: usize) -> Result<Vec<f64>> {
+    pub fn logits(&self, row: usize, start: usize, end: usize, vocab: usize) -> Result<Vec<f64>> {
         let stream = self.stream()?.narrow(0, row, 1)?.narrow(1, start, end - start)?.contiguous()?;
         values(&self.model.head(&stream)?.narrow(2, 0, vocab)?)
     }

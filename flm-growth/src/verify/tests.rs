@@ -1,12 +1,16 @@
 use super::*;
+use crate::execute::{ExecuteOptions, execute};
 use crate::fill::NormalFill;
-use crate::plan::{Multipliers, Std};
+use crate::operator::Operator;
+use crate::placement::Placement;
+use crate::plan::Multipliers;
+use crate::plan::{GrowthOptions, GrowthPlan};
 use crate::precision::Precision;
 use crate::reference::{Model, SMALL, config};
-use crate::{ExecuteOptions, GrowthOptions, GrowthPlan, Operator, Placement, execute};
+use crate::tensor_plan::Std;
 
 /// Sizes that every kernel takes: grouped queries, widths of whole SIMD registers.
-pub(super) const SOURCE: Shape = Shape {
+pub const SOURCE: Shape = Shape {
     num_hidden_layers: 3,
     hidden_size: 64,
     num_attention_heads: 4,
@@ -15,7 +19,7 @@ pub(super) const SOURCE: Shape = Shape {
     intermediate_size: 160,
     vocab_size: 100,
 };
-pub(super) const TARGET: Shape = Shape {
+pub const TARGET: Shape = Shape {
     num_hidden_layers: 5,
     hidden_size: 96,
     num_attention_heads: 6,
@@ -25,15 +29,15 @@ pub(super) const TARGET: Shape = Shape {
     vocab_size: 128,
 };
 
-pub(super) struct Pair {
+pub struct Pair {
     _dir: tempfile::TempDir,
     model: Model,
-    pub(super) source: Arc<Checkpoint>,
-    pub(super) target: Arc<Checkpoint>,
+    pub source: Arc<Checkpoint>,
+    pub target: Arc<Checkpoint>,
 }
 
 /// A random model and what a plan, changed by `mutate`, makes of it.
-pub(super) fn pair(
+pub fn pair(
     precision: Precision,
     options: &GrowthOptions,
     to: Shape,
@@ -50,12 +54,12 @@ pub(super) fn pair(
     Pair { _dir: dir, model, source: Arc::new(source), target }
 }
 
-pub(super) fn texts() -> Vec<Vec<u32>> {
+pub fn texts() -> Vec<Vec<u32>> {
     let text = |n: u32, step: u32| (0..n).map(|i| (i * i * step + 3) % 97).collect();
     vec![text(30, 7), text(30, 5), text(11, 1), vec![]]
 }
 
-pub(super) fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyReport {
+pub fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyReport {
     let mut options = VerifyOptions::new(texts());
     change(&mut options);
     let mut last = (0, 0);
@@ -65,7 +69,7 @@ pub(super) fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyRep
     report
 }
 
-pub(super) fn loud() -> GrowthOptions {
+pub fn loud() -> GrowthOptions {
     GrowthOptions { std: Std::Value(0.3), placement: Placement::After(vec![0, 0]), ..Default::default() }
 }
 
@@ -122,7 +126,7 @@ fn a_wrong_eps_is_found_where_it_acts() {
 
 #[test]
 fn a_wrong_layer_is_found_at_that_layer() {
-    let noise = Some(crate::plan::Fill::Normal(Std::Value(0.3)));
+    let noise = Some(crate::tensor_plan::Fill::Normal(Std::Value(0.3)));
     let stored = pair(Precision::F32, &loud(), TARGET, |plan| {
         let name = "model.layers.3.mlp.down_proj.weight";
         plan.tensors.iter_mut().filter(|t| t.name == name).for_each(|t| t.new_cols = noise);
@@ -201,7 +205,7 @@ fn what_cannot_be_compared_is_refused() {
 fn the_report_is_one_page_with_plan_picture_and_provenance() {
     let stored = pair(Precision::F32, &loud(), TARGET, |_| ());
     let report = run(&stored, |_| ());
-    let provenance = crate::execute::Provenance::read(stored.target.dir()).unwrap();
+    let provenance = crate::execute::record::Provenance::read(stored.target.dir()).unwrap();
     let page = report.html("small <a>", "large", Some(&provenance)).unwrap();
     for part in ["small &lt;a&gt; → large", "3 → 5", "<svg", "<polyline", "plan_blake3", "The same function"]
     {

@@ -8,7 +8,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap};
 
-use super::pieces::{Kind, Pieces};
+use crate::tokenizer::sentencepiece::pieces::{Kind, Pieces};
 
 /// A stretch of the text that is one symbol now; empty once it was merged into its neighbour.
 struct Symbol {
@@ -52,7 +52,7 @@ impl Eq for Candidate {}
 /// Cuts a normalised text into the texts of its pieces; what has no piece stays one character.
 ///
 /// O(n log n) in the length of the text.
-pub(super) fn segment<'t>(pieces: &Pieces, text: &'t str) -> Vec<&'t str> {
+pub fn segment<'t>(pieces: &Pieces, text: &'t str) -> Vec<&'t str> {
     let mut merger = Merger::new(pieces, text);
     for right in 1..merger.symbols.len() {
         merger.consider(Some(right - 1), Some(right));

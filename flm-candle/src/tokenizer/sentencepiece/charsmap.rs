@@ -6,11 +6,11 @@
 //! trie's units are those of darts-clone: 8 bits label, 1 bit "has a value", 22 bits offset to the
 //! children, or 31 bits value.
 
-use crate::tokenizer::TokenizerError;
+use crate::tokenizer::error::TokenizerError;
 
 /// The rules of one model.
 #[derive(Debug)]
-pub(super) struct Charsmap {
+pub struct Charsmap {
     units: Vec<Unit>,
     replacements: String,
 }
@@ -41,7 +41,7 @@ impl Unit {
 
 impl Charsmap {
     /// Reads and checks the table: every rule that can be reached must have a replacement.
-    pub(super) fn new(blob: &[u8]) -> Result<Self, TokenizerError> {
+    pub fn new(blob: &[u8]) -> Result<Self, TokenizerError> {
         let bad = |message: &str| TokenizerError::Charsmap(message.to_owned());
         let (head, rest) = blob.split_first_chunk::<4>().ok_or_else(|| bad("shorter than its header"))?;
         let trie_len = u32::from_le_bytes(*head) as usize;
@@ -66,7 +66,7 @@ impl Charsmap {
     }
 
     /// The longest rule that `text` starts with: its replacement and its length in bytes.
-    pub(super) fn longest_match(&self, text: &str) -> Option<(&str, usize)> {
+    pub fn longest_match(&self, text: &str) -> Option<(&str, usize)> {
         let mut longest = None;
         let mut node = self.units.first()?.offset();
         for (i, byte) in text.bytes().enumerate() {

@@ -3,12 +3,12 @@
 //! Text that was given out never changes. Only bytes that may still become a character are held
 //! back, and they are given out, as U+FFFD each, as soon as a piece that is no byte follows.
 
-use super::normalizer::{Normalizer, SPACE};
-use super::pieces::{Kind, Pieces};
+use crate::tokenizer::sentencepiece::normalizer::{Normalizer, SPACE};
+use crate::tokenizer::sentencepiece::pieces::{Kind, Pieces};
 
 /// What decoding has to remember between two ids.
 #[derive(Debug, Clone)]
-pub(in crate::tokenizer) struct DecodeState {
+pub struct DecodeState {
     /// Bytes of a character that is not complete.
     pending: Vec<u8>,
     /// No text was given out yet.
@@ -26,18 +26,18 @@ impl Default for DecodeState {
 }
 
 /// What a model's decoder needs to know.
-pub(super) struct Rules<'m> {
-    pub(super) pieces: &'m Pieces,
-    pub(super) normalizer: &'m Normalizer,
+pub struct Rules<'m> {
+    pub pieces: &'m Pieces,
+    pub normalizer: &'m Normalizer,
     /// What the unknown piece looks like in text.
-    pub(super) unknown_surface: &'m str,
+    pub unknown_surface: &'m str,
     /// Control pieces are written as their names, and text after one begins anew.
-    pub(super) with_special: bool,
+    pub with_special: bool,
 }
 
 impl DecodeState {
     /// Adds one id; new text goes to `out`. False if the id is not in the vocabulary.
-    pub(super) fn push(&mut self, rules: &Rules, id: u32, out: &mut String) -> bool {
+    pub fn push(&mut self, rules: &Rules, id: u32, out: &mut String) -> bool {
         let Some(piece) = rules.pieces.get(id) else { return false };
         if let Some(byte) = piece.byte {
             self.pending.push(byte);
@@ -75,7 +75,7 @@ impl DecodeState {
     }
 
     /// Gives out what was held back.
-    pub(super) fn finish(&mut self, out: &mut String) {
+    pub fn finish(&mut self, out: &mut String) {
         self.drain(true, out);
     }
 

@@ -18,13 +18,14 @@
 
 use serde_json::{Map, Value, json};
 
-use super::normalizer::SPACE;
-use super::pieces::{Kind, Pieces};
-use super::{SentencePiece, TokenizerError};
+use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::sentencepiece::SentencePiece;
+use crate::tokenizer::sentencepiece::normalizer::SPACE;
+use crate::tokenizer::sentencepiece::pieces::{Kind, Pieces};
 
 impl SentencePiece {
     /// The text of a tokenizer.json.
-    pub(in crate::tokenizer) fn to_json(&self) -> Result<String, TokenizerError> {
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
         let unknown = self.pieces.get(self.pieces.unknown()).map(|piece| piece.text.as_str());
         let vocab: Map<String, Value> =
             self.pieces.iter().map(|(id, piece)| (piece.text.clone(), id.into())).collect();

@@ -4,32 +4,32 @@
 //! model_interface.cc, sentencepiece_processor.cc). Goldens from the library are in
 //! `tests/fixtures/spm`.
 
-mod bpe;
-mod charsmap;
-mod decoder;
-mod export;
-mod normalizer;
-mod pieces;
-mod proto;
+pub mod bpe;
+pub mod charsmap;
+pub mod decoder;
+pub mod export;
+pub mod normalizer;
+pub mod pieces;
+pub mod proto;
 #[cfg(test)]
-mod tests;
-mod vocabulary;
+pub(crate) mod tests;
+pub mod vocabulary;
 
 use prost::Message;
 
-use super::TokenizerError;
-pub(super) use decoder::DecodeState;
-use decoder::Rules;
-use normalizer::Normalizer;
-use pieces::{Kind, Matcher, Pieces};
-use proto::ModelProto;
+use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::sentencepiece::decoder::DecodeState;
+use crate::tokenizer::sentencepiece::decoder::Rules;
+use crate::tokenizer::sentencepiece::normalizer::Normalizer;
+use crate::tokenizer::sentencepiece::pieces::{Kind, Matcher, Pieces};
+use crate::tokenizer::sentencepiece::proto::ModelProto;
 
 /// `TrainerSpec.ModelType.BPE`.
-const BPE: i32 = 2;
+pub(crate) const BPE: i32 = 2;
 
 /// A loaded `tokenizer.model`.
 #[derive(Debug)]
-pub(super) struct SentencePiece {
+pub struct SentencePiece {
     pieces: Pieces,
     normalizer: Normalizer,
     /// As it stands in the file, for the export.
@@ -43,7 +43,7 @@ pub(super) struct SentencePiece {
 
 impl SentencePiece {
     /// Reads and checks the protobuf.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
         let model = ModelProto::decode(bytes).map_err(|e| TokenizerError::Protobuf(e.to_string()))?;
         let trainer = model.trainer_spec.unwrap_or_default();
         let mut spec = model.normalizer_spec.unwrap_or_default();
@@ -85,7 +85,7 @@ impl SentencePiece {
     }
 
     /// The ids of a text, as `SentencePieceProcessor::Encode` gives them.
-    pub(super) fn encode(&self, text: &str) -> Vec<u32> {
+    pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 2);
         self.encode_into(text, &mut ids);
         ids
@@ -95,7 +95,7 @@ impl SentencePiece {
     ///
     /// What stands between them is encoded as texts of their own, each with its dummy prefix: the
     /// behaviour of transformers' slow (SentencePiece-backed, legacy) tokenizers.
-    pub(super) fn encode_special(&self, text: &str) -> Vec<u32> {
+    pub fn encode_special(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 2);
         let (mut start, mut at) = (0, 0);
         while let Some(c) = text[at..].chars().next() {
@@ -116,7 +116,7 @@ impl SentencePiece {
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
         let normalized = self.normalize(text);
         let mut after_unknown = false;
-        for word in bpe::segment(&self.pieces, &normalized) {
+        for word in crate::tokenizer::sentencepiece::bpe::segment(&self.pieces, &normalized) {
             let known = self.pieces.textual(word).map(|(id, _)| id);
             match (known, self.pieces.bytes()) {
                 (Some(id), _) => ids.push(id),
@@ -130,12 +130,12 @@ impl SentencePiece {
     }
 
     /// The text as the merges see it.
-    pub(super) fn normalize(&self, text: &str) -> String {
+    pub fn normalize(&self, text: &str) -> String {
         self.normalizer.normalize(self.pieces.user_defined(), text)
     }
 
     /// The text of ids, as `SentencePieceProcessor::Decode` gives it, or with control pieces named.
-    pub(super) fn decode(&self, ids: &[u32], with_special: bool) -> Result<String, TokenizerError> {
+    pub fn decode(&self, ids: &[u32], with_special: bool) -> Result<String, TokenizerError> {
         let mut state = DecodeState::default();
         let mut out = String::new();
         for &id in ids {
@@ -146,7 +146,7 @@ impl SentencePiece {
     }
 
     /// Decodes one more id; new text goes to `out`.
-    pub(super) fn decode_step(
+    pub fn decode_step(
         &self,
         state: &mut DecodeState,
         id: u32,
@@ -167,32 +167,32 @@ impl SentencePiece {
     }
 
     /// Gives out what decoding held back.
-    pub(super) fn decode_rest(&self, state: &mut DecodeState, out: &mut String) {
+    pub fn decode_rest(&self, state: &mut DecodeState, out: &mut String) {
         state.finish(out);
     }
 
     /// The number of pieces.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.pieces.len()
     }
 
     /// The id of a piece of any kind.
-    pub(super) fn token_to_id(&self, token: &str) -> Option<u32> {
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.pieces.id(token)
     }
 
     /// The piece of an id.
-    pub(super) fn id_to_token(&self, id: u32) -> Option<String> {
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.pieces.get(id).map(|piece| piece.text.clone())
     }
 
     /// The control piece that begins a text.
-    pub(super) fn bos(&self) -> Option<u32> {
+    pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
     /// The control piece that ends a text.
-    pub(super) fn eos(&self) -> Option<u32> {
+    pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 }

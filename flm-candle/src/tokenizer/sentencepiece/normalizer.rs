@@ -3,28 +3,28 @@
 //! Rules of the charsmap are applied left to right, the longest first; user-defined pieces pass
 //! unchanged; spaces are collapsed, escaped as U+2581 and one is put in front, as the model says.
 
-use super::charsmap::Charsmap;
-use super::pieces::Matcher;
-use super::proto::NormalizerSpec;
-use crate::tokenizer::TokenizerError;
+use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::sentencepiece::charsmap::Charsmap;
+use crate::tokenizer::sentencepiece::pieces::Matcher;
+use crate::tokenizer::sentencepiece::proto::NormalizerSpec;
 
 /// SentencePiece's escaped space.
-pub(super) const SPACE: &str = "\u{2581}";
+pub const SPACE: &str = "\u{2581}";
 
 /// A model's normalisation rules.
 #[derive(Debug)]
-pub(super) struct Normalizer {
+pub struct Normalizer {
     charsmap: Option<Charsmap>,
     /// Puts a space in front of a text that is not empty.
-    pub(super) add_dummy_prefix: bool,
+    pub add_dummy_prefix: bool,
     /// Drops spaces at both ends and makes one of several.
-    pub(super) remove_extra_whitespaces: bool,
+    pub remove_extra_whitespaces: bool,
     /// Writes spaces as U+2581.
-    pub(super) escape_whitespaces: bool,
+    pub escape_whitespaces: bool,
 }
 
 impl Normalizer {
-    pub(super) fn new(spec: &NormalizerSpec) -> Result<Self, TokenizerError> {
+    pub fn new(spec: &NormalizerSpec) -> Result<Self, TokenizerError> {
         let charsmap = match spec.precompiled_charsmap() {
             [] => None,
             blob => Some(Charsmap::new(blob)?),
@@ -38,7 +38,7 @@ impl Normalizer {
     }
 
     /// The text as the merges see it.
-    pub(super) fn normalize(&self, user_defined: &Matcher, text: &str) -> String {
+    pub fn normalize(&self, user_defined: &Matcher, text: &str) -> String {
         let mut rest = text;
         if self.remove_extra_whitespaces {
             while let Some((" ", len)) = self.step(user_defined, rest) {

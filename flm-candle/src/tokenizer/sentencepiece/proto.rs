@@ -5,54 +5,54 @@
 
 /// `sentencepiece.ModelProto`: a whole `tokenizer.model`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct ModelProto {
+pub struct ModelProto {
     #[prost(message, repeated, tag = "1")]
-    pub(super) pieces: Vec<PieceProto>,
+    pub pieces: Vec<PieceProto>,
     #[prost(message, optional, tag = "2")]
-    pub(super) trainer_spec: Option<TrainerSpec>,
+    pub trainer_spec: Option<TrainerSpec>,
     #[prost(message, optional, tag = "3")]
-    pub(super) normalizer_spec: Option<NormalizerSpec>,
+    pub normalizer_spec: Option<NormalizerSpec>,
     #[prost(message, optional, tag = "5")]
-    pub(super) denormalizer_spec: Option<NormalizerSpec>,
+    pub denormalizer_spec: Option<NormalizerSpec>,
 }
 
 /// `sentencepiece.ModelProto.SentencePiece`: one piece; its id is its position.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct PieceProto {
+pub struct PieceProto {
     #[prost(string, optional, tag = "1")]
-    pub(super) piece: Option<String>,
+    pub piece: Option<String>,
     #[prost(float, optional, tag = "2")]
-    pub(super) score: Option<f32>,
+    pub score: Option<f32>,
     #[prost(int32, optional, tag = "3", default = "1")]
-    pub(super) kind: Option<i32>,
+    pub kind: Option<i32>,
 }
 
 /// `sentencepiece.TrainerSpec`: what kind of model it is and what its special pieces are called.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct TrainerSpec {
+pub struct TrainerSpec {
     #[prost(int32, optional, tag = "3", default = "1")]
-    pub(super) model_type: Option<i32>,
+    pub model_type: Option<i32>,
     #[prost(bool, optional, tag = "24")]
-    pub(super) treat_whitespace_as_suffix: Option<bool>,
+    pub treat_whitespace_as_suffix: Option<bool>,
     #[prost(bool, optional, tag = "35")]
-    pub(super) byte_fallback: Option<bool>,
+    pub byte_fallback: Option<bool>,
     #[prost(string, optional, tag = "44", default = " \u{2047} ")]
-    pub(super) unk_surface: Option<String>,
+    pub unk_surface: Option<String>,
     #[prost(string, optional, tag = "46", default = "<s>")]
-    pub(super) bos_piece: Option<String>,
+    pub bos_piece: Option<String>,
     #[prost(string, optional, tag = "47", default = "</s>")]
-    pub(super) eos_piece: Option<String>,
+    pub eos_piece: Option<String>,
 }
 
 /// `sentencepiece.NormalizerSpec`: what happens to a text before it is cut into pieces.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct NormalizerSpec {
+pub struct NormalizerSpec {
     #[prost(bytes = "vec", optional, tag = "2")]
-    pub(super) precompiled_charsmap: Option<Vec<u8>>,
+    pub precompiled_charsmap: Option<Vec<u8>>,
     #[prost(bool, optional, tag = "3", default = "true")]
-    pub(super) add_dummy_prefix: Option<bool>,
+    pub add_dummy_prefix: Option<bool>,
     #[prost(bool, optional, tag = "4", default = "true")]
-    pub(super) remove_extra_whitespaces: Option<bool>,
+    pub remove_extra_whitespaces: Option<bool>,
     #[prost(bool, optional, tag = "5", default = "true")]
-    pub(super) escape_whitespaces: Option<bool>,
+    pub escape_whitespaces: Option<bool>,
 }

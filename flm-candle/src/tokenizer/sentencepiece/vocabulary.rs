@@ -1,12 +1,12 @@
 //! A SentencePiece model taken apart.
 
-use super::SentencePiece;
-use super::pieces::Kind;
-use crate::tokenizer::{TokenKind, VocabularyModel, VocabularyToken};
+use crate::tokenizer::sentencepiece::SentencePiece;
+use crate::tokenizer::sentencepiece::pieces::Kind;
+use crate::tokenizer::vocabulary::{TokenKind, VocabularyModel, VocabularyToken};
 
 impl SentencePiece {
     /// Rules, pieces and the id of the unknown piece.
-    pub(in crate::tokenizer) fn vocabulary(&self) -> (VocabularyModel, Vec<VocabularyToken>, u32) {
+    pub fn vocabulary(&self) -> (VocabularyModel, Vec<VocabularyToken>, u32) {
         let rules = &self.normalizer;
         let model = VocabularyModel::SentencePiece {
             add_dummy_prefix: rules.add_dummy_prefix,
@@ -14,7 +14,7 @@ impl SentencePiece {
             escape_whitespaces: rules.escape_whitespaces,
             byte_fallback: self.pieces.bytes().is_some(),
         };
-        let token = |piece: &super::pieces::Piece| VocabularyToken {
+        let token = |piece: &crate::tokenizer::sentencepiece::pieces::Piece| VocabularyToken {
             text: piece.text.clone(),
             score: piece.score,
             kind: match piece.kind {

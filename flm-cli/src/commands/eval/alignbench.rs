@@ -4,20 +4,18 @@ use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
-use super::judge::{self, JudgeArgs};
-use crate::{
-    arguments::{RunArgs, local_model},
-    eval::{
-        answer::{AnswerOptions, Answered, answer},
-        identity::Identity,
-        journal::write_whole,
-        judge::{Judged, read_answers, run},
-        local_model::Decoding,
-        questions::Questions,
-        score::{Scores, read_rows, score},
-    },
-    output::Output,
-};
+use crate::arguments::{RunArgs, local_model};
+use crate::commands::eval::judge;
+use crate::commands::eval::judge::JudgeArgs;
+use crate::output::Output;
+use flm_eval::answer::{AnswerOptions, Answered, answer};
+use flm_eval::benchmark::Questions;
+use flm_eval::journal::write_whole;
+use flm_eval::judge::run::{Judged, read_answers, run};
+use flm_eval::model::Decoding;
+use flm_eval::provenance::Identity;
+use flm_eval::score::rows::read_rows;
+use flm_eval::score::{Scores, score};
 
 /// Answer the questions of AlignBench, or of any file in its format; with a judge, also judge and score.
 ///
@@ -97,14 +95,21 @@ impl AlignBench {
                 batch,
             };
             let options = AnswerOptions { decoding, seed: self.seed, dry_run: self.dry_run };
-            answer(&questions, &model, &options, &answers_path, &mut super::bar(output, "answers"))?
+            answer(
+                &questions,
+                &model,
+                &options,
+                &answers_path,
+                &mut crate::commands::eval::bar(output, "answers"),
+            )?
         };
         let mut report = Report { answers, judgments: None, identity: None, scores: None };
         if self.judge.is_given() && !self.dry_run {
             let list = read_answers(&answers_path, &questions.rubric)?;
             let judge = self.judge.open(&questions.rubric, &self.run, output)?;
             let path = self.out.join("judgments.jsonl");
-            let judged = run(&list, judge.as_ref(), &path, &mut super::bar(output, "judgments"))?;
+            let judged =
+                run(&list, judge.as_ref(), &path, &mut crate::commands::eval::bar(output, "judgments"))?;
             let rows = read_rows(&path)?;
             report.identity = Some(Identity::of(&rows, false)?);
             report.scores = Some(score(&rows, Some(&questions.ids())));
@@ -131,7 +136,7 @@ impl AlignBench {
             text += &format!("\n{}", judge::describe(judged));
         }
         if let (Some(scores), Some(identity)) = (&report.scores, &report.identity) {
-            text += &format!("\n\n{}", super::score::tables(scores, identity, None));
+            text += &format!("\n\n{}", crate::commands::eval::score::tables(scores, identity, None));
         }
         text
     }

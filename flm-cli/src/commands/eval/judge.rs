@@ -3,15 +3,16 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::{
-    arguments::{RunArgs, local_model},
-    eval::{
-        judge::{Endpoint, EndpointOptions, Judge, Judged, LocalJudge, Prompt, RuleJudge, read_answers, run},
-        questions::Questions,
-        rubric::Rubric,
-    },
-    output::Output,
-};
+use crate::arguments::{RunArgs, local_model};
+use crate::output::Output;
+use flm_eval::benchmark::Questions;
+use flm_eval::judge::Judge;
+use flm_eval::judge::endpoint::{Endpoint, EndpointOptions};
+use flm_eval::judge::local::LocalJudge;
+use flm_eval::judge::prompt::Prompt;
+use flm_eval::judge::rule::RuleJudge;
+use flm_eval::judge::run::{Judged, read_answers, run};
+use flm_eval::rubric::Rubric;
 
 /// Have answers judged, each on a scale of 1 to 10.
 ///
@@ -51,7 +52,8 @@ impl JudgeAnswers {
         let answers = read_answers(&self.answers, &rubric)?;
         let judge = self.judge.open(&rubric, &self.run, output)?;
         let out = self.out.clone().unwrap_or_else(|| self.answers.with_file_name("judgments.jsonl"));
-        let judged = run(&answers, judge.as_ref(), &out, &mut super::bar(output, "judgments"))?;
+        let judged =
+            run(&answers, judge.as_ref(), &out, &mut crate::commands::eval::bar(output, "judgments"))?;
         output.result(&judged, describe)?;
         Ok(judged.failed.is_empty())
     }

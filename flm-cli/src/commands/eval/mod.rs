@@ -1,15 +1,16 @@
 //! `flm eval …`
 
-mod alignbench;
-mod judge;
-mod perplexity;
-mod report;
-mod score;
+pub(crate) mod alignbench;
+pub(crate) mod judge;
+pub(crate) mod perplexity;
+pub(crate) mod report;
+pub(crate) mod score;
+pub(crate) mod texts;
 
 use clap::Subcommand;
 
-use crate::eval::local_model::{Decoding, Progress};
 use crate::output::{Output, size};
+use flm_eval::model::{Decoding, Progress};
 
 /// Evaluate a model: answer questions, have the answers judged, score them, report; or measure perplexity.
 ///
@@ -21,11 +22,11 @@ use crate::output::{Output, size};
     flm eval report results")]
 pub(crate) enum Eval {
     #[command(name = "alignbench")]
-    AlignBench(Box<alignbench::AlignBench>),
-    Judge(Box<judge::JudgeAnswers>),
-    Perplexity(perplexity::Perplexity),
-    Score(score::Score),
-    Report(report::MakeReport),
+    AlignBench(Box<crate::commands::eval::alignbench::AlignBench>),
+    Judge(Box<crate::commands::eval::judge::JudgeAnswers>),
+    Perplexity(crate::commands::eval::perplexity::Perplexity),
+    Score(crate::commands::eval::score::Score),
+    Report(crate::commands::eval::report::MakeReport),
 }
 
 impl Eval {
@@ -41,7 +42,7 @@ impl Eval {
 }
 
 /// A bar for what a run of questions tells.
-fn bar<'a>(output: &'a Output, what: &str) -> impl FnMut(Progress) + 'a {
+pub(crate) fn bar<'a>(output: &'a Output, what: &str) -> impl FnMut(Progress) + 'a {
     let bar = output.steps(what, 0);
     move |progress| match progress {
         Progress::Begun { done, total } => {
@@ -53,7 +54,7 @@ fn bar<'a>(output: &'a Output, what: &str) -> impl FnMut(Progress) + 'a {
     }
 }
 
-fn describe(cost: &crate::eval::local_model::Cost, questions: usize, decoding: &Decoding) -> String {
+fn describe(cost: &flm_eval::model::Cost, questions: usize, decoding: &Decoding) -> String {
     let hours = cost.seconds / 3600.0;
     let total = if hours >= 1.0 { format!("{hours:.1} h") } else { format!("{:.0} s", cost.seconds) };
     format!(

@@ -3,14 +3,10 @@ use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
-use crate::{
-    arguments::{RunArgs, open, tokenizer},
-    eval::{
-        perplexity::{Cut, Measures, Sums, Tokenised},
-        texts::TextFile,
-    },
-    output::{Output, count, table},
-};
+use crate::arguments::{RunArgs, open, tokenizer};
+use crate::commands::eval::texts::TextFile;
+use crate::output::{Output, count, table};
+use flm_eval::perplexity::{Cut, Measures, Sums, Tokenised};
 
 /// Measure how well a model predicts texts: perplexity and bits per byte, by domain.
 ///

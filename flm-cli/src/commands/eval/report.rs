@@ -3,13 +3,11 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use clap::Args;
 
-use crate::{
-    eval::{
-        journal::write_whole,
-        report::{Report, find, markdown, page},
-    },
-    output::{Output, size},
-};
+use crate::output::{Output, size};
+use crate::report::markdown::markdown;
+use crate::report::page::page;
+use flm_eval::journal::write_whole;
+use flm_eval::report::{Report, find};
 
 /// Show saved judgments as one HTML page for the browser, which loads nothing.
 ///

@@ -4,14 +4,12 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{
-    eval::{
-        identity::Identity,
-        questions::Questions,
-        score::{Ratios, Scores, Totals, read_rows, score},
-    },
-    output::{Output, table},
-};
+use crate::output::{Output, table};
+use flm_eval::benchmark::Questions;
+use flm_eval::provenance::Identity;
+use flm_eval::score::aggregate::{Ratios, Totals};
+use flm_eval::score::rows::read_rows;
+use flm_eval::score::{Scores, score};
 
 /// Turn saved judgments into scores: by category, by dimension, overall, with intervals.
 ///
@@ -91,7 +89,7 @@ impl Score {
 }
 
 /// Scores for people; `ratio` is to a baseline.
-pub(super) fn tables(s: &Scores, identity: &Identity, ratio: Option<&Ratios>) -> String {
+pub(crate) fn tables(s: &Scores, identity: &Identity, ratio: Option<&Ratios>) -> String {
     let number = |value: Option<f64>| value.map_or_else(|| "–".into(), |value| format!("{value:.2}"));
     let range = |value: Option<[f64; 2]>| value.map_or_else(String::new, |[a, b]| format!("{a:.2} – {b:.2}"));
     let interval = |value: Option<&Value>| range(value.and_then(|v| serde_json::from_value(v.clone()).ok()));

@@ -3,16 +3,14 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use anyhow::Context;
 use candle_core::quantized::{GgmlDType, gguf_file::Value};
 use clap::Args;
-use flm_candle::{
-    export::{ExportError, Folding, GgufOptions, GgufPlan, Rounding, vocabulary_of},
-    tokenizer::TokenizerError,
-};
+use flm_candle::tokenizer::error::TokenizerError;
+use flm_growth::gguf::error::ExportError;
+use flm_growth::gguf::plan::{Folding, GgufOptions, GgufPlan, Rounding};
+use flm_growth::gguf::vocabulary::vocabulary_of;
 use serde::Serialize;
 
-use crate::{
-    arguments::open,
-    output::{Output, size},
-};
+use crate::arguments::open;
+use crate::output::{Output, size};
 
 /// Write one GGUF file that llama.cpp and what is built on it run, with tokenizer and chat template.
 ///
@@ -125,7 +123,7 @@ impl Gguf {
             bar.finish_and_clear();
             summary.overflowed = report.overflowed;
             summary.seconds = start.elapsed().as_secs_f64();
-            summary.peak_memory_bytes = flm_candle::train::peak_memory();
+            summary.peak_memory_bytes = flm_checkpoint::machine::peak_memory();
         }
         output.warn_of_overflow(summary.overflowed);
         output.result(&summary, human)?;
@@ -133,7 +131,10 @@ impl Gguf {
     }
 }
 
-fn source_bytes(src: &flm_candle::checkpoint::Checkpoint, tensor: &flm_candle::export::GgufTensor) -> u64 {
+fn source_bytes(
+    src: &flm_checkpoint::read::Checkpoint,
+    tensor: &flm_growth::gguf::tensor::GgufTensor,
+) -> u64 {
     src.entry(&tensor.source).map_or(0, |entry| entry.nbytes)
 }
 

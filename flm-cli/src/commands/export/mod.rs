@@ -1,6 +1,6 @@
 //! `flm export …`
 
-mod gguf;
+pub(crate) mod gguf;
 
 use clap::Subcommand;
 
@@ -9,7 +9,7 @@ use crate::output::Output;
 /// Write a checkpoint in another runtime's format.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Export {
-    Gguf(gguf::Gguf),
+    Gguf(crate::commands::export::gguf::Gguf),
 }
 
 impl Export {

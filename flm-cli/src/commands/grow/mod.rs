@@ -1,29 +1,29 @@
-mod report;
-mod stage;
+pub(crate) mod report;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use candle_core::DType;
 use clap::{Args, ValueEnum};
-use flm_candle::{checkpoint::Checkpoint, config::TeleFlmConfig};
-use flm_growth::{
-    ExecuteOptions, GrowthOptions, GrowthPlan, Multipliers, Operator, Placement, Shape, SourceModel,
-    distance::{Distances, Metric},
-    execute,
-    execute::{Provenance, disk_need},
-    plan::Std,
-    shape::ShapeOverrides,
-};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::read::Checkpoint;
+use flm_growth::distance::{Distances, Metric};
+use flm_growth::execute::disk::disk_need;
+use flm_growth::execute::record::Provenance;
+use flm_growth::execute::{ExecuteOptions, execute};
+use flm_growth::operator::Operator;
+use flm_growth::placement::Placement;
+use flm_growth::plan::source::SourceModel;
+use flm_growth::plan::{GrowthOptions, GrowthPlan, Multipliers};
+use flm_growth::shape::{Shape, ShapeOverrides};
+use flm_growth::tensor_plan::Std;
 
-use super::distance::{MetricName, measure};
-use crate::{
-    arguments::{TextArgs, WriteArgs, config, has_tokenizer, open, read_text, tokenizer},
-    output::Output,
-};
-use report::{Report, Reports};
-pub(super) use stage::parse_pair;
-use stage::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_std};
+use crate::arguments::{TextArgs, WriteArgs, config, has_tokenizer, open, read_text, tokenizer};
+use crate::commands::distance::{MetricName, measure};
+use crate::commands::grow::report::{Report, Reports};
+use crate::output::Output;
+use crate::recipe::grow::parse_pair;
+use crate::recipe::grow::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_std};
 
 /// Grow a checkpoint to a larger shape that computes the same function.
 ///
@@ -228,7 +228,7 @@ impl Grow {
     }
 
     /// The stages that flags ask for: one for each --to, the other flags for the last.
-    fn stages(&self) -> Vec<Stage> {
+    pub(crate) fn stages(&self) -> Vec<Stage> {
         let common = Stage {
             operator: Some(self.operator.into()),
             place: Some(self.place.clone()),

@@ -1,20 +1,21 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use flm_candle::config::GrowthMasks;
-use flm_growth::{
-    ExecuteOptions, GrowthPlan, Shape,
-    execute::{DiskNeed, ExecuteReport},
-    plan::{Block, PlanSummary, Preservation, TensorPlan},
-};
+use flm_checkpoint::config::masks::GrowthMasks;
+use flm_growth::execute::disk::DiskNeed;
+use flm_growth::execute::{ExecuteOptions, ExecuteReport};
+use flm_growth::plan::GrowthPlan;
+use flm_growth::plan::summary::{PlanSummary, Preservation};
+use flm_growth::shape::Shape;
+use flm_growth::tensor_plan::{Block, TensorPlan};
 use serde::Serialize;
 
-use super::disk_need;
 use crate::output::{Output, count, size, table};
+use flm_growth::execute::disk::disk_need;
 
 /// What one stage comes to.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     dst: Option<PathBuf>,
     operator: &'static str,
     placement: String,
@@ -27,7 +28,7 @@ pub(super) struct Report {
     preservation: Preservation,
     #[serde(skip_serializing_if = "Option::is_none")]
     masks: Option<GrowthMasks>,
-    pub(super) summary: PlanSummary,
+    pub(crate) summary: PlanSummary,
     peak_memory_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     disk: Option<DiskNeed>,
@@ -44,7 +45,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(
+    pub(crate) fn new(
         plan: &GrowthPlan,
         dst: Option<&Path>,
         execution: &ExecuteOptions,
@@ -82,7 +83,7 @@ impl Report {
         })
     }
 
-    pub(super) fn done(&mut self, done: &ExecuteReport) {
+    pub(crate) fn done(&mut self, done: &ExecuteReport) {
         self.seconds = Some(done.seconds);
         self.resumed_bytes = Some(done.resumed_bytes);
     }
@@ -103,7 +104,7 @@ fn write_rate(dir: &Path) -> Option<f64> {
 
 /// The last stage's report, with all of them where there are several.
 #[derive(Debug, Serialize)]
-pub(super) struct Reports {
+pub(crate) struct Reports {
     #[serde(flatten)]
     last: Report,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -113,13 +114,13 @@ pub(super) struct Reports {
 }
 
 impl Reports {
-    pub(super) fn new(stages: Vec<(Report, GrowthPlan)>) -> Option<Self> {
+    pub(crate) fn new(stages: Vec<(Report, GrowthPlan)>) -> Option<Self> {
         let (mut earlier_stages, plans): (Vec<_>, Vec<_>) = stages.into_iter().unzip();
         let last = earlier_stages.pop()?;
         Some(Self { last, earlier_stages, plans })
     }
 
-    pub(super) fn print(&self, output: &Output) -> Result<()> {
+    pub(crate) fn print(&self, output: &Output) -> Result<()> {
         output.result(self, |all| {
             let reports = all.earlier_stages.iter().chain([&all.last]);
             let texts: Vec<String> =

@@ -1,14 +1,11 @@
 //! The report for people.
 
-use flm_candle::config::{GrowthMasks, ScheduleKind};
+use flm_checkpoint::config::masks::{GrowthMasks, ScheduleKind};
 
-use super::{
-    report::{Report, Values},
-    values::Statistics,
-};
+use crate::commands::inspect::report::{Report, Statistics, Values};
 use crate::output::{count, size, table};
 
-pub(super) fn text(r: &Report) -> String {
+pub(crate) fn text(r: &Report) -> String {
     let c = &r.config;
     let mut rows = vec![(
         "checkpoint",

@@ -1,6 +1,6 @@
-mod human;
-mod report;
-mod values;
+pub(crate) mod human;
+pub(crate) mod report;
+pub(crate) mod values;
 
 use std::{
     path::{Path, PathBuf},
@@ -13,14 +13,14 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
-use flm_candle::checkpoint::Checkpoint;
+use flm_checkpoint::read::Checkpoint;
 
-use self::report::{Report, Transferred};
-use crate::{
-    arguments::{has_tokenizer, open, tokenizer},
-    hub::{Access, Hub, HubCheckpoint, Manifest, repository_of},
-    output::Output,
-};
+use crate::arguments::{has_tokenizer, open, tokenizer};
+use crate::commands::inspect::report::{Report, Transferred};
+use crate::output::Output;
+use flm_hub::client::{Access, Hub};
+use flm_hub::manifest::Manifest;
+use flm_hub::remote_checkpoint::{HubCheckpoint, repository_of};
 
 /// Show a checkpoint's shape, dtypes, files and problems, without reading its weights.
 ///
@@ -65,7 +65,7 @@ impl Inspect {
             Some((repository, pinned)) => self.remote(&repository, pinned, output)?,
             None => self.local(output)?,
         };
-        output.result(&report, human::text)?;
+        output.result(&report, crate::commands::inspect::human::text)?;
         Ok(report.problems.is_empty())
     }
 
@@ -94,7 +94,7 @@ impl Inspect {
         }
         if let Some(how) = self.values {
             let sample = (how == Values::Sample).then_some(SAMPLE);
-            values::add(&mut report, &checkpoint, sample, output)?;
+            crate::commands::inspect::values::add(&mut report, &checkpoint, sample, output)?;
         }
         Ok(report)
     }

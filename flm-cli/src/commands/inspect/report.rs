@@ -1,107 +1,107 @@
 //! What is told about a checkpoint.
 
+use flm_checkpoint::read::statistics::ValueStatistics;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use flm_candle::{
-    checkpoint::{Checkpoint, Format, TensorEntry},
-    config::{EMBED_TOKENS, GrowthMasks, LM_HEAD, TeleFlmConfig},
-};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::config::masks::GrowthMasks;
+use flm_checkpoint::read::{Checkpoint, Format, TensorEntry};
+use flm_checkpoint::tensor_id::{EMBED_TOKENS, LM_HEAD};
 use serde::Serialize;
 
-use super::values::{Padding, Statistics};
-
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
-    pub(super) dir: PathBuf,
+pub(crate) struct Report {
+    pub(crate) dir: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) transferred: Option<Transferred>,
-    pub(super) format: &'static str,
-    pub(super) model_type: &'static str,
-    pub(super) parameters: u64,
-    pub(super) bytes: u64,
-    pub(super) files: usize,
-    pub(super) tensors: usize,
+    pub(crate) transferred: Option<Transferred>,
+    pub(crate) format: &'static str,
+    pub(crate) model_type: &'static str,
+    pub(crate) parameters: u64,
+    pub(crate) bytes: u64,
+    pub(crate) files: usize,
+    pub(crate) tensors: usize,
     /// Bytes by dtype.
-    pub(super) dtypes: BTreeMap<String, u64>,
-    pub(super) parts: Vec<Part>,
-    pub(super) config: Shape,
+    pub(crate) dtypes: BTreeMap<String, u64>,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) config: Shape,
     /// Masks of a model that is still growing, as config.json has them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) growth: Option<GrowthMasks>,
-    pub(super) tokenizer_size: Option<usize>,
-    pub(super) padding_rows: Option<usize>,
+    pub(crate) growth: Option<GrowthMasks>,
+    pub(crate) tokenizer_size: Option<usize>,
+    pub(crate) padding_rows: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) values: Option<Values>,
-    pub(super) problems: Vec<String>,
+    pub(crate) values: Option<Values>,
+    pub(crate) problems: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) tensor_list: Option<Vec<TensorRow>>,
+    pub(crate) tensor_list: Option<Vec<TensorRow>>,
 }
 
 /// What came through the network to know this much.
 #[derive(Debug, Serialize)]
-pub(super) struct Transferred {
-    pub(super) repository: String,
-    pub(super) revision: String,
-    pub(super) commit: String,
-    pub(super) requests: u64,
-    pub(super) bytes: u64,
+pub(crate) struct Transferred {
+    pub(crate) repository: String,
+    pub(crate) revision: String,
+    pub(crate) commit: String,
+    pub(crate) requests: u64,
+    pub(crate) bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Shape {
-    pub(super) layers: usize,
-    pub(super) hidden: usize,
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_dim: usize,
-    pub(super) ffn: usize,
-    pub(super) vocab: usize,
-    pub(super) context: usize,
-    pub(super) rms_norm_eps: f64,
-    pub(super) rope_theta: f64,
-    pub(super) tied: bool,
-    pub(super) input_scale: f64,
-    pub(super) logit_scale: f64,
+pub(crate) struct Shape {
+    pub(crate) layers: usize,
+    pub(crate) hidden: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) ffn: usize,
+    pub(crate) vocab: usize,
+    pub(crate) context: usize,
+    pub(crate) rms_norm_eps: f64,
+    pub(crate) rope_theta: f64,
+    pub(crate) tied: bool,
+    pub(crate) input_scale: f64,
+    pub(crate) logit_scale: f64,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Part {
-    pub(super) name: &'static str,
-    pub(super) parameters: u64,
+pub(crate) struct Part {
+    pub(crate) name: &'static str,
+    pub(crate) parameters: u64,
     /// Tensors by dtype, as they are stored.
-    pub(super) dtypes: BTreeMap<&'static str, usize>,
+    pub(crate) dtypes: BTreeMap<&'static str, usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) values: Option<Statistics>,
+    pub(crate) values: Option<Statistics>,
 }
 
 /// What reading weights has told.
 #[derive(Debug, Serialize)]
-pub(super) struct Values {
+pub(crate) struct Values {
     /// Whether only some values of each tensor were read.
-    pub(super) sample: bool,
-    pub(super) all: Statistics,
-    pub(super) padding: Vec<Padding>,
+    pub(crate) sample: bool,
+    pub(crate) all: Statistics,
+    pub(crate) padding: Vec<Padding>,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct TensorRow {
-    pub(super) name: String,
-    pub(super) dtype: String,
-    pub(super) shape: Vec<usize>,
-    pub(super) file: String,
-    pub(super) bytes: u64,
+pub(crate) struct TensorRow {
+    pub(crate) name: String,
+    pub(crate) dtype: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) file: String,
+    pub(crate) bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) values: Option<Statistics>,
+    pub(crate) values: Option<Statistics>,
 }
 
 /// The parts of a model, in the order in which they are shown.
 const PARTS: [&str; 5] = ["embedding", "attention", "feed-forward", "norms", "head"];
 
 /// Which of [`PARTS`] a tensor belongs to.
-pub(super) fn part_of(name: &str) -> usize {
+pub(crate) fn part_of(name: &str) -> usize {
     match name {
         EMBED_TOKENS => 0,
         LM_HEAD => 4,
@@ -112,7 +112,7 @@ pub(super) fn part_of(name: &str) -> usize {
 }
 
 impl Report {
-    pub(super) fn new(dir: &Path, checkpoint: &Checkpoint, list: bool) -> Self {
+    pub(crate) fn new(dir: &Path, checkpoint: &Checkpoint, list: bool) -> Self {
         let c = checkpoint.config();
         let mut dtypes = BTreeMap::new();
         let mut parts = parts(c);
@@ -159,7 +159,7 @@ impl Report {
     }
 
     /// Compares the rows of the vocabulary with the tokens.
-    pub(super) fn add_tokenizer(&mut self, tokens: usize) {
+    pub(crate) fn add_tokenizer(&mut self, tokens: usize) {
         let rows = self.config.vocab;
         if tokens > rows {
             self.problems.push(format!("the tokenizer has {tokens} tokens, the embedding only {rows} rows"));
@@ -198,4 +198,44 @@ fn parts(c: &TeleFlmConfig) -> Vec<Part> {
     let parameters = [v * d, l * attention, l * 3 * d * f, (2 * l + 1) * d, head];
     let part = |(name, parameters)| Part { name, parameters, dtypes: BTreeMap::new(), values: None };
     PARTS.into_iter().zip(parameters).map(part).collect()
+}
+
+/// Statistics of values; `min` to `std` are of the finite ones, absent where there is none.
+#[derive(Debug, Serialize)]
+pub(crate) struct Statistics {
+    pub(crate) count: u64,
+    pub(crate) nan: u64,
+    pub(crate) infinite: u64,
+    pub(crate) zero: u64,
+    pub(crate) min: Option<f64>,
+    pub(crate) max: Option<f64>,
+    pub(crate) mean: Option<f64>,
+    pub(crate) std: Option<f64>,
+}
+
+impl From<ValueStatistics> for Statistics {
+    fn from(v: ValueStatistics) -> Self {
+        let some = |x: f64| (v.finite() > 0).then_some(x);
+        Self {
+            count: v.count,
+            nan: v.nan,
+            infinite: v.infinite,
+            zero: v.zero,
+            min: some(v.min),
+            max: some(v.max),
+            mean: some(v.mean),
+            std: some(v.std()),
+        }
+    }
+}
+
+/// Rows of a matrix that no token has.
+#[derive(Debug, Serialize)]
+pub(crate) struct Padding {
+    pub(crate) tensor: &'static str,
+    pub(crate) rows: u64,
+    /// Rows that are zero throughout.
+    pub(crate) zero: u64,
+    /// Whether all of them are the same.
+    pub(crate) equal: bool,
 }

@@ -1,56 +1,16 @@
 //! What reading weights tells: extremes, values that are no numbers, padding rows.
 
-use flm_candle::{
-    checkpoint::{Checkpoint, ValueStatistics},
-    config::{EMBED_TOKENS, LM_HEAD},
-};
-use serde::Serialize;
+use crate::commands::inspect::report::Padding;
 
-use super::report::{Report, Values, part_of};
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::read::statistics::ValueStatistics;
+use flm_checkpoint::tensor_id::{EMBED_TOKENS, LM_HEAD};
+
+use crate::commands::inspect::report::{Report, Values, part_of};
 use crate::output::{Output, count};
 
-/// Statistics of values; `min` to `std` are of the finite ones, absent where there is none.
-#[derive(Debug, Serialize)]
-pub(super) struct Statistics {
-    pub(super) count: u64,
-    pub(super) nan: u64,
-    pub(super) infinite: u64,
-    pub(super) zero: u64,
-    pub(super) min: Option<f64>,
-    pub(super) max: Option<f64>,
-    pub(super) mean: Option<f64>,
-    pub(super) std: Option<f64>,
-}
-
-impl From<ValueStatistics> for Statistics {
-    fn from(v: ValueStatistics) -> Self {
-        let some = |x: f64| (v.finite() > 0).then_some(x);
-        Self {
-            count: v.count,
-            nan: v.nan,
-            infinite: v.infinite,
-            zero: v.zero,
-            min: some(v.min),
-            max: some(v.max),
-            mean: some(v.mean),
-            std: some(v.std()),
-        }
-    }
-}
-
-/// Rows of a matrix that no token has.
-#[derive(Debug, Serialize)]
-pub(super) struct Padding {
-    pub(super) tensor: &'static str,
-    pub(super) rows: u64,
-    /// Rows that are zero throughout.
-    pub(super) zero: u64,
-    /// Whether all of them are the same.
-    pub(super) equal: bool,
-}
-
 /// Reads weights, `sample` bytes of each tensor or all, and adds what they tell to `report`.
-pub(super) fn add(
+pub(crate) fn add(
     report: &mut Report,
     checkpoint: &Checkpoint,
     sample: Option<u64>,

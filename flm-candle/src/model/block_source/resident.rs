@@ -1,0 +1,28 @@
+use std::sync::Arc;
+
+use crate::model::block::Block;
+use crate::model::block_source::BlockSource;
+use crate::model::error::ModelError;
+use crate::model::weights::WeightLoader;
+
+/// All blocks in the device's memory.
+#[derive(Debug)]
+pub struct Resident(Vec<Arc<Block>>);
+
+impl Resident {
+    /// Loads every block.
+    pub fn load(loader: &WeightLoader) -> Result<Self, ModelError> {
+        let layers = loader.checkpoint().config().num_hidden_layers;
+        (0..layers).map(|layer| loader.block(layer).map(Arc::new)).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl BlockSource for Resident {
+    fn block(&self, layer: usize) -> Result<Arc<Block>, ModelError> {
+        Ok(Arc::clone(&self.0[layer]))
+    }
+
+    fn num_blocks(&self) -> usize {
+        self.0.len()
+    }
+}

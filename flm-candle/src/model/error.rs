@@ -1,0 +1,32 @@
+use flm_checkpoint::error::CheckpointError;
+
+/// What can go wrong while a model is loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The checkpoint could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A token id has no row in the embedding.
+    #[error("token id {id} is out of range: the embedding has {rows} rows")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// There is nothing to run.
+    #[error("the input holds no tokens")]
+    Empty,
+    /// The compute dtype is not one that the model runs in.
+    #[error("cannot compute in {0:?}: use f32, bf16 or f64")]
+    ComputeDtype(candle_core::DType),
+    /// Whoever watches the pass asked for its end.
+    #[error("the pass over the weights was cancelled")]
+    Cancelled,
+    /// The thread that reads blocks ahead died.
+    #[error("the thread that reads block {0} ahead stopped without an answer")]
+    Prefetch(usize),
+}

@@ -1,0 +1,95 @@
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::model::attention::Attention;
+use crate::model::block::Block;
+use crate::model::error::ModelError;
+use crate::model::linear::Linear;
+use crate::model::masks::BlockMasks;
+use crate::model::mlp::Mlp;
+use crate::model::rms_norm::RmsNorm;
+use flm_checkpoint::read::Checkpoint;
+
+/// Reads the model's parts from a checkpoint to a device, in the dtype that they compute in.
+#[derive(Debug, Clone)]
+pub struct WeightLoader {
+    checkpoint: Arc<Checkpoint>,
+    device: Device,
+    compute: DType,
+}
+
+impl WeightLoader {
+    /// Weights on `device` for computing in `compute`: f32, bf16 or f64.
+    ///
+    /// # Errors
+    /// [`ModelError::ComputeDtype`] for any other dtype.
+    pub fn new(checkpoint: Arc<Checkpoint>, device: &Device, compute: DType) -> Result<Self, ModelError> {
+        match compute {
+            DType::F32 | DType::BF16 | DType::F64 => Ok(Self { checkpoint, device: device.clone(), compute }),
+            other => Err(ModelError::ComputeDtype(other)),
+        }
+    }
+
+    /// The dtype of activations.
+    pub fn compute(&self) -> DType {
+        self.compute
+    }
+
+    /// Where the weights go.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// A matrix. On a CPU, bf16 stays bf16 where the arithmetic is f32.
+    pub fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
+        let stored = self.checkpoint.tensor(name, &self.device)?;
+        let keep = stored.dtype() == DType::BF16 && self.compute == DType::F32 && self.device.is_cpu();
+        Ok(if keep { stored } else { stored.to_dtype(self.compute)? })
+    }
+
+    /// A norm; its gain has the compute dtype, except that a gain stored in f32 stays f32 in bf16.
+    pub fn norm(&self, name: &str, eps: f64) -> Result<RmsNorm, ModelError> {
+        let stored = self.checkpoint.tensor(name, &self.device)?;
+        let wide = matches!(stored.dtype(), DType::F32 | DType::F64);
+        let dtype = if self.compute == DType::BF16 && wide { DType::F32 } else { self.compute };
+        Ok(RmsNorm::new(stored.to_dtype(dtype)?, eps))
+    }
+
+    /// Block `layer`.
+    pub fn block(&self, layer: usize) -> Result<Block, ModelError> {
+        let config = self.checkpoint.config();
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        let linear = |part: &str| self.matrix(&name(part)).map(Linear::new);
+        let norm = |part: &str| self.norm(&name(part), config.rms_norm_eps);
+        let masks =
+            config.growth.as_ref().map(|g| BlockMasks::new(g, config, layer, self.compute, &self.device));
+        let block = Block {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: Attention {
+                q_proj: linear("self_attn.q_proj")?,
+                k_proj: linear("self_attn.k_proj")?,
+                v_proj: linear("self_attn.v_proj")?,
+                o_proj: linear("self_attn.o_proj")?,
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                mask: None,
+            },
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Mlp {
+                gate_proj: linear("mlp.gate_proj")?,
+                up_proj: linear("mlp.up_proj")?,
+                down_proj: linear("mlp.down_proj")?,
+                mask: None,
+            },
+            masks: None,
+        };
+        Ok(block.with_masks(masks.transpose()?))
+    }
+}

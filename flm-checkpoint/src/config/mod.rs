@@ -1,0 +1,509 @@
+//! The model's shape and multipliers: the Hub's `config.json`, read and written without loss.
+
+pub mod architecture;
+pub mod masks;
+pub mod preset;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::tensor_id::EMBED_TOKENS;
+use crate::tensor_id::FINAL_NORM;
+use crate::tensor_id::LM_HEAD;
+use crate::tensor_id::TensorShape;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
+use crate::config::preset::{PRESETS, preset};
+
+/// What can be wrong with a `config.json`.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The file is not a JSON object.
+    #[error("config.json is not a JSON object: {0}")]
+    NotAnObject(String),
+    /// A key that has no default is absent.
+    #[error("config.json has no `{0}`")]
+    Missing(&'static str),
+    /// A key holds something of the wrong kind or out of range.
+    #[error("config.json: `{key}` is {got}, expected {expected}")]
+    Invalid {
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        got: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// `model_type` names an architecture that is not implemented.
+    #[error("config.json: model_type is {0:?}; supported are \"TeleFLM\" and \"llama\"")]
+    ModelType(String),
+    /// A feature that changes the function and is not implemented.
+    #[error("config.json: {0} is not supported")]
+    Unsupported(String),
+    /// Two keys contradict each other.
+    #[error("config.json: {0}")]
+    Inconsistent(String),
+}
+
+/// The architectures that are one decoder with two settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelType {
+    /// Tele-FLM: Llama with µP multipliers on the embedding and the logits.
+    TeleFlm,
+    /// Plain Llama; opened as Tele-FLM with `use_mup = false`.
+    Llama,
+}
+
+impl ModelType {
+    /// The value of `model_type` in config.json.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TeleFlm => "TeleFLM",
+            Self::Llama => "llama",
+        }
+    }
+}
+
+/// Shape, multipliers and constants of a Tele-FLM or Llama decoder.
+///
+/// Fields are the Hub's names. Keys of `config.json` that have no field are kept and written
+/// back by [`TeleFlmConfig::to_json`], in their order.
+///
+/// ```
+/// let config = flm_candle::config::preset("tele-flm-52b").unwrap();
+/// assert_eq!(config.parameter_count(), 52_824_121_344);
+/// assert_eq!(config.logit_scale(), 0.03125);
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct TeleFlmConfig {
+    /// Architecture.
+    pub model_type: ModelType,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of decoder blocks.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key/value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of one head; `hidden_size / num_attention_heads` where the file does not say.
+    pub head_dim: usize,
+    /// Rows of the embedding, padding rows included.
+    pub vocab_size: usize,
+    /// Longest context the model was trained for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Whether `lm_head` is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether the three multipliers apply.
+    pub use_mup: bool,
+    /// Multiplies the embedding's output.
+    pub input_mult: f64,
+    /// Multiplies the logits.
+    pub output_mult: f64,
+    /// Divides the logits.
+    pub mup_scale_factor: f64,
+    /// Token that starts a text.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text; the file has one id or a list.
+    pub eos_token_ids: Vec<u32>,
+    /// Masks of a model that is still growing.
+    pub growth: Option<GrowthMasks>,
+    /// Everything that the file says, fields above included.
+    raw: Map<String, Value>,
+}
+
+/// The largest size that a dimension may have; far above any model, far below overflow.
+const MAX_DIMENSION: u64 = 1 << 32;
+
+impl TeleFlmConfig {
+    /// Reads and checks a `config.json`.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
+        Self::from_json(&text)
+    }
+
+    /// Reads and checks the text of a `config.json`.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::NotAnObject(e.to_string()))?;
+        match value {
+            Value::Object(raw) => Self::from_map(raw),
+            other => Err(ConfigError::NotAnObject(short(&other))),
+        }
+    }
+
+    fn from_map(raw: Map<String, Value>) -> Result<Self, ConfigError> {
+        let keys = Keys(&raw);
+        let model_type = match raw.get("model_type").and_then(Value::as_str) {
+            Some("TeleFLM") => ModelType::TeleFlm,
+            Some("llama") => ModelType::Llama,
+            Some(other) => return Err(ConfigError::ModelType(other.chars().take(80).collect())),
+            None => return Err(ConfigError::Missing("model_type")),
+        };
+        for key in ["attention_bias", "mlp_bias"] {
+            if keys.boolean(key)?.unwrap_or(false) {
+                return Err(ConfigError::Unsupported(format!("`{key}` = true")));
+            }
+        }
+        if let Some(act) = raw.get("hidden_act").filter(|v| v.as_str() != Some("silu")) {
+            return Err(ConfigError::Unsupported(format!("`hidden_act` = {}", short(act))));
+        }
+        for key in ["rope_scaling", "rope_parameters"] {
+            let Some(scaling) = raw.get(key).filter(|v| !v.is_null()) else { continue };
+            let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
+            if kind != Some("default") {
+                return Err(ConfigError::Unsupported(format!("`{key}` = {}", short(scaling))));
+            }
+        }
+        let num_attention_heads = keys.size("num_attention_heads")?;
+        let hidden_size = keys.size("hidden_size")?;
+        let head_dim = match keys.optional_size("head_dim")? {
+            Some(d) => d,
+            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+            None => {
+                return Err(ConfigError::Inconsistent(format!(
+                    "hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads} and there is no head_dim"
+                )));
+            }
+        };
+        let use_mup = model_type == ModelType::TeleFlm && keys.boolean("use_mup")?.unwrap_or(false);
+        let multiplier = |key| match keys.number(key)? {
+            Some(value) => Ok(value),
+            None if use_mup => Err(ConfigError::Missing(key)),
+            None => Ok(1.0),
+        };
+        let rope_parameters = raw.get("rope_parameters").and_then(Value::as_object);
+        let rope_theta = match (keys.number("rope_theta")?, rope_parameters) {
+            (Some(theta), _) => theta,
+            (None, Some(inner)) => Keys(inner).number("rope_theta")?.unwrap_or(10_000.0),
+            (None, None) => 10_000.0,
+        };
+        let config = Self {
+            model_type,
+            hidden_size,
+            intermediate_size: keys.size("intermediate_size")?,
+            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_attention_heads,
+            num_key_value_heads: keys.optional_size("num_key_value_heads")?.unwrap_or(num_attention_heads),
+            head_dim,
+            vocab_size: keys.size("vocab_size")?,
+            max_position_embeddings: keys.size("max_position_embeddings")?,
+            rms_norm_eps: keys.number("rms_norm_eps")?.ok_or(ConfigError::Missing("rms_norm_eps"))?,
+            rope_theta,
+            tie_word_embeddings: keys.boolean("tie_word_embeddings")?.unwrap_or(false),
+            use_mup,
+            input_mult: multiplier("input_mult")?,
+            output_mult: multiplier("output_mult")?,
+            mup_scale_factor: multiplier("mup_scale_factor")?,
+            bos_token_id: keys.token("bos_token_id")?,
+            eos_token_ids: keys.tokens("eos_token_id")?,
+            growth: keys.get("growth").map(GrowthMasks::from_value).transpose()?,
+            raw,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the sizes fit each other; every constructor and writer calls it.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let (h, kv) = (self.num_attention_heads, self.num_key_value_heads);
+        for (key, size) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", h),
+            ("num_key_value_heads", kv),
+            ("head_dim", self.head_dim),
+            ("vocab_size", self.vocab_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ] {
+            if size == 0 || size as u64 > MAX_DIMENSION {
+                return Err(invalid(key, size, "a positive size"));
+            }
+        }
+        if !h.is_multiple_of(kv) {
+            return Err(ConfigError::Inconsistent(format!(
+                "num_attention_heads {h} is not a multiple of num_key_value_heads {kv}"
+            )));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(ConfigError::Inconsistent(format!(
+                "head_dim {} is odd: rotary needs pairs",
+                self.head_dim
+            )));
+        }
+        for (key, value) in [
+            ("rms_norm_eps", self.rms_norm_eps),
+            ("rope_theta", self.rope_theta),
+            ("input_mult", self.input_mult),
+            ("output_mult", self.output_mult),
+            ("mup_scale_factor", self.mup_scale_factor),
+        ] {
+            if !value.is_finite() {
+                return Err(invalid(key, value, "a finite number"));
+            }
+        }
+        if self.rms_norm_eps < 0.0 {
+            return Err(invalid("rms_norm_eps", self.rms_norm_eps, "a number ≥ 0"));
+        }
+        if self.rope_theta <= 0.0 {
+            return Err(invalid("rope_theta", self.rope_theta, "a number > 0"));
+        }
+        if self.mup_scale_factor == 0.0 {
+            return Err(invalid("mup_scale_factor", 0.0, "a number other than 0 (it divides the logits)"));
+        }
+        if let Some(growth) = &self.growth {
+            growth.validate(self)?;
+        }
+        self.checked_parameter_count().map(drop)
+    }
+
+    /// What the embedding's output is multiplied by: `input_mult`, or 1 without µP.
+    pub fn input_scale(&self) -> f64 {
+        if self.use_mup { self.input_mult } else { 1.0 }
+    }
+
+    /// What the logits are multiplied by: `output_mult / mup_scale_factor`, or 1 without µP.
+    pub fn logit_scale(&self) -> f64 {
+        if self.use_mup { self.output_mult / self.mup_scale_factor } else { 1.0 }
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads together.
+    pub fn key_value_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// The nine tensors of block `layer`, in the order of the forward pass.
+    pub fn block_tensors(&self, layer: usize) -> Vec<TensorShape> {
+        let (d, f, q, kv) =
+            (self.hidden_size, self.intermediate_size, self.query_width(), self.key_value_width());
+        [
+            ("input_layernorm", vec![d]),
+            ("self_attn.q_proj", vec![q, d]),
+            ("self_attn.k_proj", vec![kv, d]),
+            ("self_attn.v_proj", vec![kv, d]),
+            ("self_attn.o_proj", vec![d, q]),
+            ("post_attention_layernorm", vec![d]),
+            ("mlp.gate_proj", vec![f, d]),
+            ("mlp.up_proj", vec![f, d]),
+            ("mlp.down_proj", vec![d, f]),
+        ]
+        .into_iter()
+        .map(|(part, shape)| TensorShape { name: format!("model.layers.{layer}.{part}.weight"), shape })
+        .collect()
+    }
+
+    /// Every tensor that a checkpoint of this config holds: embedding, blocks, final norm, head.
+    ///
+    /// A tied head is not listed. The order is that of the forward pass.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorShape> + '_ {
+        let named = |name: &str, shape: Vec<usize>| TensorShape { name: name.into(), shape };
+        let (v, d) = (self.vocab_size, self.hidden_size);
+        std::iter::once(named(EMBED_TOKENS, vec![v, d]))
+            .chain((0..self.num_hidden_layers).flat_map(|i| self.block_tensors(i)))
+            .chain(std::iter::once(named(FINAL_NORM, vec![d])))
+            .chain((!self.tie_word_embeddings).then(|| named(LM_HEAD, vec![v, d])))
+    }
+
+    /// Number of parameters of one block.
+    pub fn block_parameter_count(&self) -> u64 {
+        self.block_tensors(0).iter().map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// Number of parameters, a tied head counted once.
+    pub fn parameter_count(&self) -> u64 {
+        self.checked_parameter_count().unwrap_or(u64::MAX)
+    }
+
+    fn checked_parameter_count(&self) -> Result<u64, ConfigError> {
+        let product = |shape: &[usize]| shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
+        let sum = |shapes: &[&[usize]]| shapes.iter().try_fold(0u64, |n, s| n.checked_add(product(s)?));
+        let count = || {
+            let (d, f, l) = (self.hidden_size, self.intermediate_size, self.num_hidden_layers as u64);
+            let q = self.num_attention_heads.checked_mul(self.head_dim)?;
+            let kv = self.num_key_value_heads.checked_mul(self.head_dim)?;
+            let block = sum(&[&[2, d], &[2, q, d], &[2, kv, d], &[3, f, d]])?;
+            let heads = if self.tie_word_embeddings { 1 } else { 2 };
+            let total = block.checked_mul(l)?.checked_add(sum(&[&[heads, self.vocab_size, d], &[d]])?)?;
+            // eight bytes a parameter, the widest dtype, must be a file size that systems can express
+            (total < (i64::MAX / 8) as u64).then_some(total)
+        };
+        count().ok_or_else(|| {
+            ConfigError::Inconsistent("the sizes multiply to more parameters than can exist".into())
+        })
+    }
+
+    /// The file's keys as they were read; fields changed since are not in it.
+    pub fn raw(&self) -> &Map<String, Value> {
+        &self.raw
+    }
+
+    /// The dtype that `torch_dtype` (or `dtype`) names, where it is one that weights can have.
+    pub fn declared_dtype(&self) -> Option<candle_core::DType> {
+        let name = self.raw.get("torch_dtype").or_else(|| self.raw.get("dtype"))?.as_str()?;
+        match name.trim_start_matches("torch.") {
+            "bfloat16" => Some(candle_core::DType::BF16),
+            "float16" => Some(candle_core::DType::F16),
+            "float32" => Some(candle_core::DType::F32),
+            "float64" => Some(candle_core::DType::F64),
+            _ => None,
+        }
+    }
+
+    /// Sets a key that has no field, for example `torch_dtype`.
+    pub fn set_raw(&mut self, key: &str, value: Value) {
+        self.raw.insert(key.into(), value);
+    }
+
+    /// The text of a `config.json`: the keys that were read, with every field's present value.
+    ///
+    /// A key is written where it was present before or where its value is not what a reader would
+    /// assume without it, so reading and writing an unchanged config gives the same keys and values.
+    pub fn to_json(&self) -> String {
+        let mut out = self.raw.clone();
+        let mut put = |key: &str, value: Value, implied: bool| {
+            let write = match out.get(key) {
+                Some(old) => !same_value(old, &value),
+                None => !implied,
+            };
+            if write {
+                out.insert(key.into(), value);
+            }
+        };
+        put("model_type", self.model_type.as_str().into(), false);
+        for (key, size) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("vocab_size", self.vocab_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ] {
+            put(key, size.into(), false);
+        }
+        let same_heads = self.num_key_value_heads == self.num_attention_heads;
+        put("num_key_value_heads", self.num_key_value_heads.into(), same_heads);
+        put("head_dim", self.head_dim.into(), self.head_dim * self.num_attention_heads == self.hidden_size);
+        put("rms_norm_eps", self.rms_norm_eps.into(), false);
+        let nested = |m: &Map<String, Value>| {
+            m.get("rope_parameters").and_then(|p| p.get("rope_theta")).and_then(Value::as_f64)
+        };
+        put("rope_theta", self.rope_theta.into(), nested(&self.raw).unwrap_or(10_000.0) == self.rope_theta);
+        put("tie_word_embeddings", self.tie_word_embeddings.into(), !self.tie_word_embeddings);
+        put("use_mup", self.use_mup.into(), !self.use_mup);
+        for (key, value) in [
+            ("input_mult", self.input_mult),
+            ("output_mult", self.output_mult),
+            ("mup_scale_factor", self.mup_scale_factor),
+        ] {
+            put(key, value.into(), !self.use_mup);
+        }
+        if let Some(id) = self.bos_token_id {
+            put("bos_token_id", id.into(), false);
+        }
+        match self.eos_token_ids.as_slice() {
+            [] => {}
+            [id] if !out.get("eos_token_id").is_some_and(Value::is_array) => {
+                out.insert("eos_token_id".into(), (*id).into());
+            }
+            ids => {
+                out.insert("eos_token_id".into(), ids.into());
+            }
+        }
+        match &self.growth {
+            Some(growth) => {
+                out.insert("growth".into(), serde_json::to_value(growth).unwrap_or_default());
+            }
+            None => {
+                out.shift_remove("growth");
+            }
+        }
+        let mut text = serde_json::to_string_pretty(&Value::Object(out)).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}
+
+/// Equal as JSON, where 4 and 4.0 are the same number.
+fn same_value(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(x), Some(y)) => x == y,
+        _ => a == b,
+    }
+}
+
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() > 80 { text.chars().take(80).chain("…".chars()).collect() } else { text }
+}
+
+fn invalid(key: &'static str, got: impl std::fmt::Display, expected: &'static str) -> ConfigError {
+    ConfigError::Invalid { key, got: got.to_string(), expected }
+}
+
+/// Typed access to a JSON object; `null` counts as absent.
+struct Keys<'a>(&'a Map<String, Value>);
+
+impl Keys<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|v| !v.is_null())
+    }
+
+    fn optional_size(&self, key: &'static str) -> Result<Option<usize>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(n) if n > 0 && n <= MAX_DIMENSION => Ok(Some(n as usize)),
+            _ => Err(invalid(key, short(value), "a positive size")),
+        }
+    }
+
+    fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
+        self.optional_size(key)?.ok_or(ConfigError::Missing(key))
+    }
+
+    fn number(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_f64().map(Some).ok_or_else(|| invalid(key, short(value), "a number"))
+    }
+
+    fn boolean(&self, key: &'static str) -> Result<Option<bool>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| invalid(key, short(value), "true or false"))
+    }
+
+    fn token(&self, key: &'static str) -> Result<Option<u32>, ConfigError> {
+        Ok(self.tokens(key)?.first().copied())
+    }
+
+    fn tokens(&self, key: &'static str) -> Result<Vec<u32>, ConfigError> {
+        let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let ids = match value {
+            Value::Array(list) => list.iter().map(one).collect::<Option<Vec<_>>>(),
+            single => one(single).map(|id| vec![id]),
+        };
+        ids.ok_or_else(|| invalid(key, short(value), "a token id or a list of them"))
+    }
+}

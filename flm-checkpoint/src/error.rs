@@ -1,0 +1,339 @@
+//! Everything that can be wrong with a checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+
+use crate::config::ConfigError;
+use crate::format::index::IndexError;
+use crate::format::pickle::error::PickleError;
+use crate::format::safetensors::HeaderError;
+use crate::format::zip::ZipError;
+
+/// What can be wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// Its config.json is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file beside the weights could not be made.
+    #[error("{0}")]
+    Sidecar(String),
+    /// candle refused.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// The system refused to read, write or move a file.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The directory holds no weights in a known form.
+    #[error(
+        "no weights in {dir}: looked for model.safetensors, model.safetensors.index.json, \
+         pytorch_model.bin and pytorch_model.bin.index.json"
+    )]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A path that should be a file is a directory, a FIFO, a socket or a device.
+    #[error("{path} is not a regular file")]
+    NotARegularFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A text file of the checkpoint is far larger than such files are.
+    #[error("{path} has {size} bytes; at most {limit} are read")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// An index (`*.index.json`) is malformed.
+    #[error("{path}: {source}")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        source: IndexError,
+    },
+    /// The index names a file that is not there.
+    #[error("{index} places {tensor} in {file}, which is not there: download that file")]
+    MissingFile {
+        /// The index.
+        index: PathBuf,
+        /// A tensor of the file.
+        tensor: String,
+        /// The file.
+        file: String,
+    },
+    /// The index places a tensor in a file that does not hold it.
+    #[error(
+        "{file} holds no tensor {tensor}, although {index} says so: index and file are of different checkpoints"
+    )]
+    NotInFile {
+        /// The index.
+        index: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        file: PathBuf,
+    },
+    /// A file holds a tensor that the index does not place there.
+    #[error(
+        "{file} holds {tensor}, which {index} does not place there: index and file are of different checkpoints"
+    )]
+    NotInIndex {
+        /// The index.
+        index: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        file: PathBuf,
+    },
+    /// A file holds a tensor that the index places in another file.
+    #[error(
+        "tensor {tensor} is in {second} and, by the index, in {first}: one of the files is of another checkpoint"
+    )]
+    DuplicateTensor {
+        /// The tensor.
+        tensor: String,
+        /// The file that the index names.
+        first: PathBuf,
+        /// The file that holds it.
+        second: PathBuf,
+    },
+    /// A safetensors header is malformed.
+    #[error("{path}: {source}")]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: HeaderError,
+    },
+    /// A PyTorch file's archive is malformed.
+    #[error("{path}: {source}")]
+    Zip {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ZipError,
+    },
+    /// A PyTorch file's pickle is malformed or holds something else than tensors.
+    #[error("{path}: {source}")]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: PickleError,
+    },
+    /// The config asks for a tensor that no file holds.
+    #[error("tensor {tensor} is missing; config.json asks for it with shape {expected:?}")]
+    MissingTensor {
+        /// The tensor.
+        tensor: String,
+        /// Its shape by the config.
+        expected: Vec<usize>,
+    },
+    /// A file holds a tensor that the config knows nothing of.
+    #[error("{file} holds {tensor} {shape:?}, which a model of this config.json does not have")]
+    UnknownTensor {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The file.
+        file: PathBuf,
+    },
+    /// A tensor's shape is not what the config says.
+    #[error("{file}: {tensor} has shape {got:?}, config.json says {expected:?}")]
+    ShapeMismatch {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        file: PathBuf,
+        /// Shape by the config.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        got: Vec<usize>,
+    },
+    /// No matrix has the dtype that the config declares.
+    #[error(
+        "config.json declares torch_dtype {declared:?}, but {tensor} in {file} and all other matrices are not: \
+         set torch_dtype to {got:?}, or convert the checkpoint"
+    )]
+    DTypeMismatch {
+        /// A matrix.
+        tensor: String,
+        /// Its file.
+        file: PathBuf,
+        /// What the config declares.
+        declared: DType,
+        /// What the matrix is.
+        got: DType,
+    },
+    /// There is no tensor of that name.
+    #[error("{dir} has no tensor {tensor}")]
+    NoSuchTensor {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The name asked for.
+        tensor: String,
+    },
+    /// A read or write reaches outside its tensor.
+    #[error("bytes {offset}..{offset}+{len} are outside {tensor}, which has {nbytes}")]
+    OutOfRange {
+        /// The tensor.
+        tensor: String,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// Length of the tensor.
+        nbytes: u64,
+    },
+    /// A file could not be read where a tensor lies.
+    #[error("cannot read {tensor} from {path}: {source}")]
+    Read {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        path: PathBuf,
+        /// The system's error; `UnexpectedEof` where the file was cut after it was opened.
+        source: std::io::Error,
+    },
+    /// The bytes of a PyTorch storage are not those that were saved.
+    #[error(
+        "{path}: entry {entry} (tensor {tensor}) has CRC-32 {got:08x}, the archive says {expected:08x}: download the file again"
+    )]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// The archive's entry.
+        entry: String,
+        /// A tensor in it.
+        tensor: String,
+        /// CRC-32 by the archive.
+        expected: u32,
+        /// CRC-32 of what was read.
+        got: u32,
+    },
+    /// A tensor that was written and fsynced has other bytes when it is read again.
+    #[error("{path}: {tensor} is not read back as it was written: check the disk")]
+    NotAsWritten {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The output exists already.
+    #[error("{path} exists and is not an empty directory: remove it or choose another name")]
+    DestinationExists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output has no name, for example `..`.
+    #[error("{path} cannot be written: it has no file name")]
+    BadDestination {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Another process writes the same output.
+    #[error("{path} is in use: another process is writing this checkpoint")]
+    InUse {
+        /// The staging directory.
+        path: PathBuf,
+    },
+    /// A JSON file that this program wrote is malformed.
+    #[error("{path} cannot be read: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// The staging directory holds an unfinished run of something else.
+    #[error(
+        "{path} holds an unfinished run with {difference}: finish it with its own command, or start over with --restart"
+    )]
+    ResumeMismatch {
+        /// The staging directory.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// A model with masks has no equal in another layout.
+    #[error(
+        "{dir} has growth masks, which no other layout knows: run `flm fold` first, then convert its output"
+    )]
+    Masked {
+        /// The checkpoint.
+        dir: PathBuf,
+    },
+    /// A multiplier cannot be folded into weights or taken out of them.
+    #[error("{what} cannot go from {from} to {to}: the factor would not be a finite number other than 0")]
+    Multiplier {
+        /// Which.
+        what: &'static str,
+        /// What the source has.
+        from: f64,
+        /// What the output should have.
+        to: f64,
+    },
+    /// Two tensors of an output have the same name.
+    #[error("tensor {0} would be written twice")]
+    DuplicateSpec(String),
+    /// A tensor cannot be stored: its dtype is none of BF16, F16, F32, F64, or its size overflows.
+    #[error("tensor {tensor} ({dtype:?} {shape:?}) cannot be written to safetensors: {reason}")]
+    BadSpec {
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: DType,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A name was written that the output was not laid out for.
+    #[error("the output has no tensor {0}")]
+    NotInOutput(String),
+    /// A tensor of the output has bytes that were never written.
+    #[error("{missing} of {nbytes} bytes of {tensor} were never written")]
+    Unwritten {
+        /// The tensor.
+        tensor: String,
+        /// Bytes that were neither written nor skipped.
+        missing: u64,
+        /// Length of the tensor.
+        nbytes: u64,
+    },
+    /// The names and shapes are too many for one safetensors header.
+    #[error("the header of {file} would have {size} bytes, at most {limit} are allowed: use smaller shards")]
+    HeaderTooLarge {
+        /// The file.
+        file: String,
+        /// Bytes of the header.
+        size: u64,
+        /// The format's limit.
+        limit: u64,
+    },
+}
+
+/// What checkpoint functions return.
+pub type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// Turns a system's error into a [`CheckpointError::Io`].
+pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
+    let path = path.to_path_buf();
+    move |source| CheckpointError::Io { action, path, source }
+}

@@ -1,0 +1,64 @@
+//! Positioned reads from files and, for tests and fuzzing, from bytes.
+
+pub mod index;
+pub mod pickle;
+pub mod pytorch;
+pub mod safetensors;
+pub mod zip;
+
+use candle_core::DType;
+
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Something of known length that can be read at any position.
+pub trait Source {
+    /// Length in bytes.
+    fn size(&self) -> u64;
+    /// Fills `buf` from byte `offset`; `UnexpectedEof` where that reaches past the end.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Whether every read is a round trip: then only what is needed to know the tensors is read.
+    fn is_distant(&self) -> bool {
+        false
+    }
+
+    /// `len` bytes from `offset`; checked against the length before anything is allocated.
+    fn bytes_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        if offset.checked_add(len as u64).is_none_or(|end| end > self.size()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut buf = vec![0; len];
+        self.read_exact_at(&mut buf, offset)?;
+        Ok(buf)
+    }
+}
+
+impl Source for &[u8] {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).ok();
+        let bytes = start.and_then(|start| self.get(start..start.checked_add(buf.len())?));
+        buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// A tensor of one file, before files are put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RawTensor {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    /// First byte, counted from the start of the file.
+    pub offset: u64,
+    pub nbytes: u64,
+}
+
+/// Buffers that old versions of transformers saved although they follow from the config.
+pub(crate) fn is_skipped(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
+}

@@ -1,0 +1,16 @@
+pub mod atomic;
+pub mod cast;
+pub mod checksums;
+pub mod config;
+pub mod dtype;
+pub mod durable;
+pub mod error;
+pub mod format;
+pub mod fuzzing;
+pub mod hex;
+pub mod identity;
+pub mod machine;
+pub mod ranges;
+pub mod read;
+pub mod tensor_id;
+pub mod write;

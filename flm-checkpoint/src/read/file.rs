@@ -1,0 +1,53 @@
+use crate::error::CheckpointError;
+use crate::error::Result;
+use crate::error::io;
+use crate::format::Source;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A regular file and its length when it was opened.
+#[derive(Debug)]
+pub struct OpenFile {
+    pub file: File,
+    pub size: u64,
+}
+
+impl OpenFile {
+    /// Opens `path`, which may be a symbolic link, if it is a regular file.
+    ///
+    /// The kind is looked at before opening: opening a FIFO would wait for a writer.
+    pub fn open(path: &Path) -> Result<Self> {
+        let regular = |meta: std::fs::Metadata| {
+            let not = || CheckpointError::NotARegularFile { path: path.into() };
+            if meta.is_file() { Ok(meta.len()) } else { Err(not()) }
+        };
+        regular(std::fs::metadata(path).map_err(io("open", path))?)?;
+        let file = File::open(path).map_err(io("open", path))?;
+        let size = regular(file.metadata().map_err(io("open", path))?)?;
+        Ok(Self { file, size })
+    }
+}
+
+impl Source for OpenFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+/// The largest JSON file that is read; the 1T's index has 110 kB.
+pub const MAX_JSON: u64 = 64 << 20;
+
+/// The bytes of a JSON file, if it is a regular file of sensible size.
+pub fn read_json_file(path: &Path) -> Result<Vec<u8>> {
+    let source = OpenFile::open(path)?;
+    if source.size > MAX_JSON {
+        return Err(CheckpointError::TooLarge { path: path.into(), size: source.size, limit: MAX_JSON });
+    }
+    source.bytes_at(0, source.size as usize).map_err(io("read", path))
+}

@@ -1,0 +1,122 @@
+//! Checkpoints on disk: one way to open them, one way to write them.
+//!
+//! [`Checkpoint`] opens safetensors and PyTorch files, single or sharded, reads their headers and
+//! checks everything that can be checked without reading weights; reading is by position. Nothing in
+//! a file is executed. [`Writer`] streams a safetensors checkpoint that appears whole or not at all,
+//! [`convert`] joins the two in bounded memory, [`compare`] checks what it made against its source, and
+//! [`Checksums`] against digests where the source is gone.
+
+pub mod bytes;
+pub mod check;
+pub mod file;
+pub mod open;
+pub mod remote;
+pub mod statistics;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+
+use crate::config::TeleFlmConfig;
+use crate::format::zip::ZipEntry;
+use crate::read::file::OpenFile;
+
+use crate::error::CheckpointError;
+
+/// How the weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `model.safetensors`.
+    Safetensors,
+    /// `model.safetensors.index.json` and the files that it names.
+    ShardedSafetensors,
+    /// `pytorch_model.bin`.
+    PyTorch,
+    /// `pytorch_model.bin.index.json` and the files that it names.
+    ShardedPyTorch,
+}
+
+/// Where a tensor's bytes are: row-major, little-endian, contiguous.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// BF16, F16, F32 or F64.
+    pub dtype: DType,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Index into [`Checkpoint::files`].
+    pub file: usize,
+    /// First byte, counted from the start of the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub nbytes: u64,
+}
+
+/// A file that holds weights.
+#[derive(Debug)]
+pub struct WeightFile {
+    /// Path.
+    pub path: PathBuf,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// An open checkpoint; holds names and offsets, no weights.
+///
+/// Its files stay open, so that a checkpoint that is replaced meanwhile is read as it was.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    format: Format,
+    pub config: TeleFlmConfig,
+    pub files: Vec<WeightFile>,
+    /// One for each of `files`; none where only headers were read.
+    pub handles: Vec<OpenFile>,
+    /// Sorted by name.
+    pub entries: Vec<TensorEntry>,
+    /// For each of `files` the archive's entries in the order of the file; empty for safetensors.
+    pub storages: Vec<Vec<ZipEntry>>,
+}
+
+impl Checkpoint {
+    /// The directory that was opened.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// How the weights are stored.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// What config.json says.
+    pub fn config(&self) -> &TeleFlmConfig {
+        &self.config
+    }
+
+    /// The files that hold weights, in the order of their names.
+    pub fn files(&self) -> &[WeightFile] {
+        &self.files
+    }
+
+    /// All tensors, sorted by name.
+    pub fn entries(&self) -> impl Iterator<Item = &TensorEntry> + '_ {
+        self.entries.iter()
+    }
+
+    /// The tensor `name`; an error that names it if there is none.
+    pub fn entry(&self, name: &str) -> Result<&TensorEntry, CheckpointError> {
+        self.find(name)
+            .ok_or_else(|| CheckpointError::NoSuchTensor { dir: self.dir.clone(), tensor: name.into() })
+    }
+
+    /// Whether there is a tensor `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    pub fn find(&self, name: &str) -> Option<&TensorEntry> {
+        self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok().map(|i| &self.entries[i])
+    }
+}

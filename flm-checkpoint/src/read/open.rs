@@ -1,0 +1,201 @@
+//! Opening a checkpoint: which files it has, and their headers put together.
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::os::unix::fs::FileExt;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::config::{ConfigError, TeleFlmConfig};
+use crate::error::CheckpointError;
+use crate::error::Result;
+use crate::format::Source;
+use crate::format::index as weight_map;
+use crate::format::index::WeightMap;
+use crate::format::pytorch::PyTorchError;
+use crate::format::zip::ZipEntry;
+use crate::format::{RawTensor, is_skipped, pytorch, safetensors as safetensors_header};
+use crate::read::file::{OpenFile, read_json_file};
+use crate::read::{Checkpoint, Format, TensorEntry, WeightFile};
+
+/// What a directory may hold, the preferred first.
+const FORMATS: [(Format, &str); 4] = [
+    (Format::Safetensors, "model.safetensors"),
+    (Format::ShardedSafetensors, "model.safetensors.index.json"),
+    (Format::PyTorch, "pytorch_model.bin"),
+    (Format::ShardedPyTorch, "pytorch_model.bin.index.json"),
+];
+
+impl Checkpoint {
+    /// Opens the directory `dir`: reads config.json and every header, no weights.
+    ///
+    /// Of several forms of weights in one directory the first in the order of [`Format`] is taken.
+    /// Files may be symbolic links, as in the Hub's cache.
+    ///
+    /// # Errors
+    /// Anything malformed, named with file and tensor. Whether the tensors are those that config.json
+    /// asks for is not an error here but in [`Checkpoint::check`].
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_in(dir, &Directory)
+    }
+
+    /// The same wherever the files of `dir` are.
+    pub fn open_in(dir: &Path, files: &dyn Files) -> Result<Self> {
+        let config = parse_config(&files.json(&dir.join("config.json"))?)?;
+        let found = FORMATS.iter().find(|(_, name)| files.has(&dir.join(name)));
+        let &(format, name) = found.ok_or_else(|| CheckpointError::NoWeights { dir: dir.into() })?;
+        let path = dir.join(name);
+        let index = match format {
+            Format::Safetensors | Format::PyTorch => None,
+            Format::ShardedSafetensors | Format::ShardedPyTorch => {
+                let parsed = weight_map::parse(&files.json(&path)?);
+                Some(parsed.map_err(|source| CheckpointError::Index { path: path.clone(), source })?)
+            }
+        };
+        let mut checkpoint = Self {
+            dir: dir.into(),
+            format,
+            config,
+            files: Vec::new(),
+            handles: Vec::new(),
+            entries: Vec::new(),
+            storages: Vec::new(),
+        };
+        match index {
+            None => checkpoint.add_file(files, path)?,
+            Some(map) => checkpoint.add_shards(files, &path, &map)?,
+        }
+        // No name stands twice: each file's reader saw to that, and an index places a name in one file.
+        checkpoint.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(checkpoint)
+    }
+
+    fn add_shards(&mut self, files: &dyn Files, index: &Path, map: &WeightMap) -> Result<()> {
+        let mut expected: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (tensor, file) in map.iter().filter(|(tensor, _)| !is_skipped(tensor)) {
+            expected.entry(file).or_default().insert(tensor);
+        }
+        for (file, mut tensors) in expected {
+            let path = self.dir.join(file);
+            if !files.has(&path) {
+                let tensor = tensors.pop_first().unwrap_or_default().into();
+                return Err(CheckpointError::MissingFile { index: index.into(), tensor, file: file.into() });
+            }
+            let first = self.entries.len();
+            self.add_file(files, path.clone())?;
+            for entry in &self.entries[first..] {
+                if !tensors.remove(entry.name.as_str()) {
+                    let tensor = entry.name.clone();
+                    return Err(match map.get(&tensor) {
+                        None => CheckpointError::NotInIndex { index: index.into(), tensor, file: path },
+                        Some(other) => {
+                            let first = self.dir.join(other);
+                            CheckpointError::DuplicateTensor { tensor, first, second: path }
+                        }
+                    });
+                }
+            }
+            if let Some(tensor) = tensors.pop_first() {
+                return Err(CheckpointError::NotInFile {
+                    index: index.into(),
+                    tensor: tensor.into(),
+                    file: path,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, files: &dyn Files, path: PathBuf) -> Result<()> {
+        let Headers { size, tensors, storages, handle } = files.headers(self.format, &path)?;
+        let file = self.files.len();
+        self.files.push(WeightFile { path, size });
+        self.handles.extend(handle);
+        self.storages.push(storages);
+        self.entries.extend(tensors.into_iter().map(|t| TensorEntry {
+            name: t.name,
+            dtype: t.dtype,
+            shape: t.shape,
+            file,
+            offset: t.offset,
+            nbytes: t.nbytes,
+        }));
+        Ok(())
+    }
+}
+
+/// Where the files of a checkpoint are.
+pub trait Files {
+    /// Whether there is something of that name, of whatever kind.
+    fn has(&self, path: &Path) -> bool;
+    /// The bytes of a JSON file of sensible size.
+    fn json(&self, path: &Path) -> Result<Vec<u8>>;
+    /// What the headers of a weight file say.
+    fn headers(&self, format: Format, path: &Path) -> Result<Headers>;
+}
+
+/// What is known of a weight file without its weights.
+pub struct Headers {
+    pub size: u64,
+    pub tensors: Vec<RawTensor>,
+    /// For PyTorch, the archive's entries that hold tensors.
+    pub storages: Vec<ZipEntry>,
+    /// Where weights can be read.
+    pub handle: Option<OpenFile>,
+}
+
+/// The files of this machine.
+struct Directory;
+
+impl Files for Directory {
+    fn has(&self, path: &Path) -> bool {
+        !path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    }
+
+    fn json(&self, path: &Path) -> Result<Vec<u8>> {
+        read_json_file(path)
+    }
+
+    fn headers(&self, format: Format, path: &Path) -> Result<Headers> {
+        let file = OpenFile::open(path)?;
+        let (tensors, storages) = read_headers(format, path, &file)?;
+        Ok(Headers { size: file.size, tensors, storages, handle: Some(file) })
+    }
+}
+
+/// The tensors of a file and, for PyTorch, the archive's entries that hold them.
+pub fn read_headers(
+    format: Format,
+    path: &Path,
+    file: &impl Source,
+) -> Result<(Vec<RawTensor>, Vec<ZipEntry>)> {
+    match format {
+        Format::Safetensors | Format::ShardedSafetensors => match safetensors_header::read(file) {
+            Ok(tensors) => Ok((tensors, Vec::new())),
+            Err(source) => Err(CheckpointError::Header { path: path.into(), source }),
+        },
+        Format::PyTorch | Format::ShardedPyTorch => match pytorch::read(file) {
+            Ok(file) => Ok((file.tensors, file.storages)),
+            Err(PyTorchError::Zip(source)) => Err(CheckpointError::Zip { path: path.into(), source }),
+            Err(PyTorchError::Pickle(source)) => Err(CheckpointError::Pickle { path: path.into(), source }),
+        },
+    }
+}
+
+fn parse_config(bytes: &[u8]) -> Result<TeleFlmConfig> {
+    let text = std::str::from_utf8(bytes).map_err(|e| ConfigError::NotAnObject(e.to_string()))?;
+    Ok(TeleFlmConfig::from_json(text)?)
+}
+
+/// Tensor name → file name by the text of an index; buffers that follow from the config are left out.
+///
+/// # Errors
+/// [`CheckpointError::Index`]: not an index, a duplicate, or a file name that is not a plain one.
+pub fn parse_index(path: &Path, text: &[u8]) -> Result<BTreeMap<String, String>> {
+    let map = weight_map::parse(text);
+    let mut map: WeightMap = map.map_err(|source| CheckpointError::Index { path: path.into(), source })?;
+    map.retain(|tensor, _| !is_skipped(tensor));
+    Ok(map)
+}

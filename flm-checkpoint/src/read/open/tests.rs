@@ -1,0 +1,201 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::error::CheckpointError;
+use crate::format::index::IndexError;
+use crate::format::pickle::error::PickleError;
+use crate::format::safetensors::HeaderError;
+use crate::format::zip::ZipError;
+use crate::read::Checkpoint;
+use crate::read::Format;
+use flm_tests::files::{Saved, fixture, pytorch, safetensors};
+
+/// A directory with the config of a small model and no weights.
+fn empty() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(fixture("models/teleflm-f32-st/config.json"), dir.path().join("config.json")).unwrap();
+    dir
+}
+
+fn one_tensor(name: &str) -> Vec<u8> {
+    safetensors(
+        &json!({ name: { "dtype": "F32", "shape": [1], "data_offsets": [0, 4] } }).to_string(),
+        &[0; 4],
+    )
+}
+
+fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) {
+    fs::write(dir.join(name), bytes).unwrap();
+}
+
+/// Two shards of one tensor each, `a` and `b`, and the index `map`.
+fn sharded(map: serde_json::Value) -> TempDir {
+    let dir = empty();
+    write(dir.path(), "1.safetensors", one_tensor("a"));
+    write(dir.path(), "2.safetensors", one_tensor("b"));
+    write(dir.path(), "model.safetensors.index.json", json!({ "weight_map": map }).to_string());
+    dir
+}
+
+fn error(dir: &TempDir) -> CheckpointError {
+    Checkpoint::open(dir.path()).unwrap_err()
+}
+
+fn mkfifo(path: &Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn a_directory_without_weights_says_what_was_looked_for() {
+    let text = error(&empty()).to_string();
+    for name in [
+        "model.safetensors,",
+        "model.safetensors.index.json",
+        "pytorch_model.bin ",
+        "pytorch_model.bin.index.json",
+    ] {
+        assert!(text.contains(name), "{text}");
+    }
+}
+
+#[test]
+fn a_directory_without_config_or_with_a_broken_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(error(&dir), CheckpointError::Io { .. }));
+    write(dir.path(), "config.json", "[]");
+    assert!(matches!(error(&dir), CheckpointError::Config(_)));
+    write(dir.path(), "config.json", [0xff, 0xfe]);
+    assert!(matches!(error(&dir), CheckpointError::Config(_)));
+    fs::File::create(dir.path().join("config.json")).unwrap().set_len(65 << 20).unwrap();
+    assert!(matches!(error(&dir), CheckpointError::TooLarge { .. }));
+}
+
+#[test]
+fn of_several_forms_the_first_is_taken() {
+    let dir = empty();
+    let bin = pytorch(&[Saved::default()], &[("0", &[0; 24])]).bytes;
+    let mut steps = vec![];
+    write(dir.path(), "shard.bin", &bin);
+    write(dir.path(), "pytorch_model.bin.index.json", r#"{"weight_map":{"w":"shard.bin"}}"#);
+    steps.push(Checkpoint::open(dir.path()).unwrap().format());
+    write(dir.path(), "pytorch_model.bin", &bin);
+    steps.push(Checkpoint::open(dir.path()).unwrap().format());
+    write(dir.path(), "shard.safetensors", one_tensor("w"));
+    write(dir.path(), "model.safetensors.index.json", r#"{"weight_map":{"w":"shard.safetensors"}}"#);
+    steps.push(Checkpoint::open(dir.path()).unwrap().format());
+    write(dir.path(), "model.safetensors", one_tensor("w"));
+    steps.push(Checkpoint::open(dir.path()).unwrap().format());
+    use crate::read::Format::{PyTorch, Safetensors, ShardedPyTorch, ShardedSafetensors};
+    assert_eq!(steps, [ShardedPyTorch, PyTorch, ShardedSafetensors, Safetensors]);
+}
+
+#[test]
+fn errors_in_headers_name_their_file() {
+    let dir = empty();
+    write(dir.path(), "pytorch_model.bin", "PK");
+    assert!(matches!(error(&dir), CheckpointError::Zip { source: ZipError::NotZip, .. }));
+    write(dir.path(), "pytorch_model.bin", pytorch(&[Saved::default()], &[]).bytes);
+    assert!(matches!(error(&dir), CheckpointError::Pickle { source: PickleError::NoStorage { .. }, .. }));
+    write(dir.path(), "model.safetensors", "short");
+    let error = error(&dir);
+    assert!(error.to_string().contains("model.safetensors: not a safetensors file"), "{error}");
+    assert!(matches!(error, CheckpointError::Header { source: HeaderError::Truncated { .. }, .. }));
+}
+
+#[test]
+fn index_and_files_must_hold_the_same_names() {
+    assert!(Checkpoint::open(sharded(json!({"a": "1.safetensors", "b": "2.safetensors"})).path()).is_ok());
+    let dir = sharded(json!({"a": "1.safetensors", "c": "2.safetensors"}));
+    assert!(matches!(error(&dir), CheckpointError::NotInIndex { tensor, .. } if tensor == "b"));
+    let dir = sharded(json!({"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}));
+    assert!(matches!(error(&dir), CheckpointError::NotInFile { tensor, .. } if tensor == "c"));
+    let dir = sharded(json!({"a": "1.safetensors", "b": "3.safetensors"}));
+    let error = error(&dir);
+    assert!(error.to_string().ends_with("places b in 3.safetensors, which is not there: download that file"));
+}
+
+#[test]
+fn a_name_in_two_files_is_refused() {
+    let dir = sharded(json!({"a": "1.safetensors", "b": "2.safetensors"}));
+    write(dir.path(), "2.safetensors", one_tensor("a"));
+    let error = error(&dir);
+    assert!(matches!(&error, CheckpointError::DuplicateTensor { tensor, .. } if tensor == "a"), "{error}");
+}
+
+#[test]
+fn rotary_buffers_in_index_and_files_are_skipped() {
+    let buffer = "model.layers.0.self_attn.rotary_emb.inv_freq";
+    let dir = sharded(json!({"a": "1.safetensors", "b": "2.safetensors", buffer: "gone.safetensors"}));
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().entries().count(), 2);
+}
+
+#[test]
+fn an_index_that_leaves_the_directory_is_refused() {
+    for file in ["../1.safetensors", "/etc/passwd", ".."] {
+        let error = error(&sharded(json!({ "a": file })));
+        assert!(
+            matches!(error, CheckpointError::Index { source: IndexError::BadFileName { .. }, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn links_of_the_hubs_cache_are_followed() {
+    let dir = sharded(json!({"a": "1.safetensors", "b": "2.safetensors"}));
+    let blobs = tempfile::tempdir().unwrap();
+    for name in ["1.safetensors", "model.safetensors.index.json", "config.json"] {
+        fs::rename(dir.path().join(name), blobs.path().join(name)).unwrap();
+        symlink(blobs.path().join(name), dir.path().join(name)).unwrap();
+    }
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().entries().count(), 2);
+    fs::remove_file(blobs.path().join("1.safetensors")).unwrap();
+    assert!(matches!(error(&dir), CheckpointError::Io { action: "open", .. }));
+}
+
+#[test]
+fn fifos_devices_and_directories_are_refused_without_waiting() {
+    let dir = empty();
+    mkfifo(&dir.path().join("model.safetensors"));
+    assert!(matches!(error(&dir), CheckpointError::NotARegularFile { .. }));
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    symlink("/dev/zero", dir.path().join("model.safetensors")).unwrap();
+    assert!(matches!(error(&dir), CheckpointError::NotARegularFile { .. }));
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    fs::create_dir(dir.path().join("model.safetensors")).unwrap();
+    assert!(matches!(error(&dir), CheckpointError::NotARegularFile { .. }));
+    fs::remove_dir(dir.path().join("model.safetensors")).unwrap();
+    fs::remove_file(dir.path().join("config.json")).unwrap();
+    mkfifo(&dir.path().join("config.json"));
+    assert!(matches!(error(&dir), CheckpointError::NotARegularFile { .. }));
+}
+
+#[test]
+fn reads_stay_inside_their_tensor() {
+    let dir = empty();
+    write(dir.path(), "model.safetensors", one_tensor("a"));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let entry = checkpoint.entry("a").unwrap();
+    assert!(checkpoint.read_at(entry, 2, &mut [0; 2]).is_ok());
+    for offset in [3, 4, u64::MAX] {
+        let error = checkpoint.read_at(entry, offset, &mut [0; 2]).unwrap_err();
+        assert!(matches!(error, CheckpointError::OutOfRange { nbytes: 4, .. }));
+    }
+    assert!(
+        matches!(checkpoint.entry("b"), Err(CheckpointError::NoSuchTensor { tensor, .. }) if tensor == "b")
+    );
+}
+
+#[test]
+fn a_file_that_was_cut_after_opening_is_named() {
+    let dir = empty();
+    write(dir.path(), "model.safetensors", one_tensor("a"));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    fs::File::options().write(true).open(dir.path().join("model.safetensors")).unwrap().set_len(20).unwrap();
+    let text = checkpoint.read(checkpoint.entry("a").unwrap()).unwrap_err().to_string();
+    assert!(text.contains("cannot read a from ") && text.contains("model.safetensors"), "{text}");
+}

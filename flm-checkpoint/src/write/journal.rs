@@ -1,0 +1,100 @@
+//! What a run has finished, on disk from one moment to the next.
+
+use crate::identity::RunKey;
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::CheckpointError;
+use crate::error::{Result, io};
+
+const JOURNAL_FILE: &str = ".journal.jsonl";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    tensor: String,
+    blake3: String,
+}
+
+/// The journal of a staging directory: its key, then a line for each finished tensor.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    /// Its first line.
+    key: String,
+    /// Digests of the tensors that an earlier run has finished.
+    pub finished: BTreeMap<String, String>,
+}
+
+impl Journal {
+    /// Whether a run of the same key was begun in `staging`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::ResumeMismatch`] where one of another key was.
+    pub fn is_begun(staging: &Path, key: &RunKey) -> Result<bool> {
+        let path = staging.join(JOURNAL_FILE);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            read => read.map_err(io("read", &path))?,
+        };
+        // A run that died before its first line was whole has finished nothing.
+        let Some((first, _)) = text.split_once('\n') else { return Ok(true) };
+        let difference = match serde_json::from_str::<RunKey>(first) {
+            Ok(begun) => key.difference(&begun),
+            Err(_) => Some("a journal that cannot be read".into()),
+        };
+        match difference {
+            None => Ok(true),
+            Some(difference) => Err(CheckpointError::ResumeMismatch { path: staging.into(), difference }),
+        }
+    }
+
+    /// Begins the journal, or goes on with one of the same key.
+    pub fn open(staging: &Path, key: &RunKey) -> Result<Self> {
+        let path = staging.join(JOURNAL_FILE);
+        let key = json_line(key);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        // The last line may be torn.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let lines = whole.strip_prefix(key.as_str()).unwrap_or_default().lines();
+        let lines = lines.map_while(|line| serde_json::from_str::<Line>(line).ok());
+        let finished: BTreeMap<_, _> = lines.map(|line| (line.tensor, line.blake3)).collect();
+        let mut start = key.clone();
+        for (tensor, blake3) in &finished {
+            start += &json_line(&Line { tensor: tensor.clone(), blake3: blake3.clone() });
+        }
+        let mut file = File::create(&path).map_err(io("create", &path))?;
+        file.write_all(start.as_bytes()).map_err(io("write", &path))?;
+        Ok(Self { path, file, key, finished })
+    }
+
+    /// Adds a tensor.
+    pub fn finish(&mut self, tensor: &str, blake3: &str) -> Result<()> {
+        let line = json_line(&Line { tensor: tensor.into(), blake3: blake3.into() });
+        self.file.write_all(line.as_bytes()).map_err(io("write", &self.path))
+    }
+
+    /// Takes all tensors out.
+    pub fn forget(self) -> Result<()> {
+        fs::write(&self.path, &self.key).map_err(io("write", &self.path))
+    }
+
+    /// Removes the journal from the finished checkpoint `dst`.
+    pub fn remove(dst: &Path) -> Result<()> {
+        let path = dst.join(JOURNAL_FILE);
+        fs::remove_file(&path).map_err(io("remove", &path))
+    }
+}
+
+fn json_line(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string(value).unwrap_or_default();
+    text.push('\n');
+    text
+}

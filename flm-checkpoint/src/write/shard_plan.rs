@@ -1,0 +1,167 @@
+//! Where each tensor of a new checkpoint will lie: shards, headers and offsets, from shapes alone.
+
+use std::os::unix::fs::FileExt;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::json;
+
+use crate::dtype;
+use crate::error::CheckpointError;
+use crate::error::Result;
+use crate::format::safetensors::MAX_HEADER;
+use crate::tensor_id::TensorSpec;
+
+/// The shards of a checkpoint.
+#[derive(Debug)]
+pub struct Layout {
+    pub shards: Vec<Shard>,
+    /// Bytes of all tensors.
+    pub total_size: u64,
+}
+
+/// One file.
+#[derive(Debug)]
+pub struct Shard {
+    pub file_name: String,
+    /// Length, header, padding: the first bytes of the file.
+    pub header: Vec<u8>,
+    /// In the order of the file.
+    pub tensors: Vec<Placed>,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// A tensor's place in its shard.
+#[derive(Debug)]
+pub struct Placed {
+    pub spec: TensorSpec,
+    /// First byte, counted from the start of the file.
+    pub offset: u64,
+    pub nbytes: u64,
+}
+
+impl Layout {
+    /// Lays out `specs` in their order, a new shard where `max_shard_size` bytes would be exceeded.
+    ///
+    /// Inside a shard the order is that of safetensors' own writer: dtypes descending, then names.
+    pub fn new(specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
+        let mut names = HashSet::new();
+        if let Some(spec) = specs.iter().find(|s| !names.insert(s.name.as_str())) {
+            return Err(CheckpointError::DuplicateSpec(spec.name.clone()));
+        }
+        let mut groups: Vec<Vec<(&TensorSpec, u64)>> = vec![Vec::new()];
+        let (mut filled, mut total_size) = (0u64, 0u64);
+        for spec in specs {
+            let nbytes = dtype::to_safetensors(spec.dtype)
+                .ok_or("only BF16, F16, F32 and F64 are written")
+                .and_then(|_| {
+                    dtype::byte_count(&spec.shape, spec.dtype).ok_or("it is larger than a file can be")
+                })
+                .and_then(|n| {
+                    total_size = total_size
+                        .checked_add(n)
+                        .filter(|&t| t <= i64::MAX as u64)
+                        .ok_or("all tensors together are larger than a file can be")?;
+                    Ok(n)
+                })
+                .and_then(|n| {
+                    let clash = spec.name == "__metadata__";
+                    if clash { Err("the name is that of the header's metadata") } else { Ok(n) }
+                })
+                .map_err(|reason| bad_spec(spec, reason))?;
+            let full = filled.checked_add(nbytes).is_none_or(|n| n > max_shard_size);
+            if full && groups.last().is_some_and(|g| !g.is_empty()) {
+                groups.push(Vec::new());
+                filled = 0;
+            }
+            filled = filled.saturating_add(nbytes);
+            if let Some(group) = groups.last_mut() {
+                group.push((spec, nbytes));
+            }
+        }
+        let count = groups.len();
+        let shards = groups.into_iter().enumerate().map(|(i, group)| Shard::new(file_name(i, count), group));
+        Ok(Self { shards: shards.collect::<Result<_>>()?, total_size })
+    }
+
+    /// The text of `model.safetensors.index.json`; `None` where there is one file.
+    pub fn index(&self) -> Option<String> {
+        if self.shards.len() == 1 {
+            return None;
+        }
+        let place = |shard: &Shard| {
+            let names = shard.tensors.iter().map(|t| t.spec.name.clone()).collect::<Vec<_>>();
+            let file_name = shard.file_name.clone();
+            names.into_iter().map(move |name| (name, file_name.clone()))
+        };
+        let map: BTreeMap<String, String> = self.shards.iter().flat_map(place).collect();
+        let index = json!({ "metadata": { "total_size": self.total_size }, "weight_map": map });
+        let mut text = serde_json::to_string_pretty(&index).unwrap_or_default();
+        text.push('\n');
+        Some(text)
+    }
+}
+
+fn bad_spec(spec: &TensorSpec, reason: &'static str) -> CheckpointError {
+    let (tensor, dtype, shape) = (spec.name.clone(), spec.dtype, spec.shape.clone());
+    CheckpointError::BadSpec { tensor, dtype, shape, reason }
+}
+
+fn file_name(index: usize, count: usize) -> String {
+    match count {
+        1 => "model.safetensors".into(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+    }
+}
+
+impl Shard {
+    fn new(file_name: String, mut group: Vec<(&TensorSpec, u64)>) -> Result<Self> {
+        group.sort_by(|(a, _), (b, _)| {
+            dtype::to_safetensors(b.dtype).cmp(&dtype::to_safetensors(a.dtype)).then(a.name.cmp(&b.name))
+        });
+        let mut end = 0;
+        let mut infos = Vec::with_capacity(group.len());
+        let mut tensors = Vec::with_capacity(group.len());
+        for (spec, nbytes) in group {
+            let Some(dtype) = dtype::to_safetensors(spec.dtype) else { continue };
+            let data_offsets = (end as usize, (end + nbytes) as usize);
+            infos.push((spec.name.clone(), TensorInfo { dtype, shape: spec.shape.clone(), data_offsets }));
+            tensors.push(Placed { spec: spec.clone(), offset: end, nbytes });
+            end += nbytes;
+        }
+        let header = header(&file_name, infos)?;
+        for tensor in &mut tensors {
+            tensor.offset += header.len() as u64;
+        }
+        let size = header.len() as u64 + end;
+        Ok(Self { file_name, header, tensors, size })
+    }
+}
+
+/// Length, JSON and padding, the same bytes as `safetensors::serialize` makes.
+fn header(file_name: &str, infos: Vec<(String, TensorInfo)>) -> Result<Vec<u8>> {
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let refused = |e: String| CheckpointError::Header {
+        path: file_name.into(),
+        source: crate::format::safetensors::HeaderError::Read(std::io::Error::other(e)),
+    };
+    let metadata = Metadata::new(Some(format), infos).map_err(|e| refused(e.to_string()))?;
+    let mut json = serde_json::to_vec(&metadata).map_err(|e| refused(e.to_string()))?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let size = json.len() as u64;
+    if size > MAX_HEADER {
+        let file = file_name.into();
+        return Err(CheckpointError::HeaderTooLarge { file, size, limit: MAX_HEADER });
+    }
+    let mut header = size.to_le_bytes().to_vec();
+    header.append(&mut json);
+    Ok(header)
+}
+
+/// The text of `model.safetensors.index.json` for tensors of these files and this many bytes in all.
+pub fn index_text(weight_map: &BTreeMap<String, String>, total_size: u64) -> String {
+    let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+    format!("{index:#}\n")
+}

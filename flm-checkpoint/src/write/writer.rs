@@ -1,0 +1,288 @@
+//! A streaming writer of safetensors checkpoints.
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::atomic::{Staging, write_file};
+use crate::checksums::WeightFileDigest;
+use crate::config::TeleFlmConfig;
+use crate::error::CheckpointError;
+use crate::error::{Result, io};
+use crate::ranges::Ranges;
+use crate::tensor_id::TensorSpec;
+use crate::write::shard_plan::Layout;
+
+/// Streaming writer of a (sharded) safetensors checkpoint directory that appears whole or not at all.
+///
+/// It works in `.NAME.partial` beside `NAME`, which it holds locked; dropped unfinished, it removes it.
+/// A single file has the bytes that `safetensors::serialize` makes of the same tensors with the
+/// metadata `format: pt`.
+#[derive(Debug)]
+pub struct Writer {
+    shards: Vec<OpenShard>,
+    slots: HashMap<String, Slot>,
+    index: Option<String>,
+    staging: Staging,
+}
+
+#[derive(Debug)]
+struct OpenShard {
+    path: PathBuf,
+    digest: WeightFileDigest,
+    /// Open from the first write until the shard is complete: a checkpoint can have more shards than a
+    /// process may have files.
+    file: Mutex<Option<Arc<File>>>,
+    /// Bytes not yet written or skipped.
+    missing: AtomicU64,
+    /// Bytes written since the last early fsync began.
+    unsynced: AtomicU64,
+    /// The early fsyncs; at most the last still runs.
+    syncs: Mutex<Vec<JoinHandle<std::io::Result<()>>>>,
+}
+
+/// A tensor's place and what of it is accounted for.
+#[derive(Debug)]
+struct Slot {
+    shard: usize,
+    offset: u64,
+    nbytes: u64,
+    done: Mutex<Ranges>,
+}
+
+impl Writer {
+    /// Lays out the shards of `specs` (in this order, a new shard when `max_shard_size` bytes would be
+    /// exceeded), writes their headers and sets their lengths, in a staging directory beside `dst`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::DestinationExists`] unless `dst` is free or an empty directory,
+    /// [`CheckpointError::InUse`] where another process is writing it; and specs that cannot be written.
+    pub fn create(dst: &Path, specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
+        let layout = Layout::new(specs, max_shard_size)?;
+        Self::open(layout, Staging::create(dst)?)
+    }
+
+    /// The same on what a process that died left in the staging directory: files that the layout asks
+    /// for keep their bytes.
+    ///
+    /// Nothing counts as written: what is known to be whole is declared by [`Writer::skip`].
+    pub fn resume(dst: &Path, specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
+        let layout = Layout::new(specs, max_shard_size)?;
+        Self::open(layout, Staging::take_over(dst)?)
+    }
+
+    /// The directory in which a checkpoint `dst` is made.
+    pub fn staging_path(dst: &Path) -> Result<PathBuf> {
+        Staging::path(dst)
+    }
+
+    fn open(layout: Layout, staging: Staging) -> Result<Self> {
+        let index = layout.index();
+        let mut writer = Self { shards: Vec::new(), slots: HashMap::new(), index, staging };
+        for (number, shard) in layout.shards.into_iter().enumerate() {
+            let path = writer.staging.dir().join(&shard.file_name);
+            if !begins_with(&path, &shard.header, shard.size) {
+                let file = File::create(&path).map_err(io("create", &path))?;
+                file.set_len(shard.size).map_err(io("set the length of", &path))?;
+                file.write_all_at(&shard.header, 0).map_err(io("write", &path))?;
+            }
+            let missing = AtomicU64::new(shard.size - shard.header.len() as u64);
+            writer.shards.push(OpenShard {
+                path,
+                digest: WeightFileDigest::new(shard.size, &shard.header),
+                file: Mutex::default(),
+                missing,
+                unsynced: AtomicU64::new(0),
+                syncs: Mutex::default(),
+            });
+            for tensor in shard.tensors {
+                let (offset, nbytes) = (tensor.offset, tensor.nbytes);
+                let slot = Slot { shard: number, offset, nbytes, done: Mutex::default() };
+                writer.slots.insert(tensor.spec.name, slot);
+            }
+        }
+        Ok(writer)
+    }
+
+    /// Writes `bytes` at byte `offset` of tensor `name`; safe from many threads; unwritten bytes are zero
+    /// (holes) if [`Writer::skip`] declared them.
+    ///
+    /// Bytes may be written again; the last write counts.
+    pub fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
+        let slot = self.slot(name, offset, bytes.len() as u64)?;
+        let shard = &self.shards[slot.shard];
+        shard.open()?.write_all_at(bytes, slot.offset + offset).map_err(io("write", &shard.path))?;
+        self.account(slot, offset, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Declares `len` bytes from `offset` of tensor `name` to be zero: they stay a hole of the file.
+    ///
+    /// Bytes that were written there before stay as they are.
+    pub fn skip(&self, name: &str, offset: u64, len: u64) -> Result<()> {
+        let slot = self.slot(name, offset, len)?;
+        self.account(slot, offset, len);
+        Ok(())
+    }
+
+    /// Where other files of the checkpoint can be put (tokenizer, provenance) before [`Writer::finish`].
+    pub fn staging_dir(&self) -> &Path {
+        self.staging.dir()
+    }
+
+    /// Leaves the staging directory when the writer is dropped unfinished, for whoever resumes.
+    pub fn keep_staging(&mut self) {
+        self.staging.keep = true;
+    }
+
+    /// Takes [`Writer::keep_staging`] back: dropped unfinished, the writer removes the directory.
+    pub fn discard_staging(&mut self) {
+        self.staging.keep = false;
+    }
+
+    /// Reads back bytes of tensor `name` from the staging directory.
+    pub fn read_at(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let slot = self.slot(name, offset, out.len() as u64)?;
+        let path = &self.shards[slot.shard].path;
+        let file = File::open(path).map_err(io("open", path))?;
+        file.read_exact_at(out, slot.offset + offset).map_err(io("read", path))
+    }
+
+    /// The index into [`Writer::file_names`] and the first byte of tensor `name`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NotInOutput`].
+    pub fn place(&self, name: &str) -> Result<(usize, u64)> {
+        let slot = self.slot(name, 0, 0)?;
+        Ok((slot.shard, slot.offset))
+    }
+
+    /// The text of `model.safetensors.index.json`; `None` where there is one file.
+    pub fn index(&self) -> Option<&str> {
+        self.index.as_deref()
+    }
+
+    /// Names of the weight files, in their order.
+    pub fn file_names(&self) -> impl Iterator<Item = &str> + '_ {
+        self.shards.iter().filter_map(|s| s.path.file_name()?.to_str())
+    }
+
+    /// Names of the weight files with their lengths and the digests of their headers.
+    pub fn digests(&self) -> impl Iterator<Item = (&str, &WeightFileDigest)> + '_ {
+        self.file_names().zip(self.shards.iter().map(|s| &s.digest))
+    }
+
+    /// The tensors' names in the order in which they lie on disk, shard by shard; writing in this order
+    /// is sequential.
+    pub fn disk_order(&self) -> Vec<&str> {
+        let mut order: Vec<(&String, &Slot)> = self.slots.iter().collect();
+        // The name for tensors without elements, which share an offset.
+        order.sort_by_key(|(name, slot)| (slot.shard, slot.offset, *name));
+        order.into_iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Checks that every byte of every tensor was written or skipped, then fsyncs, writes the index and
+    /// `config`, and renames the staging directory to its final name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Unwritten`] names the first tensor with bytes missing; the staging directory
+    /// is removed then, as on every error.
+    pub fn finish(self, config: &TeleFlmConfig) -> Result<()> {
+        config.validate()?;
+        self.require_complete()?;
+        for shard in &self.shards {
+            for sync in unpoisoned(&shard.syncs).drain(..) {
+                // Its error counts: the system reports a failed write-back once.
+                if let Ok(synced) = sync.join() {
+                    synced.map_err(io("sync", &shard.path))?;
+                }
+            }
+        }
+        if let Some(index) = &self.index {
+            write_file(&self.staging.dir().join("model.safetensors.index.json"), index.as_bytes())?;
+        }
+        write_file(&self.staging.dir().join("config.json"), config.to_json().as_bytes())?;
+        self.staging.publish()
+    }
+
+    fn require_complete(&self) -> Result<()> {
+        for name in self.disk_order() {
+            let slot = &self.slots[name];
+            let done = unpoisoned(&slot.done).len();
+            if done != slot.nbytes {
+                let (missing, nbytes) = (slot.nbytes - done, slot.nbytes);
+                return Err(CheckpointError::Unwritten { tensor: name.into(), missing, nbytes });
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&self, name: &str, offset: u64, len: u64) -> Result<&Slot> {
+        let slot = self.slots.get(name).ok_or_else(|| CheckpointError::NotInOutput(name.into()))?;
+        if offset.checked_add(len).is_none_or(|end| end > slot.nbytes) {
+            let (tensor, nbytes) = (name.into(), slot.nbytes);
+            return Err(CheckpointError::OutOfRange { tensor, offset, len, nbytes });
+        }
+        Ok(slot)
+    }
+
+    /// Counts bytes as done, and closes a file that is complete.
+    fn account(&self, slot: &Slot, offset: u64, len: u64) {
+        let new = unpoisoned(&slot.done).insert(offset, offset + len);
+        let shard = &self.shards[slot.shard];
+        let complete = new > 0 && shard.missing.fetch_sub(new, Ordering::Relaxed) == new;
+        if shard.unsynced.fetch_add(len, Ordering::Relaxed) + len >= WRITE_BACK || complete {
+            shard.write_back();
+        }
+        if complete {
+            unpoisoned(&shard.file).take();
+        }
+    }
+}
+
+/// Whether a file has this length and these first bytes.
+fn begins_with(path: &Path, header: &[u8], size: u64) -> bool {
+    let mut found = vec![0; header.len()];
+    let read = File::open(path).and_then(|file| {
+        file.read_exact_at(&mut found, 0)?;
+        file.metadata()
+    });
+    read.is_ok_and(|meta| meta.len() == size) && found == header
+}
+
+/// Bytes after which the disk starts to write while more is computed.
+const WRITE_BACK: u64 = 128 << 20;
+
+impl OpenShard {
+    fn open(&self) -> Result<Arc<File>> {
+        let mut slot = unpoisoned(&self.file);
+        if let Some(file) = &*slot {
+            return Ok(Arc::clone(file));
+        }
+        let file = File::options().write(true).open(&self.path).map_err(io("open", &self.path))?;
+        Ok(Arc::clone(slot.insert(Arc::new(file))))
+    }
+
+    /// Begins an fsync beside the writes, unless one is under way: `finish` waits less, and memory does
+    /// not fill with what the disk has yet to take.
+    fn write_back(&self) {
+        let mut syncs = unpoisoned(&self.syncs);
+        let Some(file) = unpoisoned(&self.file).clone() else { return };
+        if syncs.last().is_none_or(JoinHandle::is_finished) {
+            self.unsynced.store(0, Ordering::Relaxed);
+            syncs.extend(std::thread::Builder::new().spawn(move || file.sync_data()));
+        }
+    }
+}
+
+/// The value of a mutex whose holders only do single steps, so that a panic leaves it whole.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

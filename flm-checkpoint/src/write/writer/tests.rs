@@ -1,0 +1,235 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use candle_core::DType;
+use proptest::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::config::TeleFlmConfig;
+use crate::error::CheckpointError;
+use crate::read::Checkpoint;
+use crate::tensor_id::TensorSpec;
+use crate::write::sidecar::copy_side_files;
+use crate::write::writer::Writer;
+
+fn config() -> TeleFlmConfig {
+    let path = flm_tests::files::fixture("models/teleflm-f32-st/config.json");
+    TeleFlmConfig::from_file(&path).unwrap()
+}
+
+fn spec(name: &str, dtype: DType, shape: &[usize]) -> TensorSpec {
+    TensorSpec { name: name.into(), dtype, shape: shape.into() }
+}
+
+/// A writer of one tensor `w` of eight bytes.
+fn small(dst: &Path) -> Writer {
+    Writer::create(dst, &[spec("w", DType::F32, &[2])], u64::MAX).unwrap()
+}
+
+#[test]
+fn unwritten_bytes_are_found_and_nothing_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("out");
+    let writer = small(&dst);
+    writer.write_at("w", 0, &[1; 3]).unwrap();
+    writer.skip("w", 5, 3).unwrap();
+    let error = writer.finish(&config()).unwrap_err();
+    assert_eq!(error.to_string(), "2 of 8 bytes of w were never written");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn writes_outside_a_tensor_or_of_an_unknown_one_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = small(&dir.path().join("out"));
+    for (offset, len) in [(7, 2), (9, 0), (u64::MAX, 2)] {
+        assert!(matches!(
+            writer.write_at("w", offset, &vec![0; len]),
+            Err(CheckpointError::OutOfRange { .. })
+        ));
+        assert!(matches!(writer.skip("w", offset, len as u64), Err(CheckpointError::OutOfRange { .. })));
+    }
+    assert!(matches!(writer.write_at("v", 0, &[]), Err(CheckpointError::NotInOutput(name)) if name == "v"));
+}
+
+#[test]
+fn skipped_bytes_are_zero_and_rewritten_bytes_are_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("out");
+    let writer = small(&dst);
+    writer.skip("w", 0, 8).unwrap();
+    writer.write_at("w", 2, &[1, 1, 1]).unwrap();
+    writer.write_at("w", 3, &[2]).unwrap();
+    writer.finish(&config()).unwrap();
+    let checkpoint = Checkpoint::open(&dst).unwrap();
+    assert_eq!(checkpoint.read(checkpoint.entry("w").unwrap()).unwrap(), [0, 0, 1, 2, 1, 0, 0, 0]);
+}
+
+#[test]
+fn an_output_that_exists_is_refused_unless_it_is_an_empty_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("out");
+    fs::create_dir(&dst).unwrap();
+    let writer = small(&dst);
+    fs::write(dst.join("x"), "").unwrap();
+    let refused = |result: Result<_, _>| matches!(result, Err(CheckpointError::DestinationExists { .. }));
+    // It was filled meanwhile.
+    writer.skip("w", 0, 8).unwrap();
+    assert!(refused(writer.finish(&config())));
+    assert!(refused(Writer::create(&dst, &[], 1).map(drop)));
+    fs::remove_file(dst.join("x")).unwrap();
+    let writer = small(&dst);
+    writer.skip("w", 0, 8).unwrap();
+    writer.finish(&config()).unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(refused(Writer::create(&file, &[], 1).map(drop)));
+    assert!(matches!(Writer::create(Path::new(".."), &[], 1), Err(CheckpointError::BadDestination { .. })));
+}
+
+#[test]
+fn a_staging_directory_in_use_is_refused_and_one_left_behind_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("out");
+    let mut writer = small(&dst);
+    assert_eq!(writer.staging_dir(), dir.path().join(".out.partial"));
+    let second = Writer::create(&dst, &[], 1);
+    assert!(matches!(second, Err(CheckpointError::InUse { .. })));
+    assert!(writer.staging_dir().join("model.safetensors").exists());
+    writer.keep_staging();
+    fs::create_dir(writer.staging_dir().join("sub")).unwrap();
+    drop(writer);
+    assert!(dir.path().join(".out.partial/model.safetensors").exists());
+    let writer = Writer::create(&dst, &[], 1).unwrap();
+    writer.finish(&config()).unwrap();
+    let mut names: Vec<_> = fs::read_dir(&dst).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "model.safetensors"]);
+    assert!(!dir.path().join(".out.partial").exists());
+}
+
+#[test]
+fn files_have_the_usual_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("out");
+    let writer = small(&dst);
+    writer.skip("w", 0, 8).unwrap();
+    writer.finish(&config()).unwrap();
+    fs::write(dir.path().join("usual"), "").unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(&dst.join("model.safetensors")), mode(&dir.path().join("usual")));
+}
+
+#[test]
+fn specs_that_cannot_be_written_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let create =
+        |specs: &[TensorSpec]| Writer::create(&dir.path().join("out"), specs, 10).map(drop).unwrap_err();
+    let w = spec("w", DType::F32, &[1]);
+    assert!(matches!(create(&[w.clone(), w]), CheckpointError::DuplicateSpec(name) if name == "w"));
+    for bad in [
+        spec("w", DType::U8, &[1]),
+        spec("w", DType::F32, &[usize::MAX, 2]),
+        spec("w", DType::F64, &[usize::MAX / 8]),
+        spec("__metadata__", DType::F32, &[1]),
+    ] {
+        assert!(matches!(create(&[bad]), CheckpointError::BadSpec { .. }));
+    }
+    let half = spec("v", DType::F32, &[1 << 60]);
+    assert!(matches!(
+        create(&[half.clone(), TensorSpec { name: "w".into(), ..half }]),
+        CheckpointError::BadSpec { .. }
+    ));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn shards_break_where_the_size_would_be_exceeded_and_the_index_says_where() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("out");
+    let specs =
+        [("a", 2), ("d", 3), ("c", 1), ("b", 9), ("e", 1)].map(|(n, len)| spec(n, DType::F32, &[len]));
+    let writer = Writer::create(&dst, &specs, 24).unwrap();
+    assert_eq!(writer.disk_order(), ["a", "c", "d", "b", "e"]);
+    for s in &specs {
+        writer.skip(&s.name, 0, 4 * s.shape[0] as u64).unwrap();
+    }
+    writer.finish(&config()).unwrap();
+    let index = fs::read_to_string(dst.join("model.safetensors.index.json")).unwrap();
+    let file = |n| format!("model-0000{n}-of-00003.safetensors");
+    let expected = serde_json::json!({
+        "metadata": { "total_size": 64 },
+        "weight_map": { "a": file(1), "b": file(2), "c": file(1), "d": file(1), "e": file(3) }
+    });
+    assert_eq!(index, serde_json::to_string_pretty(&expected).unwrap() + "\n");
+    assert_eq!(Checkpoint::open(&dst).unwrap().files().len(), 3);
+}
+
+#[test]
+fn side_files_are_copied_and_code_is_not() {
+    let (src, dst) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for name in ["tokenizer.model", "LICENSE.txt", "modeling_teleflm.py", "config.json", "README.md", "x.bin"]
+    {
+        fs::write(src.path().join(name), name).unwrap();
+    }
+    let mut mode = fs::metadata(src.path().join("README.md")).unwrap().permissions();
+    mode.set_mode(0o400);
+    fs::set_permissions(src.path().join("README.md"), mode).unwrap();
+    let copied = copy_side_files(src.path(), dst.path()).unwrap();
+    assert_eq!(copied, ["LICENSE.txt", "README.md", "tokenizer.model"]);
+    assert_eq!(fs::read_to_string(dst.path().join("tokenizer.model")).unwrap(), "tokenizer.model");
+    assert_ne!(fs::metadata(dst.path().join("README.md")).unwrap().permissions().mode() & 0o200, 0);
+    fs::create_dir(src.path().join("vocab.json")).unwrap();
+    let error = copy_side_files(src.path(), dst.path()).unwrap_err();
+    assert!(matches!(error, CheckpointError::NotARegularFile { .. }));
+}
+
+fn tensor_sets() -> impl Strategy<Value = BTreeMap<String, (u8, Vec<usize>)>> {
+    prop::collection::btree_map("[a-z.]{1,12}", (0u8..4, prop::collection::vec(0usize..5, 0..4)), 0..9)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_tensors_come_back_and_one_file_has_the_crates_bytes(
+        tensors in tensor_sets(), max_shard_size in prop_oneof![Just(u64::MAX), 1u64..500], piece in 1usize..40,
+    ) {
+        const DTYPES: [(DType, Dtype); 4] =
+            [(DType::BF16, Dtype::BF16), (DType::F16, Dtype::F16), (DType::F32, Dtype::F32), (DType::F64, Dtype::F64)];
+        let specs: Vec<_> =
+            tensors.iter().map(|(name, (d, shape))| spec(name, DTYPES[*d as usize].0, shape)).collect();
+        let data: Vec<Vec<u8>> = specs.iter().enumerate().map(|(i, s)| {
+            let nbytes = s.shape.iter().product::<usize>() * s.dtype.size_in_bytes();
+            (0..nbytes).map(|j| (i * 31 + j) as u8).collect()
+        }).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let dst = dir.path().join("out");
+        let writer = Writer::create(&dst, &specs, max_shard_size).unwrap();
+        for (spec, data) in specs.iter().zip(&data) {
+            for (i, chunk) in data.chunks(piece).enumerate().collect::<Vec<_>>().into_iter().rev() {
+                writer.write_at(&spec.name, (i * piece) as u64, chunk).unwrap();
+            }
+        }
+        writer.finish(&config()).unwrap();
+
+        let checkpoint = Checkpoint::open(&dst).unwrap();
+        prop_assert_eq!(checkpoint.entries().count(), specs.len());
+        for (spec, data) in specs.iter().zip(&data) {
+            let entry = checkpoint.entry(&spec.name).unwrap();
+            prop_assert_eq!((entry.dtype, &entry.shape), (spec.dtype, &spec.shape));
+            prop_assert_eq!(&checkpoint.read(entry).unwrap(), data);
+        }
+        if max_shard_size == u64::MAX {
+            let views = tensors.iter().zip(&data).map(|((name, (d, shape)), data)| {
+                (name, TensorView::new(DTYPES[*d as usize].1, shape.clone(), data).unwrap())
+            });
+            let metadata = Some([("format".to_string(), "pt".to_string())].into());
+            let expected = safetensors::serialize(views, metadata).unwrap();
+            prop_assert_eq!(fs::read(dst.join("model.safetensors")).unwrap(), expected);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+pub(crate) mod chart;
+pub(crate) mod markdown;
+pub(crate) mod page;

@@ -1,0 +1,204 @@
+//! `flm inspect` on directories: values, padding rows, masks, problems.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::{EMBED_TOKENS, LM_HEAD, TensorSpec};
+use flm_checkpoint::write::writer::Writer;
+use flm_tests::{fixture, flm, flm_json};
+use serde_json::{Value, json};
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8 path")
+}
+
+/// The f32 fixture with these keys set and these tensors changed.
+fn altered(dir: &Path, keys: &Value, change: impl Fn(&str, &mut Vec<f32>) -> DType) -> PathBuf {
+    let src = Checkpoint::open(&fixture("models/teleflm-f32-st")).unwrap();
+    let mut raw = src.config().raw().clone();
+    raw.extend(keys.as_object().unwrap().clone());
+    let config = TeleFlmConfig::from_json(&Value::Object(raw).to_string()).unwrap();
+    let mut specs = Vec::new();
+    let mut contents = Vec::new();
+    for entry in src.entries() {
+        let tensor = src.tensor(&entry.name, &Device::Cpu).unwrap();
+        let mut values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let dtype = change(&entry.name, &mut values);
+        contents.push(match dtype {
+            DType::BF16 => values.iter().flat_map(|&x| half(x)).collect::<Vec<u8>>(),
+            _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        });
+        specs.push(TensorSpec { name: entry.name.clone(), dtype, shape: entry.shape.clone() });
+    }
+    let writer = Writer::create(dir, &specs, u64::MAX).unwrap();
+    for (spec, bytes) in specs.iter().zip(&contents) {
+        writer.write_at(&spec.name, 0, bytes).unwrap();
+    }
+    writer.finish(&config).unwrap();
+    dir.into()
+}
+
+/// The upper half of an f32: a bf16, rounded down.
+fn half(x: f32) -> [u8; 2] {
+    let [_, _, a, b] = x.to_le_bytes();
+    [a, b]
+}
+
+fn f32s(_: &str, _: &mut Vec<f32>) -> DType {
+    DType::F32
+}
+
+fn part<'a>(report: &'a Value, name: &str) -> &'a Value {
+    report["parts"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap()
+}
+
+#[test]
+fn values_are_read_where_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = altered(&dir.path().join("m"), &json!({}), |name, values| {
+        if name == "model.layers.2.mlp.up_proj.weight" {
+            let middle = values.len() / 2 + 7;
+            values[middle] = f32::NAN;
+            values[0] = f32::INFINITY;
+        }
+        DType::F32
+    });
+    let seen = flm_json(["inspect", text(&broken)]);
+    assert!(seen.get("values").is_none());
+    let out = flm(["inspect", text(&broken), "--values=all", "--tensors", "--json"]);
+    assert_eq!(out.status.code(), Some(1));
+    let seen: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        seen["problems"],
+        json!(["model.layers.2.mlp.up_proj.weight: 1 NaN and 1 infinite of 11,008 values"])
+    );
+    let all = &seen["values"]["all"];
+    assert_eq!((&all["count"], &all["nan"], &all["infinite"]), (&seen["parameters"], &1.into(), &1.into()));
+    assert_eq!(seen["values"]["sample"], false);
+    // Gains are 1 plus or minus a tenth.
+    let norms = &part(&seen, "norms")["values"];
+    assert!((norms["mean"].as_f64().unwrap() - 1.0).abs() < 0.02, "{norms}");
+    assert!((norms["std"].as_f64().unwrap() - 0.1).abs() < 0.02, "{norms}");
+    let src = Checkpoint::open(&broken).unwrap();
+    for row in seen["tensor_list"].as_array().unwrap() {
+        let tensor = src.tensor(row["name"].as_str().unwrap(), &Device::Cpu).unwrap();
+        if row["name"] != "model.layers.2.mlp.up_proj.weight" {
+            let max = tensor.flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+            assert_eq!(row["values"]["max"].as_f64(), Some(f64::from(max)), "{row}");
+        }
+    }
+    // A sample reads less: tensors here have up to 98 kB.
+    let out = flm(["inspect", text(&broken), "--values", "--json"]);
+    let seen: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(seen["values"]["all"]["count"].as_u64() < seen["parameters"].as_u64(), "{seen}");
+    let shown = String::from_utf8(flm(["inspect", text(&broken), "--values=all"]).stdout).unwrap();
+    assert!(shown.contains("1 NaN, 1 infinite"), "{shown}");
+}
+
+#[test]
+fn padding_rows_are_told_apart_from_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = flm_candle::tokenizer::Tokenizer::from_json(&words(300)).unwrap();
+    let first = tokenizer.len();
+    let padded = altered(&dir.path().join("m"), &json!({}), |name, values| {
+        match name {
+            EMBED_TOKENS => values[first * 64..].fill(0.0),
+            LM_HEAD => values[first * 64..].fill(0.5),
+            _ => {}
+        }
+        DType::F32
+    });
+    std::fs::write(padded.join("tokenizer.json"), words(300)).unwrap();
+    let seen = flm_json(["inspect", text(&padded), "--values=all"]);
+    assert_eq!(seen["padding_rows"], 384 - first);
+    assert_eq!(
+        seen["values"]["padding"],
+        json!([
+            { "tensor": EMBED_TOKENS, "rows": 384 - first, "zero": 384 - first, "equal": true },
+            { "tensor": LM_HEAD, "rows": 384 - first, "zero": 0, "equal": true },
+        ])
+    );
+    let shown = String::from_utf8(flm(["inspect", text(&padded), "--values"]).stdout).unwrap();
+    assert!(shown.contains("all zero") && shown.contains("all the same, not zero"), "{shown}");
+}
+
+/// A tokenizer.json of so many words.
+fn words(count: usize) -> Vec<u8> {
+    let vocab: serde_json::Map<String, Value> = (0..count).map(|i| (format!("w{i}"), i.into())).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "w0" }
+    })
+    .to_string()
+    .into_bytes()
+}
+
+#[test]
+fn dtypes_are_told_by_part_and_masks_as_they_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let growth = json!({
+        "version": 1, "operator": "msg", "ffn": { "from": 100, "mask": 0.25 },
+        "layers": { "new": [1, 3], "mask": 0.25 },
+        "schedule": { "kind": "linear", "steps": 4000, "step": 1000 }
+    });
+    let mixed = altered(&dir.path().join("m"), &json!({ "growth": growth.clone() }), |name, _| {
+        if name.contains(".mlp.") { DType::BF16 } else { DType::F32 }
+    });
+    let seen = flm_json(["inspect", text(&mixed)]);
+    assert_eq!(part(&seen, "feed-forward")["dtypes"], json!({ "bf16": 12 }));
+    assert_eq!(part(&seen, "attention")["dtypes"], json!({ "f32": 16 }));
+    assert_eq!(part(&seen, "norms")["dtypes"], json!({ "f32": 9 }));
+    assert_eq!(seen["growth"], growth);
+    let shown = String::from_utf8(flm(["inspect", text(&mixed)]).stdout).unwrap();
+    assert!(
+        shown.contains("msg, ffn from 100 × 0.25, 2 new layers × 0.25, linear schedule, step 1000 of 4000"),
+        "{shown}"
+    );
+    let plain = altered(&dir.path().join("p"), &json!({}), f32s);
+    assert!(flm_json(["inspect", text(&plain)]).get("growth").is_none());
+}
+
+#[test]
+fn missing_unexpected_and_duplicated_names_are_problems() {
+    let dir = tempfile::tempdir().unwrap();
+    let deeper = altered(&dir.path().join("m"), &json!({ "num_hidden_layers": 5 }), f32s);
+    let out = flm(["inspect", text(&deeper), "--json"]);
+    let seen: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let problems: Vec<&str> =
+        seen["problems"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+    assert_eq!((out.status.code(), problems.len()), (Some(1), 9));
+    assert!(
+        problems.iter().all(|p| p.contains("model.layers.4.") && p.contains("is missing")),
+        "{problems:?}"
+    );
+
+    let shallower = altered(&dir.path().join("s"), &json!({ "num_hidden_layers": 3 }), f32s);
+    let out = flm(["inspect", text(&shallower)]);
+    let shown = String::from_utf8(out.stdout).unwrap();
+    assert!(shown.contains("9 problems") && shown.contains("does not have"), "{shown}");
+
+    // The name of one gain becomes that of another of the same length.
+    let path = shallower.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (from, to) = (b"layers.0.input_layernorm", b"layers.1.input_layernorm");
+    let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to);
+    std::fs::write(&path, bytes).unwrap();
+    let out = flm(["inspect", text(&shallower)]);
+    let shown = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(shown.contains("model.layers.1.input_layernorm.weight stands twice"), "{shown}");
+}
+
+/// Tensors as candle sees them: the fixture is f32.
+#[test]
+fn the_fixture_is_what_these_tests_take_it_for() {
+    let src = Checkpoint::open(&fixture("models/teleflm-f32-st")).unwrap();
+    let embedding: Tensor = src.tensor(EMBED_TOKENS, &Device::Cpu).unwrap();
+    assert_eq!((embedding.dtype(), embedding.dims()), (DType::F32, &[384, 64][..]));
+}

@@ -1,0 +1,234 @@
+use std::{
+    sync::{
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde_json::{Map, Value, json};
+
+use crate::judge::backoff::{retry_after, wait};
+use crate::judge::prompt::Prompt;
+use crate::judge::{Case, Judge, Sink, Verdict};
+
+/// No judgment is longer.
+const LONGEST_BODY: u64 = 16 << 20;
+
+/// How to reach a judge.
+#[derive(Debug, Clone)]
+pub struct EndpointOptions {
+    /// Base such as `https://api.openai.com/v1`.
+    pub url: String,
+    pub model: String,
+    /// Sent as a bearer token; never shown, never stored.
+    pub key: Option<String>,
+    /// Name of the variable that holds the key, for messages.
+    pub key_env: String,
+    /// Of one request, from the first byte sent to the last received.
+    pub timeout: Duration,
+    /// Tries for one answer.
+    pub attempts: u32,
+    /// The first wait between tries.
+    pub retry_wait: Duration,
+    /// Requests in flight.
+    pub concurrency: usize,
+}
+
+/// An OpenAI-compatible endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    options: EndpointOptions,
+    prompt: Prompt,
+    url: String,
+    agent: ureq::Agent,
+}
+
+/// Why a request gave no judgment.
+#[derive(Debug)]
+enum Problem {
+    /// No request will succeed.
+    Fatal(String),
+    /// This one will not.
+    Hopeless(String),
+    /// It may next time.
+    Passing { why: String, after: Option<Duration> },
+}
+
+impl Endpoint {
+    pub fn new(options: EndpointOptions, prompt: Prompt) -> anyhow::Result<Self> {
+        if !options.url.starts_with("http://") && !options.url.starts_with("https://") {
+            bail!("--judge-url {}: expected http://… or https://…", options.url);
+        }
+        let base = options.url.trim_end_matches('/');
+        let url = if base.ends_with("/chat/completions") {
+            base.to_owned()
+        } else {
+            format!("{base}/chat/completions")
+        };
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(options.timeout))
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(crate::provenance::version().replace(' ', "/"))
+            .build();
+        Ok(Self { agent: config.into(), url, prompt, options })
+    }
+
+    fn ask(&self, prompt: &str) -> Result<Verdict, Problem> {
+        let passing = |why: String| Problem::Passing { why, after: None };
+        let body = json!({
+            "model": self.options.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+        });
+        let mut request = self.agent.post(&self.url).content_type("application/json");
+        if let Some(key) = &self.options.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let mut response = request.send(body.to_string()).map_err(|error| match error {
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => Problem::Fatal(error.to_string()),
+            _ => passing(error.to_string()),
+        })?;
+        let status = response.status().as_u16();
+        let after = response.headers().get("retry-after").and_then(|h| h.to_str().ok()).and_then(retry_after);
+        let body = response.body_mut().with_config().limit(LONGEST_BODY).read_to_vec();
+        if status != 200 {
+            let said = body.map(|body| excerpt(&body)).unwrap_or_default();
+            let why = self.without_key(format!("HTTP {status}: {said}"));
+            return Err(match status {
+                401 | 403 => Problem::Fatal(format!("{why} (the key is read from {})", self.options.key_env)),
+                404 => Problem::Fatal(format!("{why} (is it the right --judge-url and --judge-model?)")),
+                408 | 409 | 425 | 429 | 500.. => Problem::Passing { why, after },
+                300..=399 => Problem::Fatal(format!("{why} (redirects are not followed)")),
+                _ => Problem::Hopeless(why),
+            });
+        }
+        let body = body.map_err(|error| passing(format!("the answer was cut: {error}")))?;
+        let json: Value = serde_json::from_slice(&body).map_err(|error| {
+            passing(self.without_key(format!("malformed JSON ({error}): {}", excerpt(&body))))
+        })?;
+        match json.pointer("/choices/0/message/content").and_then(Value::as_str) {
+            Some(text) if !text.trim().is_empty() => Ok(Verdict {
+                judgment: text.to_owned(),
+                reported_model: json.get("model").and_then(Value::as_str).map(ToOwned::to_owned),
+            }),
+            Some(_) => Err(passing("the judgment is empty".into())),
+            None => {
+                Err(passing(self.without_key(format!("no choices[0].message.content: {}", excerpt(&body)))))
+            }
+        }
+    }
+
+    /// Asks until there is a judgment, up to the allowed number of tries.
+    fn judge_one(&self, index: usize, case: &Case, stop: &AtomicBool) -> Result<Verdict, Problem> {
+        let prompt = self.prompt.render(case).map_err(|error| Problem::Fatal(format!("{error:#}")))?;
+        let mut failures = 0;
+        loop {
+            match self.ask(&prompt) {
+                Err(Problem::Passing { why, after }) => {
+                    failures += 1;
+                    if failures >= self.options.attempts {
+                        return Err(Problem::Hopeless(format!("{why} ({failures} tries)")));
+                    }
+                    let chance =
+                        index as u64 ^ (u64::from(failures) << 32) ^ u64::from(std::process::id()) << 40;
+                    let until = Instant::now() + wait(self.options.retry_wait, failures - 1, after, chance);
+                    while let left = until.saturating_duration_since(Instant::now())
+                        && !left.is_zero()
+                    {
+                        if stop.load(Ordering::Relaxed) {
+                            return Err(Problem::Hopeless(why));
+                        }
+                        std::thread::sleep(left.min(Duration::from_millis(100)));
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn without_key(&self, text: String) -> String {
+        match &self.options.key {
+            Some(key) if !key.is_empty() => text.replace(key.as_str(), "[key]"),
+            _ => text,
+        }
+    }
+}
+
+impl Judge for Endpoint {
+    fn id(&self) -> String {
+        self.options.model.clone()
+    }
+
+    fn prompt(&self) -> Option<&Prompt> {
+        Some(&self.prompt)
+    }
+
+    fn details(&self) -> Map<String, Value> {
+        // neither a user's name and password nor a query belongs in a result
+        let (scheme, rest) = self.url.split_once("://").unwrap_or(("", &self.url));
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+        let temperature = ("judge_temperature".to_owned(), 0.into());
+        Map::from_iter([("judge_url".to_owned(), format!("{scheme}://{host}/{path}").into()), temperature])
+    }
+
+    fn judge(&self, cases: &[Case], sink: &mut Sink<'_>) -> anyhow::Result<()> {
+        let workers = self.options.concurrency.clamp(1, cases.len().max(1));
+        // a server that fails for every answer is down, or does not know what it is asked
+        let give_up_after = workers + 4;
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (send, receive) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                let (send, next, stop) = (send.clone(), &next, &stop);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(case) = cases.get(index) else { break };
+                        if send.send((index, self.judge_one(index, case, stop))).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(send);
+            let mut in_a_row = 0;
+            let mut result = Ok(());
+            for (index, verdict) in receive {
+                if result.is_err() {
+                    // what was already paid for is kept
+                    if let Ok(verdict) = verdict {
+                        sink(index, Ok(verdict)).ok();
+                    }
+                    continue;
+                }
+                in_a_row = if verdict.is_ok() { 0 } else { in_a_row + 1 };
+                result = match verdict {
+                    Ok(verdict) => sink(index, Ok(verdict)),
+                    Err(Problem::Fatal(why)) => Err(anyhow::anyhow!(why)),
+                    Err(Problem::Hopeless(why) | Problem::Passing { why, .. })
+                        if in_a_row < give_up_after =>
+                    {
+                        sink(index, Err(why))
+                    }
+                    Err(Problem::Hopeless(why) | Problem::Passing { why, .. }) => Err(anyhow::anyhow!(
+                        "{in_a_row} answers in a row could not be judged; the last: {why}"
+                    )),
+                };
+                stop.fetch_or(result.is_err(), Ordering::Relaxed);
+            }
+            result
+        })
+        .with_context(|| format!("the judge at {}", self.details()["judge_url"].as_str().unwrap_or_default()))
+    }
+}
+
+fn excerpt(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(400)]);
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

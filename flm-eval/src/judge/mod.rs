@@ -1,0 +1,57 @@
+//! Judges: an OpenAI-compatible endpoint, a local checkpoint, a rule.
+
+pub mod backoff;
+pub mod endpoint;
+pub mod local;
+pub mod prompt;
+pub mod rule;
+pub mod run;
+
+use crate::judge::prompt::Prompt;
+
+use crate::rubric::Dimension;
+use crate::score::rows::QuestionId;
+
+/// An answer to be judged.
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub question_id: QuestionId,
+    pub category: String,
+    pub subcategory: String,
+    /// The kind of answer that the question asks for.
+    pub kind: String,
+    pub dimensions: Vec<Dimension>,
+    pub question: String,
+    pub reference: String,
+    pub answer: String,
+}
+
+/// What a judge said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its text, as it came.
+    pub judgment: String,
+    /// The model that an endpoint says it ran.
+    pub reported_model: Option<String>,
+}
+
+/// Takes verdicts as they come; the number is the case's index.
+pub type Sink<'a> = dyn FnMut(usize, Result<Verdict, String>) -> anyhow::Result<()> + 'a;
+
+/// Someone who judges answers.
+pub trait Judge {
+    /// What its scores are labelled with, everywhere.
+    fn id(&self) -> String;
+
+    /// The prompt that it reads, where it reads one.
+    fn prompt(&self) -> Option<&Prompt>;
+
+    /// Judges every case once, in any order. A case that cannot be judged is handed over as an error;
+    /// an error of the whole stops the run.
+    fn judge(&self, cases: &[Case], sink: &mut Sink<'_>) -> anyhow::Result<()>;
+
+    /// More of what it is, for every row.
+    fn details(&self) -> serde_json::Map<String, serde_json::Value> {
+        serde_json::Map::new()
+    }
+}

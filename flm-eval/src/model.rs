@@ -1,0 +1,244 @@
+//! A checkpoint that answers: batches of chat prompts, one pass over the weights for all of them.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use flm_candle::generate::{Finish, GenerateOptions, generate_each};
+use flm_candle::model::causal_lm::{CausalLm, Positions, Residency};
+use flm_candle::tokenizer::Tokenizer;
+use flm_candle::tokenizer::chat_template::{ChatMessage, ChatTemplate};
+use flm_checkpoint::read::Checkpoint;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use flm_checkpoint::hex::hex;
+
+/// Bytes of a tensor that its digest reads at one place.
+const SAMPLE: u64 = 4096;
+
+/// Places of a tensor that its digest reads.
+const PLACES: u64 = 16;
+
+/// A loaded checkpoint with its tokenizer.
+#[derive(Debug)]
+pub struct LocalModel {
+    model: CausalLm,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    /// The directory's name.
+    pub name: String,
+    /// Digest of configuration, tokenizer and weights: see [`digest`].
+    pub digest: String,
+    /// Whether its blocks stay on disk.
+    pub streamed: bool,
+}
+
+/// A prompt to continue.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub prompt: Vec<u32>,
+    pub temperature: f64,
+    pub seed: u64,
+}
+
+/// How to continue all of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Decoding {
+    pub max_new_tokens: usize,
+    pub top_p: Option<f64>,
+    pub repetition_penalty: f32,
+    /// Prompts that are continued together.
+    pub batch: usize,
+}
+
+/// What a prompt was continued with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    pub text: String,
+    pub tokens: usize,
+    /// `stop`, `length`, `context`, or `prompt-too-long` where the prompt alone fills the context.
+    pub finish: &'static str,
+}
+
+/// What answering will take.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Cost {
+    /// Of one pass over the weights with a single token.
+    pub seconds_per_pass: f64,
+    /// At most.
+    pub passes: usize,
+    /// At most.
+    pub seconds: f64,
+    /// Memory of the keys and values of the largest batch.
+    pub kv_cache_bytes: u64,
+}
+
+/// What a run of questions tells whoever watches it.
+#[derive(Debug, Clone, Copy)]
+pub enum Progress {
+    /// So many of all are done already.
+    Begun { done: usize, total: usize },
+    /// One more is done.
+    One,
+    /// What answering will cost, before it begins.
+    Cost { questions: usize, cost: Cost, decoding: Decoding },
+}
+
+impl LocalModel {
+    /// A loaded model, under the name of the directory that it was opened from.
+    ///
+    /// # Errors
+    /// Where its files cannot be read for their digest.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        model: CausalLm,
+        tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        residency: Residency,
+    ) -> anyhow::Result<Self> {
+        let dir = checkpoint.dir();
+        let digest = digest(checkpoint).with_context(|| format!("cannot read {}", dir.display()))?;
+        let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let name =
+            whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { model, tokenizer, template, name, digest, streamed: residency == Residency::Streamed })
+    }
+
+    /// The chat template in use.
+    pub fn template(&self) -> Option<&str> {
+        self.template.as_ref().map(ChatTemplate::source)
+    }
+
+    /// The dtype of the arithmetic.
+    pub fn dtype(&self) -> &'static str {
+        self.model.dtype().as_str()
+    }
+
+    /// The ids of a user's message.
+    pub fn prompt(&self, message: &str) -> anyhow::Result<Vec<u32>> {
+        let Some(template) = &self.template else { return Ok(self.tokenizer.encode(message)?) };
+        let messages = [ChatMessage::new("user", message)];
+        Ok(self.tokenizer.encode_special(&template.render(&messages, true)?)?)
+    }
+
+    /// What continuing `jobs` will take; measures one pass.
+    pub fn cost(&self, jobs: &[Job], decoding: &Decoding) -> anyhow::Result<Cost> {
+        let start = Instant::now();
+        self.model.forward(&self.model.tokens(&[&[0]])?, None, Positions::Last, |_, _| Ok(()))?;
+        let seconds_per_pass = start.elapsed().as_secs_f64();
+        let passes = jobs.len().div_ceil(decoding.batch) * decoding.max_new_tokens;
+        let config = self.model.config();
+        let longest = jobs.iter().map(|job| job.prompt.len()).max().unwrap_or(0);
+        let tokens = (longest + decoding.max_new_tokens).min(config.max_position_embeddings);
+        let token =
+            2 * config.num_hidden_layers * config.key_value_width() * self.model.dtype().size_in_bytes();
+        Ok(Cost {
+            seconds_per_pass,
+            passes,
+            seconds: seconds_per_pass * passes as f64,
+            kv_cache_bytes: (token * tokens * jobs.len().min(decoding.batch)) as u64,
+        })
+    }
+
+    /// Continues every job; `done` gets each as soon as it ends. Returns the passes over the weights.
+    pub fn complete(
+        &self,
+        jobs: &[Job],
+        decoding: &Decoding,
+        done: &mut dyn FnMut(usize, Completion) -> anyhow::Result<()>,
+    ) -> anyhow::Result<usize> {
+        let context = self.model.config().max_position_embeddings;
+        let (mut order, too_long): (Vec<usize>, Vec<usize>) =
+            (0..jobs.len()).partition(|&i| jobs[i].prompt.len() < context);
+        for index in too_long {
+            done(index, Completion { text: String::new(), tokens: 0, finish: "prompt-too-long" })?;
+        }
+        // prompts of like length together: less padding
+        order.sort_by_key(|&i| jobs[i].prompt.len());
+        let before = self.model.passes();
+        for batch in order.chunks(decoding.batch.max(1)) {
+            self.complete_batch(jobs, batch, decoding, done)?;
+        }
+        Ok(self.model.passes() - before)
+    }
+
+    fn complete_batch(
+        &self,
+        jobs: &[Job],
+        batch: &[usize],
+        decoding: &Decoding,
+        done: &mut dyn FnMut(usize, Completion) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut stop_tokens = self.model.config().eos_token_ids.clone();
+        stop_tokens.extend(self.tokenizer.eos_id());
+        let options: Vec<_> = batch
+            .iter()
+            .map(|&i| GenerateOptions {
+                temperature: jobs[i].temperature,
+                top_p: decoding.top_p,
+                repetition_penalty: decoding.repetition_penalty,
+                seed: jobs[i].seed,
+                stop_tokens: stop_tokens.clone(),
+                ..GenerateOptions::greedy(decoding.max_new_tokens, self.tokenizer.len())
+            })
+            .collect();
+        let prompts: Vec<_> = batch.iter().map(|&i| jobs[i].prompt.clone()).collect();
+        let context = self.model.config().max_position_embeddings;
+        let mut rows: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
+        let mut failure = None;
+        generate_each(&self.model, &prompts, &options, |row, id| {
+            // the others of the batch may go on for hours: a row is handed over when it ends
+            rows[row].push(id);
+            let finish = if stop_tokens.contains(&id) {
+                Finish::Stop
+            } else if rows[row].len() == decoding.max_new_tokens {
+                Finish::Length
+            } else if prompts[row].len() + rows[row].len() == context {
+                Finish::Context
+            } else {
+                return failure.is_none();
+            };
+            let handed = self.completion(&rows[row], finish).and_then(|text| done(batch[row], text));
+            handed.map_err(|error| failure.get_or_insert(error).to_string()).is_ok()
+        })?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn completion(&self, ids: &[u32], finish: Finish) -> anyhow::Result<Completion> {
+        // a character that the last token has cut
+        let text = self.tokenizer.decode(ids)?;
+        let text = text.trim_end_matches('\u{FFFD}').trim().to_owned();
+        Ok(Completion { text, tokens: ids.len(), finish: finish.as_str() })
+    }
+}
+
+/// A digest of a checkpoint: its configuration, its tokenizer, and of every tensor name, dtype, shape and
+/// up to sixteen pieces spread over it, so that two terabytes take seconds. Two trainings of one model
+/// differ in every piece; it is no checksum against damage.
+fn digest(checkpoint: &Checkpoint) -> anyhow::Result<String> {
+    let mut sha = Sha256::new();
+    let mut file = |name: &str| -> anyhow::Result<()> {
+        match std::fs::read(checkpoint.dir().join(name)) {
+            Ok(bytes) => sha.update(Sha256::digest(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => sha.update(name),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    };
+    for name in
+        ["config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"]
+    {
+        file(name)?;
+    }
+    let mut piece = vec![0; SAMPLE as usize];
+    for entry in checkpoint.entries() {
+        sha.update(format!("{} {} {:?}\n", entry.name, entry.dtype.as_str(), entry.shape));
+        let step = (entry.nbytes / PLACES).max(SAMPLE);
+        for offset in (0..entry.nbytes).step_by(step as usize) {
+            let len = SAMPLE.min(entry.nbytes - offset) as usize;
+            checkpoint.read_at(entry, offset, &mut piece[..len])?;
+            sha.update(&piece[..len]);
+        }
+    }
+    Ok(hex(sha.finalize()))
+}

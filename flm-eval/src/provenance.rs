@@ -1,0 +1,147 @@
+//! What results were made with, and whether two results may stand beside each other.
+
+use std::collections::BTreeSet;
+
+use anyhow::{bail, ensure};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::score::rows::JudgedRow;
+use flm_checkpoint::hex::hex;
+
+/// SHA-256 in hexadecimal.
+pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
+    hex(Sha256::digest(bytes))
+}
+
+/// The version of flm that writes results.
+pub fn version() -> String {
+    format!("flm {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What all rows of a result have in common; `None` is what its rows do not say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Identity {
+    /// The judge.
+    pub judge: Option<String>,
+    /// SHA-256 of the judge's prompt template and rubric.
+    pub prompt_sha256: Option<String>,
+    /// SHA-256 of the question file.
+    pub data_sha256: Option<String>,
+    /// Name of the model that answered.
+    pub model: Option<String>,
+    /// Digest of its weights and configuration.
+    pub model_digest: Option<String>,
+    /// Digest of how it answered.
+    pub settings_digest: Option<String>,
+    /// Version of flm that made the judgments.
+    pub flm: Option<String>,
+}
+
+impl Identity {
+    /// The identity of a result.
+    ///
+    /// # Errors
+    /// When its rows come from different judges, prompts, data, models or settings and `mixed` is
+    /// not set; a field that differs between rows is then `None`.
+    pub fn of(rows: &[JudgedRow], mixed: bool) -> anyhow::Result<Self> {
+        let common = |name: &'static str| -> anyhow::Result<Option<String>> {
+            let values: BTreeSet<&str> = rows.iter().map(|row| row.text(name)).collect();
+            if values.len() > 1 && !mixed {
+                let shown: Vec<_> = values.iter().map(|value| shown(Some(value))).collect();
+                bail!(
+                    "the rows differ in {name} ({}): score them apart, or give --allow-different",
+                    shown.join(" and ")
+                );
+            }
+            let only = if values.len() == 1 { values.first() } else { None };
+            Ok(only.filter(|value| !value.is_empty()).map(|value| (*value).to_owned()))
+        };
+        // the released files call the model's name model_id
+        let model = common("model")?.or(common("model_id")?);
+        // rows of different versions of flm may stand together
+        let flm: BTreeSet<&str> = rows.iter().map(|row| row.text("flm")).filter(|v| !v.is_empty()).collect();
+        Ok(Self {
+            judge: common("judge")?,
+            prompt_sha256: common("prompt_sha256")?,
+            data_sha256: common("data_sha256")?,
+            model,
+            model_digest: common("model_digest")?,
+            settings_digest: common("settings_digest")?,
+            flm: (!flm.is_empty()).then(|| flm.into_iter().collect::<Vec<_>>().join(", ")),
+        })
+    }
+
+    /// Whether scores of this result and of another can be compared: same judge, prompt and data.
+    ///
+    /// # Errors
+    /// They say what differs.
+    pub fn check_comparable(&self, other: &Self) -> anyhow::Result<()> {
+        let fields = [
+            ("judge", &self.judge, &other.judge),
+            ("judge's prompt (SHA-256)", &self.prompt_sha256, &other.prompt_sha256),
+            ("questions (SHA-256)", &self.data_sha256, &other.data_sha256),
+        ];
+        for (what, a, b) in fields {
+            ensure!(
+                a == b,
+                "not comparable: the {what} differs ({} and {}); --allow-different compares all the same",
+                shown(a.as_deref()),
+                shown(b.as_deref())
+            );
+        }
+        Ok(())
+    }
+
+    /// The judge as it is to be named wherever one of its scores is shown.
+    pub fn judge_label(&self) -> &str {
+        self.judge.as_deref().unwrap_or("not stated in the file")
+    }
+}
+
+fn shown(value: Option<&str>) -> String {
+    match value {
+        None | Some("") => "not stated".to_owned(),
+        Some(hex) if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            format!("{}…", &hex[..12])
+        }
+        Some(text) => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(fields: &[(&str, &str)]) -> JudgedRow {
+        let mut row = JudgedRow::plain(1.into(), "x", "y");
+        row.fields.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
+        row
+    }
+
+    #[test]
+    fn rows_and_results_of_different_judges_are_kept_apart() {
+        let a = [row(&[("judge", "a"), ("data_sha256", "1")])];
+        let b = [row(&[("judge", "b"), ("data_sha256", "1")])];
+        let none = [row(&[("data_sha256", "1")])];
+        let of = |rows: &[JudgedRow]| Identity::of(rows, false).unwrap();
+        assert!(of(&a).check_comparable(&of(&a)).is_ok());
+        for other in [&b, &none] {
+            let error = of(&a).check_comparable(&of(other)).unwrap_err().to_string();
+            assert!(error.contains("the judge differs (a and"), "{error}");
+            let rows = [a[0].clone(), other[0].clone()];
+            let error = Identity::of(&rows, false).unwrap_err().to_string();
+            assert!(error.contains("differ in judge"), "{error}");
+            assert_eq!(Identity::of(&rows, true).unwrap().judge, None);
+        }
+        let data = [row(&[("judge", "a"), ("data_sha256", "2")])];
+        let error = of(&a).check_comparable(&of(&data)).unwrap_err().to_string();
+        assert!(error.contains("the questions (SHA-256) differs (1 and 2)"), "{error}");
+    }
+
+    #[test]
+    fn digests_are_sha256() {
+        // FIPS 180-2, "abc"
+        assert_eq!(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

@@ -1,0 +1,330 @@
+//! Any checkpoint to safetensors, in bounded memory.
+//!
+//! Work is cut into chunks of a tensor. A thread reads one, takes it into the source's CRC-32 and the
+//! output's BLAKE3 and writes it, while it is in the cache. What that costs, beside the disk: two copies
+//! between page cache and buffer, which `cp` has too, and some 0.15 ns a byte for both sums, which the
+//! other threads hide, since writes to one file take turns. `copy_file_range` would save one copy, but the
+//! sums need the bytes anyway, and file systems share extents only where both files have them at
+//! multiples of a block: PyTorch aligns storages to 64 bytes, safetensors to 8. The files are synced
+//! while later ones are written; what is left is what the disk takes.
+//!
+//! Every finished tensor goes into a journal with its digest. A run that died is taken up where it
+//! stopped by the same call; what the journal says is finished is read back and compared.
+
+pub mod compare;
+pub mod plan;
+pub mod run;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod tree;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+
+use candle_core::DType;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::convert::plan::{Plan, Planned};
+use crate::convert::run::{Job, Run, lock};
+use flm_candle::tokenizer::fast_files::write_llama_files;
+use flm_checkpoint::atomic::write_file;
+use flm_checkpoint::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, TensorSource, digest_of};
+use flm_checkpoint::config::ModelType;
+use flm_checkpoint::dtype;
+use flm_checkpoint::error::CheckpointError;
+use flm_checkpoint::error::Result;
+use flm_checkpoint::identity::RunKey;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::write::journal::Journal;
+use flm_checkpoint::write::shard_plan::Layout;
+use flm_checkpoint::write::sidecar::copy_side_files;
+use flm_checkpoint::write::writer::Writer;
+
+/// How to convert.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// dtype of all tensors; where `None` that of the source, or f32 where a folded multiplier needs it.
+    pub dtype: Option<DType>,
+    /// Most bytes of tensors in a file; a larger tensor has its own.
+    pub max_shard_size: u64,
+    /// The architecture of the output; that of the source where `None`.
+    pub layout: Option<TargetLayout>,
+    /// Throws an unfinished run away instead of taking it up.
+    pub restart: bool,
+}
+
+impl Default for ConvertOptions {
+    /// No conversion, shards of 5 GB, the size that the Hub recommends.
+    fn default() -> Self {
+        Self { dtype: None, max_shard_size: 5_000_000_000, layout: None, restart: false }
+    }
+}
+
+/// An architecture that a checkpoint can be written as; the function stays the same.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TargetLayout {
+    /// `LlamaForCausalLM`: embedding and head, or the final norm, take the multipliers over.
+    Llama,
+    /// `TeleFLMForCausalLM` with these multipliers, which are taken out of the weights.
+    TeleFlm {
+        /// Multiplies the embedding's output.
+        input_mult: f64,
+        /// Multiplies the logits.
+        output_mult: f64,
+        /// Divides the logits.
+        mup_scale_factor: f64,
+    },
+}
+
+impl fmt::Display for TargetLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Llama => f.write_str("llama"),
+            Self::TeleFlm { input_mult, output_mult, mup_scale_factor } => {
+                write!(f, "tele-flm with {input_mult} and {output_mult}/{mup_scale_factor}")
+            }
+        }
+    }
+}
+
+/// What [`convert`] did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConvertReport {
+    /// Tensors written.
+    pub tensors: usize,
+    /// Bytes read from the weight files, headers excepted.
+    pub bytes_read: u64,
+    /// Bytes of tensors written, holes included.
+    pub bytes_written: u64,
+    /// Bytes that were zero and stay holes of the files.
+    pub hole_bytes: u64,
+    /// Bytes of tensors that an earlier run had finished.
+    pub resumed_bytes: u64,
+    /// Weight files written.
+    pub files: usize,
+    /// Finite elements that became infinite, because the new dtype ends before them.
+    pub overflowed: u64,
+    /// Tensors that took a multiplier over, or gave one up.
+    pub folded: Vec<FoldedTensor>,
+}
+
+/// A tensor whose elements were multiplied.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FoldedTensor {
+    /// Its name.
+    pub tensor: String,
+    /// By what.
+    pub factor: f64,
+    /// dtype of the output, as PyTorch names it.
+    pub dtype: &'static str,
+    /// Elements whose product was rounded; what an earlier run wrote is not counted.
+    pub rounded: u64,
+}
+
+/// The program that converts, for journals.
+const TOOL: &str = concat!("flm convert ", env!("CARGO_PKG_VERSION"));
+
+/// Writes `src` as safetensors to the new directory `dst`, with its side files and `checksums.json`.
+///
+/// Memory is a few MiB a thread, whatever the size. Bytes are moved as they are where the dtype stays;
+/// else elements are rounded to nearest, ties to even. The CRC-32 of every storage of a PyTorch file is
+/// checked. `torch_dtype` in config.json becomes what the weights are. `progress` is called with the
+/// number of tensor bytes of the source done since its last call, from several threads.
+///
+/// `dst` appears complete or not at all. What a run that was killed has finished is kept for the next, if
+/// that is of the same source and options.
+///
+/// # Errors
+/// Tensors that are not those of the config, [`CheckpointError::Checksum`],
+/// [`CheckpointError::ResumeMismatch`] where another run's remains are in the way, and whatever reading
+/// and writing raise.
+pub fn convert(
+    src: &Checkpoint,
+    dst: &Path,
+    options: &ConvertOptions,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<ConvertReport> {
+    let plan = Plan::new(src, options)?;
+    let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
+    let dtype = options.dtype.map_or("as stored", dtype::torch_name);
+    let layout = options.layout.map_or("as it is".into(), |l| l.to_string());
+    let key = RunKey::new(
+        TOOL,
+        &[("dtype", &dtype), ("layout", &layout), ("largest file size", &options.max_shard_size)],
+        src,
+    )?;
+    let staging = Writer::staging_path(dst)?;
+    let resumed = !options.restart && Journal::is_begun(&staging, &key)?;
+    let open = if resumed { Writer::resume } else { Writer::create };
+    let mut writer = open(dst, &specs, options.max_shard_size)?;
+    writer.keep_staging();
+    let done = write(src, &plan, &writer, Journal::open(&staging, &key)?, resumed, progress);
+    // what the system refused may be granted later; what is wrong with the source stays wrong
+    if let Err(error) = &done
+        && !matches!(error, CheckpointError::Io { .. } | CheckpointError::Read { .. })
+    {
+        writer.discard_staging();
+    }
+    let report = done?;
+    writer.finish(&plan.config)?;
+    Journal::remove(dst)?;
+    Ok(report)
+}
+
+/// What [`convert`] would do; nothing of the weights is read.
+///
+/// # Errors
+/// Those of [`convert`] that can be told before.
+pub fn plan_conversion(src: &Checkpoint, options: &ConvertOptions) -> Result<ConvertReport> {
+    let plan = Plan::new(src, options)?;
+    let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
+    let files = Layout::new(&specs, options.max_shard_size)?.shards.len();
+    let done = Done { read: plan.tensors.iter().map(|t| t.entry.nbytes).sum(), ..Done::default() };
+    Ok(plan.report(files, done, |_| 0))
+}
+
+/// Everything but the config and the final name.
+fn write(
+    src: &Checkpoint,
+    plan: &Plan<'_>,
+    writer: &Writer,
+    journal: Journal,
+    begun: bool,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<ConvertReport> {
+    let finished = still_there(plan, writer, &journal, progress)?;
+    let whole = plan.tensors.iter().filter(|t| finished.contains_key(&t.entry.name));
+    let resumed = whole.map(Planned::nbytes).sum();
+    let planned: BTreeMap<&str, Planned<'_>> =
+        plan.tensors.iter().map(|t| (t.entry.name.as_str(), *t)).collect();
+    let order = writer.disk_order();
+    let mut jobs: Vec<Job<'_>> =
+        order.iter().filter_map(|name| Some(Job::tensor(src, *planned.get(name)?))).collect();
+    jobs.extend(Job::uncovered_storages(src, &jobs));
+    let run = Run {
+        src,
+        writer,
+        progress,
+        resumed: begun,
+        journal: Mutex::new(journal),
+        digests: Mutex::new(finished),
+        read: AtomicU64::new(0),
+        holes: AtomicU64::new(0),
+        overflowed: AtomicU64::new(0),
+    };
+    run.all(&jobs)?;
+
+    beside(src, plan, writer, std::mem::take(&mut *lock(&run.digests)))?;
+    let rounded: BTreeMap<&str, u64> = jobs.iter().filter_map(Job::rounded).collect();
+    let done = Done {
+        read: run.read.into_inner(),
+        holes: run.holes.into_inner(),
+        resumed,
+        overflowed: run.overflowed.into_inner(),
+    };
+    let files = writer.file_names().count();
+    Ok(plan.report(files, done, |tensor| rounded.get(tensor).copied().unwrap_or(0)))
+}
+
+/// Writes what lies beside the weights: side files and the manifest.
+fn beside(
+    src: &Checkpoint,
+    plan: &Plan<'_>,
+    writer: &Writer,
+    digests: BTreeMap<String, String>,
+) -> Result<()> {
+    let mut checksums = Checksums { tensors: digests, ..Checksums::default() };
+    for planned in &plan.tensors {
+        let factor = (planned.factor != 1.0).then_some(planned.factor);
+        let source = TensorSource { factor, ..TensorSource::of(src, planned.entry) };
+        checksums.sources.insert(planned.entry.name.clone(), source);
+    }
+    let dir = writer.staging_dir();
+    // an earlier run's, which would be taken for the source's
+    let _ = std::fs::remove_file(dir.join("tokenizer.json"));
+    let mut side_files: BTreeSet<String> = copy_side_files(src.dir(), dir)?.into_iter().collect();
+    if plan.config.model_type == ModelType::Llama && src.config().model_type == ModelType::TeleFlm {
+        side_files.extend(
+            write_llama_files(dir)
+                .map_err(|e| CheckpointError::Sidecar(e.to_string()))?
+                .into_iter()
+                .map(str::to_owned),
+        );
+    }
+    for name in side_files {
+        let digest = FileDigest::of_file(&dir.join(&name), &|_| ())?;
+        checksums.files.insert(name, digest);
+    }
+    let texts = [("config.json", Some(plan.config.to_json())), (INDEX, writer.index().map(str::to_owned))];
+    for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text?))) {
+        checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
+    }
+    checksums.weights = writer.digests().map(|(name, digest)| (name.into(), digest.clone())).collect();
+    write_file(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())
+}
+
+/// What the threads counted.
+#[derive(Default)]
+struct Done {
+    read: u64,
+    holes: u64,
+    resumed: u64,
+    overflowed: u64,
+}
+
+impl Plan<'_> {
+    fn report(&self, files: usize, done: Done, rounded: impl Fn(&str) -> u64) -> ConvertReport {
+        let folded = self.tensors.iter().filter(|t| t.factor != 1.0).map(|t| FoldedTensor {
+            tensor: t.entry.name.clone(),
+            factor: t.factor,
+            dtype: dtype::torch_name(t.to),
+            rounded: rounded(&t.entry.name),
+        });
+        ConvertReport {
+            tensors: self.tensors.len(),
+            bytes_read: done.read,
+            bytes_written: self.tensors.iter().map(Planned::nbytes).sum(),
+            hole_bytes: done.holes,
+            resumed_bytes: done.resumed,
+            files,
+            overflowed: done.overflowed,
+            folded: folded.collect(),
+        }
+    }
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Reads back what the journal says is finished; what is not there as it was written is written anew.
+fn still_there(
+    plan: &Plan<'_>,
+    writer: &Writer,
+    journal: &Journal,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<BTreeMap<String, String>> {
+    let check = |planned: &Planned<'_>| -> Option<Result<(String, String)>> {
+        let name = &planned.entry.name;
+        let expected = journal.finished.get(name)?;
+        let read = |offset, part: &mut [u8]| writer.read_at(name, offset, part);
+        if digest_of(planned.nbytes(), &|_| (), read).ok().as_ref() != Some(expected) {
+            return None;
+        }
+        progress(planned.entry.nbytes);
+        let skipped = writer.skip(name, 0, planned.nbytes());
+        Some(skipped.map(|()| (name.clone(), expected.clone())))
+    };
+    plan.tensors.par_iter().filter_map(check).collect()
+}
+
+/// The matrices' dtype, where config.json declares another.
+pub(crate) fn stored_dtype_if_undeclared(src: &Checkpoint) -> Option<DType> {
+    match src.dtype_problem()? {
+        CheckpointError::DTypeMismatch { got, .. } => Some(got),
+        _ => None,
+    }
+}

@@ -1,0 +1,26 @@
+//! Checkpoints in the formats of other runtimes.
+//!
+//! [`GgufPlan`] turns a checkpoint into one GGUF file of the architecture `llama`, which llama.cpp and
+//! what is built on it run. Such a runtime knows no multipliers, so they are folded into the weights:
+//! the embedding takes `input_mult`, the final norm's gain, which GGUF holds in f32, takes the factor of
+//! the logits (and, where the head is tied to the embedding, takes back what that took).
+//!
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+
+pub mod container;
+pub mod error;
+pub mod plan;
+pub mod tensor;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod vocabulary;
+pub mod write;
+
+use crate::gguf::error::ExportError;
+use crate::gguf::plan::{Folding, GgufOptions, GgufPlan, Rounding};
+use crate::gguf::tensor::GgufTensor;
+use crate::gguf::vocabulary::vocabulary_of;
+use crate::gguf::write::GgufReport;
+
+/// What export functions return.
+pub(crate) type Result<T> = std::result::Result<T, ExportError>;

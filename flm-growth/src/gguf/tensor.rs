@@ -1,0 +1,26 @@
+use candle_core::quantized::GgmlDType;
+
+/// The dtypes that matrices can be written in.
+pub const NAMES: [&str; 11] =
+    ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"];
+
+/// A tensor of the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GgufTensor {
+    /// Its name in the file.
+    pub name: String,
+    /// Its name in the checkpoint.
+    pub source: String,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// What it is stored as.
+    pub dtype: GgmlDType,
+    /// What its elements are multiplied by.
+    pub factor: f64,
+    /// Width of the heads whose rows go from halves to pairs, for queries and keys.
+    pub head_dim: Option<usize>,
+    /// First byte, counted from the start of the data section.
+    pub offset: u64,
+    /// Length in bytes.
+    pub nbytes: u64,
+}

@@ -1,0 +1,515 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use candle_transformers::models::quantized_llama::ModelWeights;
+use serde_json::json;
+
+use super::*;
+use flm_candle::model::causal_lm::{CausalLm, Residency};
+use flm_candle::tokenizer::vocabulary::{TokenKind, Vocabulary, VocabularyModel};
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_checkpoint::write::writer::Writer;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+/// The fixture `name` written again with these tensors changed and these keys set.
+fn altered(
+    name: &str,
+    dst: &Path,
+    keys: &serde_json::Value,
+    change: impl Fn(&str, Tensor) -> Option<Tensor>,
+) -> Checkpoint {
+    let src = Checkpoint::open(&fixture("models").join(name)).unwrap();
+    let mut raw = src.config().raw().clone();
+    raw.extend(keys.as_object().unwrap().clone());
+    let config = TeleFlmConfig::from_json(&serde_json::Value::Object(raw).to_string()).unwrap();
+    let tensors: Vec<(String, Tensor)> = src
+        .entries()
+        .filter_map(|e| Some((e.name.clone(), change(&e.name, src.tensor(&e.name, &Device::Cpu).unwrap())?)))
+        .collect();
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|(name, t)| TensorSpec { name: name.clone(), dtype: t.dtype(), shape: t.dims().to_vec() })
+        .collect();
+    let writer = Writer::create(dst, &specs, u64::MAX).unwrap();
+    for (name, t) in &tensors {
+        writer.write_at(name, 0, &bytes(t)).unwrap();
+    }
+    writer.finish(&config).unwrap();
+    Checkpoint::open(dst).unwrap()
+}
+
+fn bytes(t: &Tensor) -> Vec<u8> {
+    let t = t.flatten_all().unwrap();
+    match t.dtype() {
+        DType::F32 => t.to_vec1::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::F16 => t.to_vec1::<half::f16>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::BF16 => t.to_vec1::<half::bf16>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn export(src: &Checkpoint, dst: &Path, dtype: Option<GgmlDType>) -> GgufPlan {
+    let plan = GgufPlan::new(src, None, &GgufOptions { dtype, ..GgufOptions::default() }).unwrap();
+    let done = std::sync::atomic::AtomicU64::new(0);
+    let add = |n| {
+        done.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+    };
+    let report = plan.write(src, dst, &add).unwrap();
+    assert_eq!(report.bytes, std::fs::metadata(dst).unwrap().len());
+    let read: u64 = plan.tensors.iter().map(|t| src.entry(&t.source).unwrap().nbytes).sum();
+    assert_eq!(done.into_inner(), read);
+    plan
+}
+
+fn read(path: &Path) -> (Content, File) {
+    let mut file = File::open(path).unwrap();
+    (Content::read(&mut file).unwrap(), file)
+}
+
+/// What a tensor of the file must be, from the source by another way than the exporter's: whole tensors,
+/// `reshape` and `transpose`.
+fn expected(src: &Checkpoint, tensor: &GgufTensor) -> Tensor {
+    let c = src.config();
+    let t = src.tensor(&tensor.source, &Device::Cpu).unwrap();
+    let heads = |n: usize| {
+        t.reshape((n, 2, c.head_dim / 2, c.hidden_size))
+            .unwrap()
+            .transpose(1, 2)
+            .unwrap()
+            .contiguous()
+            .unwrap()
+    };
+    match tensor.source.rsplit_once(".self_attn.").map(|(_, part)| part) {
+        Some("q_proj.weight") => heads(c.num_attention_heads).reshape(t.shape()).unwrap(),
+        Some("k_proj.weight") => heads(c.num_key_value_heads).reshape(t.shape()).unwrap(),
+        _ => {
+            let factor = match tensor.source.as_str() {
+                EMBED_TOKENS => c.input_mult,
+                FINAL_NORM => c.output_mult / c.mup_scale_factor,
+                _ => return t,
+            };
+            let product = (t.to_dtype(DType::F64).unwrap() * factor).unwrap();
+            product.to_dtype(DType::F32).unwrap().to_dtype(t.dtype()).unwrap()
+        }
+    }
+}
+
+fn blocks(t: &Tensor, dtype: GgmlDType) -> Vec<u8> {
+    QTensor::quantize(&t.to_dtype(DType::F32).unwrap(), dtype).unwrap().data().unwrap().into_owned()
+}
+
+#[test]
+fn every_tensor_is_the_sources_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["teleflm-f32-st", "teleflm-gqa-f32-shst", "teleflm-bf16-shbin", "teleflm-hd32-bf16-shbin"] {
+        let src = Checkpoint::open(&fixture("models").join(name)).unwrap();
+        let path = dir.path().join(format!("{name}.gguf"));
+        let plan = export(&src, &path, None);
+        let (content, mut file) = read(&path);
+        assert_eq!(content.tensor_infos.len(), src.entries().count());
+        for tensor in &plan.tensors {
+            let found = content.tensor(&mut file, &tensor.name, &Device::Cpu).unwrap();
+            let mut want = expected(&src, tensor);
+            if want.dims().len() == 1 {
+                want = src.tensor(&tensor.source, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+                want = (want * tensor.factor).unwrap().to_dtype(DType::F32).unwrap();
+            }
+            let own = if want.dtype() == DType::BF16 { GgmlDType::BF16 } else { GgmlDType::F32 };
+            assert_eq!((found.dtype(), found.shape()), (own, want.shape()), "{name} {}", tensor.name);
+            assert!(found.data().unwrap().as_ref() == bytes(&want), "{name} {}", tensor.name);
+        }
+        // Rows are no longer where they were, except in models of heads of width 2.
+        let q = plan.tensors.iter().find(|t| t.name == "blk.0.attn_q.weight").unwrap();
+        assert!(bytes(&expected(&src, q)) != bytes(&src.tensor(&q.source, &Device::Cpu).unwrap()));
+    }
+}
+
+#[test]
+fn blocks_are_candles_and_rows_that_are_none_stay_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = Checkpoint::open(&fixture("models/teleflm-hd32-bf16-shbin")).unwrap();
+    for (name, dtype) in [("q8_0", GgmlDType::Q8_0), ("q4_0", GgmlDType::Q4_0), ("q4_k", GgmlDType::Q4K)] {
+        assert_eq!(GgufPlan::parse_dtype(name).unwrap(), dtype);
+        let path = dir.path().join(name);
+        let plan = export(&src, &path, Some(dtype));
+        let (content, mut file) = read(&path);
+        let mut kept = 0;
+        for tensor in &plan.tensors {
+            let found = content.tensor(&mut file, &tensor.name, &Device::Cpu).unwrap();
+            let want = match (&tensor.shape[..], tensor.source.as_str()) {
+                ([_], _) => GgmlDType::F32,
+                // 344 columns are no multiple of 32.
+                (_, down) if down.ends_with("down_proj.weight") => GgmlDType::BF16,
+                (_, EMBED_TOKENS | LM_HEAD) => GgmlDType::Q8_0,
+                // 128 columns are no multiple of q4_k's 256.
+                _ if dtype == GgmlDType::Q4K => GgmlDType::Q8_0,
+                _ => dtype,
+            };
+            assert_eq!(found.dtype(), want, "{name} {}", tensor.name);
+            kept += usize::from(want == GgmlDType::BF16);
+            if want.block_size() > 1 {
+                let blocks = blocks(&expected(&src, tensor), want);
+                assert!(found.data().unwrap().as_ref() == blocks, "{name} {}", tensor.name);
+            }
+        }
+        assert_eq!(kept, 4);
+        let note = format!("4 tensors are stored as bf16, not {name}: their rows of 344 are no whole blocks");
+        assert!(plan.notes.contains(&note), "{:?}", plan.notes);
+    }
+    assert!(GgufPlan::parse_dtype("q4").unwrap_err().to_string().contains("q4_0"));
+}
+
+/// candle-transformers' model of GGUF files shares no code with this crate's.
+#[test]
+fn another_model_gives_flms_logits_and_the_goldens() {
+    let dir = tempfile::tempdir().unwrap();
+    // The norm's gain takes 3/4 and 0.05, the embedding 2.
+    for (name, golden) in [("teleflm-f32-st", "teleflm-f32"), ("teleflm-gqa-f32-shst", "teleflm-gqa-f32")] {
+        let src = Arc::new(Checkpoint::open(&fixture("models").join(name)).unwrap());
+        let path = dir.path().join(name);
+        export(&src, &path, None);
+        let goldens = fixture("models").join(format!("{golden}.golden.safetensors"));
+        let goldens = candle_core::safetensors::load(goldens, &Device::Cpu).unwrap();
+        let model = CausalLm::load(&src, &Device::Cpu, DType::F32, Residency::Resident).unwrap();
+        for prompt in ["short", "single", "rand64", "rand300"] {
+            let ids: Vec<u32> =
+                goldens[&format!("{prompt}.ids")].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+            let ours = model.logits(&ids).unwrap();
+            let theirs = logits(&path, &ids);
+            let last = |t: &Tensor| t.get(ids.len() - 1).unwrap();
+            let error = relative(&theirs, &last(&ours));
+            assert!(error < 1e-5, "{name} {prompt}: {error:e}");
+            let error = relative(&theirs, &last(&goldens[&format!("{prompt}.logits.f32")]));
+            assert!(error < 1e-4, "{name} {prompt}, golden: {error:e}");
+        }
+    }
+}
+
+/// The logits of the last position by candle-transformers.
+fn logits(path: &Path, ids: &[u32]) -> Tensor {
+    let (content, mut file) = read(path);
+    let mut model = ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
+    let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    model.forward(&ids, 0).unwrap().squeeze(0).unwrap()
+}
+
+fn relative(got: &Tensor, expected: &Tensor) -> f64 {
+    let max = |t: Tensor| {
+        t.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+    };
+    let expected = expected.to_dtype(DType::F32).unwrap();
+    max((got - &expected).unwrap()) / max(expected)
+}
+
+#[test]
+fn a_tied_head_gets_back_what_the_embedding_took() {
+    let dir = tempfile::tempdir().unwrap();
+    let tied = json!({ "tie_word_embeddings": true, "input_mult": 3.0, "output_mult": 0.7 });
+    let without_head = |name: &str, t: Tensor| (name != LM_HEAD).then_some(t);
+    let src = Arc::new(altered("teleflm-gqa-f32-shst", &dir.path().join("tied"), &tied, without_head));
+    let path = dir.path().join("tied.gguf");
+    let plan = export(&src, &path, None);
+    assert!(plan.tensors.iter().all(|t| t.name != "output.weight"));
+    let found: HashMap<&str, (f64, Rounding)> =
+        plan.foldings.iter().map(|f| (f.tensor.as_str(), (f.factor, f.rounding))).collect();
+    assert_eq!(found["token_embd.weight"], (3.0, Rounding::F32));
+    assert_eq!(found["output_norm.weight"], (0.7 / 3.0, Rounding::F32));
+    let ids = [1u32, 5, 17, 300, 42];
+    let model = CausalLm::load(&src, &Device::Cpu, DType::F32, Residency::Resident).unwrap();
+    let error = relative(&logits(&path, &ids), &model.logits(&ids).unwrap().get(4).unwrap());
+    assert!(error < 1e-5, "{error:e}");
+
+    let zero = json!({ "tie_word_embeddings": true, "input_mult": 0.0 });
+    let src = altered("teleflm-gqa-f32-shst", &dir.path().join("zero"), &zero, without_head);
+    assert!(matches!(GgufPlan::new(&src, None, &GgufOptions::default()), Err(ExportError::NoInput)));
+}
+
+#[test]
+fn a_factor_that_a_dtype_does_not_hold_goes_to_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    let three = json!({ "input_mult": 3.0 });
+    let src = altered("teleflm-bf16-shbin", &dir.path().join("bf16"), &three, |_, t| Some(t));
+    let plan = export(&src, &dir.path().join("bf16.gguf"), Some(GgmlDType::BF16));
+    let embedding = &plan.tensors[0];
+    assert_eq!((embedding.name.as_str(), embedding.dtype), ("token_embd.weight", GgmlDType::F32));
+    assert_eq!(plan.foldings[0].rounding, Rounding::F32);
+    // 3 times a bf16 has two bits more than a bf16: f32 holds it exactly.
+    let (content, mut file) = read(&dir.path().join("bf16.gguf"));
+    let found = content.tensor(&mut file, "token_embd.weight", &Device::Cpu).unwrap();
+    let want = (src.tensor(EMBED_TOKENS, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap() * 3.0).unwrap();
+    assert!(found.data().unwrap().as_ref() == bytes(&want));
+    // A power of two stays in bf16.
+    let two = Checkpoint::open(&fixture("models/teleflm-bf16-shbin")).unwrap();
+    let plan = GgufPlan::new(&two, None, &GgufOptions::default()).unwrap();
+    assert_eq!((plan.tensors[0].dtype, plan.foldings[0].rounding), (GgmlDType::BF16, Rounding::Exact));
+    // Asked to round, it rounds.
+    let f32_source = altered("teleflm-f32-st", &dir.path().join("f32"), &three, |_, t| Some(t));
+    let options = GgufOptions { dtype: Some(GgmlDType::BF16), ..GgufOptions::default() };
+    let plan = GgufPlan::new(&f32_source, None, &options).unwrap();
+    assert_eq!((plan.tensors[0].dtype, plan.foldings[0].rounding), (GgmlDType::BF16, Rounding::Dtype));
+}
+
+#[test]
+fn metadata_are_what_llama_cpp_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = Checkpoint::open(&fixture("models/teleflm-gqa-bf16-shbin")).unwrap();
+    let path = dir.path().join("x.gguf");
+    let options = GgufOptions { dtype: Some(GgmlDType::Q8_0), name: Some("nano".into()), pre: None };
+    GgufPlan::new(&src, None, &options).unwrap().write(&src, &path, &|_| ()).unwrap();
+    let (content, _) = read(&path);
+    let number = |key: &str| content.metadata[key].to_u32().unwrap();
+    for (key, value) in [
+        ("general.file_type", 7),
+        ("general.alignment", 32),
+        ("llama.context_length", 512),
+        ("llama.embedding_length", 64),
+        ("llama.block_count", 4),
+        ("llama.feed_forward_length", 172),
+        ("llama.attention.head_count", 4),
+        ("llama.attention.head_count_kv", 2),
+        ("llama.attention.key_length", 16),
+        ("llama.rope.dimension_count", 16),
+        ("llama.vocab_size", 384),
+    ] {
+        assert_eq!(number(key), value, "{key}");
+    }
+    assert_eq!(content.metadata["llama.attention.layer_norm_rms_epsilon"].to_f32().unwrap(), 1e-5);
+    assert_eq!(content.metadata["llama.rope.freq_base"].to_f32().unwrap(), 10_000.0);
+    assert_eq!(content.metadata["general.architecture"].to_string().unwrap(), "llama");
+    assert_eq!(content.metadata["general.name"].to_string().unwrap(), "nano");
+    assert_eq!(content.metadata["tokenizer.ggml.model"].to_string().unwrap(), "no_vocab");
+    // Version 3, and every tensor where it should be aligned.
+    assert_eq!(std::fs::read(&path).unwrap()[4..8], 3u32.to_le_bytes());
+    assert!(content.tensor_data_offset.is_multiple_of(32));
+    assert!(content.tensor_infos.values().all(|t| t.offset.is_multiple_of(32)));
+}
+
+#[test]
+fn a_growing_checkpoint_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let masks = json!({ "growth": { "version": 1, "operator": "msg", "ffn": { "from": 100, "mask": 0.5 } } });
+    let src = altered("teleflm-f32-st", &dir.path().join("m"), &masks, |_, t| Some(t));
+    let error = GgufPlan::new(&src, None, &GgufOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("flm fold"), "{error}");
+}
+
+#[test]
+fn overflow_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = |name: &str, t: Tensor| {
+        let norm = name == FINAL_NORM;
+        Some(if norm { t } else { t.ones_like().unwrap().affine(1e6, 0.0).unwrap() })
+    };
+    let src = altered("teleflm-f32-st", &dir.path().join("m"), &json!({}), large);
+    let options = GgufOptions { dtype: Some(GgmlDType::F16), ..GgufOptions::default() };
+    let plan = GgufPlan::new(&src, None, &options).unwrap();
+    let matrices: u64 = plan
+        .tensors
+        .iter()
+        .filter(|t| t.shape.len() == 2)
+        .map(|t| t.shape.iter().product::<usize>() as u64)
+        .sum();
+    let report = plan.write(&src, &dir.path().join("x.gguf"), &|_| ()).unwrap();
+    assert_eq!(report.overflowed, matrices);
+}
+
+#[test]
+fn an_output_appears_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = altered("teleflm-f32-st", &dir.path().join("m"), &json!({}), |_, t| Some(t));
+    let path = dir.path().join("x.gguf");
+    let plan = GgufPlan::new(&src, None, &GgufOptions::default()).unwrap();
+    // What a process that died has left is overwritten, whatever its length.
+    let partial = dir.path().join(".x.gguf.partial");
+    std::fs::write(&partial, vec![7; 3 << 20]).unwrap();
+    plan.write(&src, &path, &|_| assert!(!path.exists() && partial.exists())).unwrap();
+    assert!(!partial.exists());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), plan.bytes);
+    let again = plan.write(&src, &path, &|_| ());
+    assert!(matches!(again, Err(ExportError::DestinationExists { .. })));
+    // Held by another writer.
+    let other = dir.path().join("y.gguf");
+    let held = File::create(dir.path().join(".y.gguf.partial")).unwrap();
+    held.try_lock().unwrap();
+    assert!(matches!(plan.write(&src, &other, &|_| ()), Err(ExportError::InUse { .. })));
+    drop(held);
+    // A source that is cut off while it is read: nothing is left.
+    let file = std::fs::File::options().write(true).open(dir.path().join("m/model.safetensors")).unwrap();
+    file.set_len(1 << 16).unwrap();
+    assert!(plan.write(&src, &other, &|_| ()).is_err());
+    assert!(!other.exists() && !dir.path().join(".y.gguf.partial").exists());
+    assert!(matches!(plan.write(&src, Path::new(".."), &|_| ()), Err(ExportError::BadDestination { .. })));
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    value.to_vec().unwrap().iter().map(|v| v.to_string().unwrap().clone()).collect()
+}
+
+fn keys(
+    vocabulary: &Vocabulary,
+    rows: usize,
+    pre: Option<&str>,
+) -> Result<(HashMap<String, Value>, Vec<String>)> {
+    let mut config = flm_checkpoint::config::preset::preset("nano-52b").unwrap();
+    config.vocab_size = rows;
+    let (keys, notes) = crate::gguf::vocabulary::metadata(vocabulary, &config, pre)?;
+    Ok((keys.into_iter().collect(), notes))
+}
+
+/// `tokenizer.model` of tests/fixtures/spm beside a tokenizer_config.json.
+#[test]
+fn a_sentencepiece_model_is_written_piece_by_piece() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture("spm/tokenizer_llama.model"), dir.path().join("tokenizer.model")).unwrap();
+    let config = json!({ "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": true,
+        "chat_template": "{{ messages[0]['content'] }}" });
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let tokenizer = flm_candle::tokenizer::Tokenizer::from_dir(dir.path()).unwrap();
+    let vocabulary = vocabulary_of(dir.path()).unwrap();
+    let rows = tokenizer.len() + 3;
+    let (found, notes) = keys(&vocabulary, rows, None).unwrap();
+    let tokens = strings(&found["tokenizer.ggml.tokens"]);
+    let kinds: Vec<i32> =
+        found["tokenizer.ggml.token_type"].to_vec().unwrap().iter().map(|v| v.to_i32().unwrap()).collect();
+    let scores: Vec<f32> =
+        found["tokenizer.ggml.scores"].to_vec().unwrap().iter().map(|v| v.to_f32().unwrap()).collect();
+    assert_eq!([tokens.len(), kinds.len(), scores.len()], [rows; 3]);
+    for (id, token) in tokens.iter().enumerate().take(tokenizer.len()) {
+        let own = tokenizer.id_to_token(id as u32).unwrap();
+        assert!(*token == own || kinds[id] == 4, "{id}: {token:?} {own:?}");
+        assert_eq!(kinds[id] == 6, own.starts_with("<0x"), "{own}");
+    }
+    assert_eq!(tokens[tokenizer.len()..], [0, 1, 2].map(|i| format!("[PAD{}]", tokenizer.len() + i)));
+    assert_eq!(kinds[tokenizer.len()..], [5; 3]);
+    let id = |text: &str| tokenizer.token_to_id(text).unwrap();
+    assert_eq!((kinds[id("<s>") as usize], kinds[id("<unk>") as usize]), (3, 2));
+    for (key, text) in [("bos", "<s>"), ("eos", "</s>"), ("unknown", "<unk>")] {
+        assert_eq!(found[&format!("tokenizer.ggml.{key}_token_id")].to_u32().unwrap(), id(text), "{key}");
+    }
+    assert!(found["tokenizer.ggml.add_bos_token"].to_bool().unwrap());
+    assert!(!found["tokenizer.ggml.add_eos_token"].to_bool().unwrap());
+    assert!(found["tokenizer.ggml.add_space_prefix"].to_bool().unwrap());
+    assert_eq!(found["tokenizer.ggml.model"].to_string().unwrap(), "llama");
+    assert_eq!(found["tokenizer.chat_template"].to_string().unwrap(), "{{ messages[0]['content'] }}");
+    assert!(notes.iter().any(|n| n.starts_with("3 rows of the vocabulary are padding")), "{notes:?}");
+    // Scores fall from one merge to the next.
+    let normal: Vec<f32> = (0..rows).filter(|&i| kinds[i] == 1).map(|i| scores[i]).collect();
+    assert!(normal.windows(2).all(|w| w[0] >= w[1]) && normal.first() > normal.last());
+
+    assert!(matches!(keys(&vocabulary, 10, None), Err(ExportError::Vocabulary { rows: 10, .. })));
+}
+
+fn bpe(pre_tokenizer: serde_json::Value, normalizer: serde_json::Value, ignore_merges: bool) -> Vec<u8> {
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [
+            { "id": 5, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+              "normalized": false, "special": true },
+            { "id": 7, "content": "<tool>", "single_word": false, "lstrip": false, "rstrip": false,
+              "normalized": false, "special": false }],
+        "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": null,
+        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": ignore_merges,
+            "vocab": { "a": 0, "b": 1, "Ġ": 2, "ab": 3, "Ġab": 4, "<|end|>": 5, "c": 6 },
+            "merges": [["a", "b"], ["Ġ", "ab"]] }
+    })
+    .to_string()
+    .into_bytes()
+}
+
+fn byte_level(use_regex: bool) -> serde_json::Value {
+    json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
+}
+
+fn vocabulary(json: &[u8]) -> Vocabulary {
+    flm_candle::tokenizer::Tokenizer::from_json(json).unwrap().vocabulary().unwrap()
+}
+
+#[test]
+fn byte_level_bpe_is_written_with_its_merges() {
+    let digits = json!({ "type": "Sequence", "pretokenizers": [
+        { "type": "Digits", "individual_digits": true }, byte_level(true)] });
+    let (found, _) = keys(&vocabulary(&bpe(digits, json!(null), false)), 9, None).unwrap();
+    assert_eq!(
+        strings(&found["tokenizer.ggml.tokens"]),
+        ["a", "b", "Ġ", "ab", "Ġab", "<|end|>", "c", "<tool>", "[PAD8]"]
+    );
+    let kinds: Vec<i32> =
+        found["tokenizer.ggml.token_type"].to_vec().unwrap().iter().map(|v| v.to_i32().unwrap()).collect();
+    assert_eq!(kinds, [1, 1, 1, 1, 1, 3, 1, 4, 5]);
+    assert_eq!(strings(&found["tokenizer.ggml.merges"]), ["a b", "Ġ ab"]);
+    assert_eq!(found["tokenizer.ggml.model"].to_string().unwrap(), "gpt2");
+    assert_eq!(found["tokenizer.ggml.pre"].to_string().unwrap(), "smollm");
+    assert!(!found.contains_key("tokenizer.ggml.scores"));
+}
+
+#[test]
+fn a_pre_tokenizer_is_named_or_refused() {
+    let split = |regex: &str| {
+        json!({ "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false },
+            byte_level(false)] })
+    };
+    // Llama 3's and Qwen 2's, as their tokenizer.json have them.
+    let words = |digits: &str| {
+        format!(
+            "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{{L}}\\p{{N}}]?\\p{{L}}+|{digits}| ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+        )
+    };
+    let (llama, qwen) = (split(&words("\\p{N}{1,3}")), split(&words("\\p{N}")));
+    let nfc = json!({ "type": "NFC" });
+    for (pre, normalizer, ignore_merges, name) in [
+        (byte_level(true), json!(null), false, Some("gpt-2")),
+        (llama.clone(), json!(null), true, Some("llama-bpe")),
+        (llama.clone(), json!(null), false, None),
+        (qwen.clone(), nfc.clone(), false, Some("qwen2")),
+        (qwen, json!(null), false, Some("qwen2")),
+        (byte_level(true), nfc, false, None),
+        (split("\\w+"), json!(null), false, None),
+        (byte_level(false), json!(null), false, None),
+    ] {
+        let vocabulary = vocabulary(&bpe(pre.clone(), normalizer, ignore_merges));
+        match (keys(&vocabulary, 8, None), name) {
+            (Ok((found, _)), Some(name)) => {
+                assert_eq!(found["tokenizer.ggml.pre"].to_string().unwrap(), name);
+            }
+            (Err(ExportError::PreTokenizer { found }), None) => {
+                assert!(found.starts_with("pre_tokenizer {"), "{found}")
+            }
+            (other, _) => panic!("{pre}: {other:?}"),
+        }
+        // The user's word goes, and is said to be unchecked.
+        let (found, notes) = keys(&vocabulary, 8, Some("mine")).unwrap();
+        assert_eq!(found["tokenizer.ggml.pre"].to_string().unwrap(), "mine");
+        assert!(notes.iter().any(|n| n.contains("taken to be mine, unchecked")), "{notes:?}");
+    }
+}
+
+#[test]
+fn a_tokenizer_json_made_from_sentencepiece_needs_the_model_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = std::fs::read(fixture("spm/tokenizer_llama.model")).unwrap();
+    let tokenizer = flm_candle::tokenizer::Tokenizer::from_sentencepiece(&model).unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.save_json().unwrap()).unwrap();
+    let error = vocabulary_of(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.model"), "{error}");
+    std::fs::write(dir.path().join("tokenizer.model"), &model).unwrap();
+    let vocabulary = vocabulary_of(dir.path()).unwrap();
+    assert!(matches!(vocabulary.model, VocabularyModel::SentencePiece { byte_fallback: true, .. }));
+    assert!(vocabulary.tokens.iter().any(|t| t.kind == TokenKind::Byte));
+}

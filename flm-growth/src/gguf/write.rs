@@ -1,0 +1,228 @@
+//! Writing a GGUF file: a chunk of a tensor at a time, under another name until it is complete.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use crate::gguf::Result;
+use crate::gguf::container::ALIGNMENT;
+use crate::gguf::error::ExportError;
+use crate::gguf::error::io;
+use crate::gguf::plan::GgufPlan;
+use crate::gguf::tensor::GgufTensor;
+use flm_checkpoint::cast::cast;
+use flm_checkpoint::read::{Checkpoint, TensorEntry};
+
+/// Bytes of the source that are read at a time, where a head or a row is not larger.
+const CHUNK: usize = 4 << 20;
+
+/// What [`GgufPlan::write`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GgufReport {
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// Finite elements that became infinite, because the new dtype ends before them.
+    pub overflowed: u64,
+}
+
+impl GgufPlan {
+    /// Writes the file `dst` from `src`, which the plan was made of.
+    ///
+    /// It is written as `.NAME.partial` beside `dst`, fsynced and renamed; what an interrupted run left
+    /// is overwritten. Memory is some tens of MiB. `progress` is told the bytes of the source that are done.
+    ///
+    /// # Errors
+    /// [`ExportError::DestinationExists`], [`ExportError::InUse`], and whatever reading and writing raise;
+    /// `dst` does not exist then.
+    pub fn write(&self, src: &Checkpoint, dst: &Path, progress: &dyn Fn(u64)) -> Result<GgufReport> {
+        let mut staged = StagedFile::create(dst)?;
+        staged.put(&self.header)?;
+        let mut encoder = Encoder::default();
+        for tensor in &self.tensors {
+            let entry = src.entry(&tensor.source)?;
+            encoder.tensor(src, entry, tensor, |bytes, read| {
+                staged.put(bytes)?;
+                progress(read);
+                Ok(())
+            })?;
+            let padding = tensor.nbytes.next_multiple_of(ALIGNMENT) - tensor.nbytes;
+            staged.put(&[0; ALIGNMENT as usize][..padding as usize])?;
+        }
+        staged.publish()?;
+        Ok(GgufReport { bytes: self.bytes, overflowed: encoder.overflowed })
+    }
+}
+
+/// Turns stored tensors into those of the file; its buffers are used again.
+#[derive(Default)]
+struct Encoder {
+    source: Vec<u8>,
+    paired: Vec<u8>,
+    wide: Vec<u8>,
+    out: Vec<u8>,
+    overflowed: u64,
+}
+
+impl Encoder {
+    /// Gives `put` the tensor's bytes in order, with the number of the source's bytes that they are.
+    fn tensor(
+        &mut self,
+        src: &Checkpoint,
+        entry: &TensorEntry,
+        tensor: &GgufTensor,
+        mut put: impl FnMut(&[u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        let columns = tensor.shape.last().copied().unwrap_or(1);
+        let row = columns * entry.dtype.size_in_bytes();
+        let unit = row * tensor.head_dim.unwrap_or(1);
+        let step = (CHUNK / unit.max(1)).max(1) * unit;
+        let mut at = 0;
+        while at < entry.nbytes {
+            let n = (step as u64).min(entry.nbytes - at);
+            self.source.resize(n as usize, 0);
+            src.read_at(entry, at, &mut self.source)?;
+            if let Some(head_dim) = tensor.head_dim {
+                pair_rows(&mut self.source, &mut self.paired, row, head_dim);
+            }
+            self.encode(entry.dtype, tensor, columns)?;
+            put(&self.out, n)?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// `source` as `out`.
+    fn encode(&mut self, from: DType, tensor: &GgufTensor, columns: usize) -> Result<()> {
+        let to = match tensor.dtype {
+            GgmlDType::F16 => DType::F16,
+            GgmlDType::BF16 => DType::BF16,
+            _ => DType::F32,
+        };
+        if tensor.factor == 1.0 {
+            self.overflowed += cast(from, to, &self.source, &mut self.out);
+        } else {
+            cast(from, DType::F64, &self.source, &mut self.wide);
+            for bytes in self.wide.as_chunks_mut::<8>().0 {
+                *bytes = (f64::from_le_bytes(*bytes) * tensor.factor).to_le_bytes();
+            }
+            self.overflowed += cast(DType::F64, to, &self.wide, &mut self.out);
+        }
+        if tensor.dtype.block_size() > 1 {
+            let values: Vec<f32> =
+                self.out.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+            self.out = quantised(&values, columns, tensor.dtype)?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows of `columns` values as blocks.
+fn quantised(values: &[f32], columns: usize, dtype: GgmlDType) -> Result<Vec<u8>> {
+    // A piece is many blocks, and there are pieces enough for all threads.
+    let piece = columns * (1usize << 16).div_ceil(columns);
+    let pieces = values.par_chunks(piece).map(|rows| {
+        let rows = Tensor::from_slice(rows, (rows.len() / columns, columns), &Device::Cpu)?;
+        Ok(QTensor::quantize(&rows, dtype)?.data()?.into_owned())
+    });
+    Ok(pieces.collect::<candle_core::Result<Vec<_>>>()?.concat())
+}
+
+/// Reorders the rows of each head from halves, where row i is rotated with row i + head_dim/2, to pairs,
+/// where row 2i is rotated with row 2i + 1: transformers' Llama has the one, llama.cpp's the other.
+fn pair_rows(bytes: &mut Vec<u8>, scratch: &mut Vec<u8>, row: usize, head_dim: usize) {
+    scratch.clear();
+    scratch.reserve(bytes.len());
+    for head in bytes.chunks_exact(row * head_dim) {
+        let (first, second) = head.split_at(row * head_dim / 2);
+        for (a, b) in first.chunks_exact(row).zip(second.chunks_exact(row)) {
+            scratch.extend(a);
+            scratch.extend(b);
+        }
+    }
+    std::mem::swap(bytes, scratch);
+}
+
+/// A file that is written under another name, which it loses when it is complete.
+struct StagedFile {
+    dst: PathBuf,
+    path: PathBuf,
+    /// Locked, so that two processes do not write the same output.
+    out: Option<BufWriter<File>>,
+}
+
+impl StagedFile {
+    fn create(dst: &Path) -> Result<Self> {
+        let name = dst.file_name().ok_or_else(|| ExportError::BadDestination { path: dst.into() })?;
+        let mut partial = std::ffi::OsString::from(".");
+        partial.push(name);
+        partial.push(".partial");
+        let path = dst.with_file_name(partial);
+        require_free(dst)?;
+        fs::create_dir_all(parent(dst)).map_err(io("create", parent(dst)))?;
+        // The writer that held it may have finished between the steps: then the name is another file's.
+        for _ in 0..100 {
+            let file = File::options().create(true).truncate(false).write(true).open(&path);
+            let file = file.map_err(io("create", &path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(ExportError::InUse { path }),
+                // A file system without locks: nothing can be held.
+                Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
+                Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),
+            }
+            let ours = file.metadata().map_err(io("look at", &path))?;
+            if fs::metadata(&path).is_ok_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino())) {
+                file.set_len(0).map_err(io("empty", &path))?;
+                let out = Some(BufWriter::with_capacity(1 << 20, file));
+                return Ok(Self { dst: dst.into(), path, out });
+            }
+        }
+        Err(ExportError::InUse { path })
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.out {
+            Some(out) => out.write_all(bytes).map_err(io("write", &self.path)),
+            None => Ok(()),
+        }
+    }
+
+    /// Fsyncs the file and gives it its name.
+    fn publish(mut self) -> Result<()> {
+        if let Some(out) = &mut self.out {
+            out.flush().map_err(io("write", &self.path))?;
+            out.get_ref().sync_all().map_err(io("sync", &self.path))?;
+        }
+        require_free(&self.dst)?;
+        fs::rename(&self.path, &self.dst).map_err(io("rename the finished file to", &self.dst))?;
+        self.out = None;
+        let dir = parent(&self.dst);
+        File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if self.out.is_some() {
+            // Nothing to do about a failure here: the next run overwrites what is left.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn require_free(dst: &Path) -> Result<()> {
+    match fs::symlink_metadata(dst) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(io("look at", dst)(e)),
+        Ok(_) => Err(ExportError::DestinationExists { path: dst.into() }),
+    }
+}

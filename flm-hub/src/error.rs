@@ -1,0 +1,129 @@
+//! Everything that can be wrong with a download.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use flm_checkpoint::error::CheckpointError;
+
+/// What can be wrong with a download; says what to do about it where there is something to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum HubError {
+    /// The system refused to read, write or move a file.
+    #[error("cannot {action} {path}: {reason}")]
+    Io { action: &'static str, path: PathBuf, reason: String },
+    /// A manifest or lock file is malformed.
+    #[error("{path}: {reason}")]
+    Malformed { path: String, reason: String },
+    /// A name that is in no manifest and is no repository.
+    #[error("no model {name:?}: known are {known}; a repository is written OWNER/NAME")]
+    UnknownModel { name: String, known: String },
+    /// A model of the manifest that was never released.
+    #[error("{0} was never released: it is a shape only, nothing can be downloaded")]
+    ShapeOnly(String),
+    /// The Hub names a file that would lie outside the target.
+    #[error("the Hub lists a file named {0:?}, which is not a plain relative path: refused")]
+    BadFileName(String),
+    /// Nothing to fetch.
+    #[error("no file of {repository} at {revision} matches")]
+    NothingMatches { repository: String, revision: String },
+    /// A file of the manifest or lock that the Hub does not list.
+    #[error(
+        "{file}: the Hub does not list it at {revision}; see the files with --dry-run, choose with --files"
+    )]
+    NotListed { file: String, revision: String },
+    /// No digest or size could be found.
+    #[error("{file}: the Hub tells no {what}, so that it could not be verified: refused")]
+    Unverifiable { file: String, what: &'static str },
+    /// The Hub has another file than the manifest or the lock says.
+    #[error(
+        "{file}: the Hub has {what} {found}, {holder} says {expected}: the repository has changed; nothing was \
+         downloaded. To take the new file, name its revision with --revision and another directory with --to"
+    )]
+    Differs { file: String, what: &'static str, expected: String, found: String, holder: &'static str },
+    /// The lock is of another repository or revision.
+    #[error("{path} holds this directory to {held}, not {asked}: choose another directory with --to")]
+    Locked { path: PathBuf, held: String, asked: String },
+    /// The Hub wants the licence to be accepted, or the token has no access.
+    #[error(
+        "{repository} is gated: accept its licence at {page} and set HF_TOKEN to a token of that account \
+         (https://huggingface.co/settings/tokens)"
+    )]
+    Gated { repository: String, page: String },
+    /// 401 for another reason: the Hub does not tell a private repository from none.
+    #[error(
+        "{repository} does not exist or is private: check the name; for a private repository set HF_TOKEN"
+    )]
+    Unauthorized { repository: String },
+    /// 404.
+    #[error("{what} is not on the Hub: {url}")]
+    NotFound { what: String, url: String },
+    /// Any other status.
+    #[error("{url}: HTTP status {status}")]
+    Status { url: String, status: u16, retry_after: Option<Duration> },
+    /// The connection failed, was reset, or nothing came for too long.
+    #[error("{url}: {reason}")]
+    Network { url: String, reason: String },
+    /// A body or a header that does not fit the request.
+    #[error("{url}: {reason}")]
+    WrongAnswer { url: String, reason: String },
+    /// A server that sends whole files only, where a part is wanted.
+    #[error(
+        "{url} sends no parts of files, so that {file} cannot be looked at without all of it: use flm pull"
+    )]
+    NoRanges { file: String, url: String },
+    /// A redirect from https to something else, to nowhere, or in a circle.
+    #[error("{from} redirects to {to:?}: {reason}")]
+    Redirect { from: String, to: String, reason: &'static str },
+    /// The file's content is not what it should be.
+    #[error(
+        "{file}: {algorithm} is {got}, expected {expected}, {times} times: what the server sends is not the file; \
+         it was removed. Try again later or through another network"
+    )]
+    Digest { file: String, algorithm: &'static str, expected: String, got: String, times: u32 },
+    /// Too little room.
+    #[error(
+        "{path}: {needed} bytes more are needed, {free} are free: {} short; {advice}",
+        needed.saturating_sub(*.free)
+    )]
+    Disk { path: PathBuf, needed: u64, free: u64, advice: &'static str },
+    /// Another process works in the directory.
+    #[error("{path} is in use by process {holder}: wait for it with --wait, or stop it")]
+    InUse { path: PathBuf, holder: String },
+    /// Ctrl-C or SIGTERM.
+    #[error("interrupted; the same command goes on where it stopped")]
+    Interrupted,
+    /// A shard or a converted checkpoint is not as it should be.
+    #[error("{0}")]
+    Checkpoint(String),
+    /// A shard does not hold what the index says.
+    #[error("{file} {reason}")]
+    Shard { file: String, reason: String },
+}
+
+/// What hub functions return.
+pub type Result<T> = std::result::Result<T, HubError>;
+
+impl From<CheckpointError> for HubError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Checkpoint(error.to_string())
+    }
+}
+
+impl HubError {
+    /// Whether trying again may help, and how long the server asks to wait.
+    pub fn retry(&self) -> Option<Option<Duration>> {
+        match self {
+            Self::Network { .. } | Self::WrongAnswer { .. } => Some(None),
+            Self::Status { status: 408 | 425 | 429 | 500..=599, retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+/// Turns a system's error into a [`HubError::Io`].
+pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> HubError {
+    let path = path.to_path_buf();
+    move |error| HubError::Io { action, path, reason: error.to_string() }
+}

@@ -1,0 +1,35 @@
+//! Getting checkpoints from the Hugging Face Hub: resumed at the byte, verified while they are written.
+//!
+//! A [`Plan`] is made from the [`Manifest`], the target's flm.lock, the Hub's listing and the disk. A
+//! [`Pull`] holds to it: workers (`fetch`) bring ranges into `NAME.part` (`part`), a thread for each
+//! file (`verify`) hashes the prefix that is complete; only a file with the right digest gets its name.
+//! Shards are then turned into safetensors (`shards`). `headers` looks at a checkpoint without its weights. Everything that is needed to go on after a crash is
+//! on disk at any time.
+
+pub mod client;
+pub mod digest;
+pub mod error;
+pub mod fetch;
+pub mod journal;
+pub mod lock_file;
+pub mod manifest;
+pub mod names;
+pub mod part;
+pub mod plan;
+pub mod progress;
+pub mod pull;
+pub mod ranges;
+pub mod remote_checkpoint;
+pub mod retry;
+pub mod shards;
+pub mod target;
+pub mod transport;
+pub mod verify;
+
+pub use crate::client::{Access, Hub};
+pub use crate::error::HubError;
+pub use crate::manifest::{Manifest, ManifestFile, Model, Shape};
+pub use crate::plan::{Plan, Request, State, default_dir};
+pub use crate::progress::{Event, get};
+pub use crate::pull::{FileProgress, Held, OnDisk, Options, Pull, on_disk};
+pub use crate::remote_checkpoint::{HubCheckpoint, repository_of};

@@ -1,0 +1,117 @@
+//! A set of bytes of a file, as ranges.
+
+use std::{collections::BTreeMap, ops::Range};
+
+/// Disjoint ranges that do not touch: start → end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    /// The bytes 0..len.
+    pub fn all(len: u64) -> Self {
+        let mut ranges = Self::default();
+        ranges.insert(0..len);
+        ranges
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+
+    pub fn insert(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let (mut start, mut end) = (range.start, range.end);
+        let touching: Vec<u64> =
+            self.0.range(..=end).rev().take_while(|(_, e)| **e >= start).map(|(s, _)| *s).collect();
+        for old in touching {
+            if let Some(old_end) = self.0.remove(&old) {
+                start = start.min(old);
+                end = end.max(old_end);
+            }
+        }
+        self.0.insert(start, end);
+    }
+
+    pub fn remove(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let overlapping: Vec<u64> =
+            self.0.range(..range.end).rev().take_while(|(_, e)| **e > range.start).map(|(s, _)| *s).collect();
+        for start in overlapping {
+            if let Some(end) = self.0.remove(&start) {
+                self.insert(start..range.start.min(end));
+                self.insert(range.end.max(start)..end);
+            }
+        }
+    }
+
+    /// Takes out the first range, of at most `most` bytes.
+    pub fn take_first(&mut self, most: u64) -> Option<Range<u64>> {
+        let (&start, &end) = self.0.iter().next()?;
+        let taken = start..end.min(start + most);
+        self.remove(taken.clone());
+        Some(taken)
+    }
+
+    /// The parts of `range` that are in the set, in order.
+    pub fn within(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut found: Vec<_> = self
+            .0
+            .range(..range.end)
+            .rev()
+            .take_while(|(_, end)| **end > range.start)
+            .map(|(start, end)| (*start).max(range.start)..(*end).min(range.end))
+            .collect();
+        found.reverse();
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against a set of single bytes.
+    #[test]
+    fn ranges_are_a_set_of_bytes() {
+        let mut ranges = Ranges::all(40);
+        let mut model = [true; 40];
+        let mut seed = 12345u32;
+        let mut random = |n: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) % n
+        };
+        for _ in 0..2000 {
+            let start = u64::from(random(40));
+            let end = (start + u64::from(random(12))).min(40);
+            let put = random(2) == 0;
+            if put {
+                ranges.insert(start..end);
+            } else {
+                ranges.remove(start..end);
+            }
+            model[start as usize..end as usize].fill(put);
+            assert_eq!(ranges.len(), model.iter().filter(|b| **b).count() as u64);
+            let mut again = [false; 40];
+            for r in ranges.within(0..40) {
+                again[r.start as usize..r.end as usize].fill(true);
+            }
+            assert_eq!(again, model);
+        }
+        let mut ranges = Ranges::all(10);
+        ranges.remove(4..6);
+        assert_eq!(ranges.within(3..8), [3..4, 6..8]);
+        assert_eq!(
+            [ranges.take_first(3), ranges.take_first(9), ranges.take_first(9), ranges.take_first(9)],
+            [Some(0..3), Some(3..4), Some(6..10), None]
+        );
+    }
+}

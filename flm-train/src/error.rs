@@ -1,0 +1,145 @@
+use std::path::PathBuf;
+
+use flm_candle::model::error::ModelError;
+use flm_candle::tokenizer::error::TokenizerError;
+use flm_checkpoint::config::ConfigError;
+use flm_checkpoint::error::CheckpointError;
+
+/// What can go wrong while training.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A checkpoint could not be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tokenizer or its chat template failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Masks that do not follow their own schedule.
+    #[error(
+        "{path}: the masks of `growth` in config.json are not the {mask} that its schedule says at step \
+         {step} of {steps}: correct them there, or fold them with `flm fold`"
+    )]
+    Masks {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the schedule says.
+        mask: f64,
+        /// Its step.
+        step: u64,
+        /// Its length.
+        steps: u64,
+    },
+    /// Backward did not reach a parameter.
+    #[error(
+        "parameter {0} got no gradient: an operation of the forward pass has no backward; nothing was changed"
+    )]
+    MissingGradient(String),
+    /// A batch without anything to learn.
+    #[error("step {0} has no target tokens: all its labels are masked")]
+    NoTargets(u64),
+    /// The loss or the gradient is not a number.
+    #[error("{what} of step {step} is {value}: stopped before the update; batch: {batch}")]
+    NotFinite {
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// The step, counted from 1.
+        step: u64,
+        /// What it is.
+        value: f64,
+        /// The samples of the step.
+        batch: String,
+    },
+    /// Something in a line of a data file.
+    #[error("{path}:{line}: {message}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// Something in the data as a whole.
+    #[error("{0}")]
+    Data(String),
+    /// Something in the recipe.
+    #[error("recipe: {0}")]
+    Recipe(String),
+    /// A training state that does not fit.
+    #[error("cannot resume from {path}: {message}")]
+    State {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// There is no room left for what a run writes.
+    #[error(
+        "the disk is full ({source}): {kept}; make room and run the same command again, or lower save.keep"
+    )]
+    DiskFull {
+        /// Where the run can go on from.
+        kept: String,
+        /// What could not be written.
+        source: Box<Self>,
+    },
+    /// The thread that reads or writes beside the computation died.
+    #[error("the thread that moves parameters stopped without an answer")]
+    Worker,
+}
+
+impl TrainError {
+    /// Whether the reason is that a disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        use std::io::{Error, ErrorKind};
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let kind = error.downcast_ref::<Error>().map(Error::kind);
+            if matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+
+    /// An error of the system while doing `action` to `path`.
+    pub fn file(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { action, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_errors_however_deep() {
+        let file = |kind: std::io::ErrorKind| TrainError::file("write", "x".as_ref())(kind.into());
+        assert!(file(std::io::ErrorKind::StorageFull).is_disk_full());
+        assert!(!file(std::io::ErrorKind::NotFound).is_disk_full());
+        let source = std::io::ErrorKind::StorageFull.into();
+        let inner = CheckpointError::Io { action: "write", path: "x".into(), source };
+        assert!(TrainError::from(inner).is_disk_full());
+    }
+}

@@ -1,0 +1,47 @@
+//! Full-parameter training: supervised fine-tuning and pre-training.
+//!
+//! A step runs layer by layer: the forward pass keeps only each block's input, the backward pass runs
+//! one block again at a time and moves its gradients out. Over micro-batches the order is layer-major
+//! too: a block's weights are brought in once per pass and serve every micro-batch.
+//!
+//! - [`Layout`]: the units of parameters that are brought in, used and written back together
+//! - [`store`]: where parameters, gradients and optimizer state live; every tier gives the same numbers
+//! - [`Packed`]: rows of token ids, labels and document boundaries
+//! - [`Backprop`]: loss and gradients of a step
+//! - [`AdamW`], [`Schedule`]: the update
+//! - [`data`]: files of conversations or text, encoded and packed
+//! - [`Recipe`], [`Plan`], [`Trainer`]: a whole run, with checkpoints that it resumes from
+
+pub mod backprop;
+pub mod data;
+pub mod error;
+pub mod mask_ramp;
+pub mod optimizer;
+pub mod params;
+pub mod plan;
+pub mod recipe;
+pub mod report;
+pub mod state;
+pub mod store;
+pub mod sums;
+pub mod tensorboard;
+pub mod trainer;
+
+pub use crate::backprop::{Backprop, StepLoss};
+pub use crate::data::batch::{IGNORED, MicroBatch, Packed};
+pub use crate::error::TrainError;
+pub use crate::optimizer::adamw::{AdamW, AdamWOptions};
+pub use crate::optimizer::clip::{Clip, clip_coefficient};
+pub use crate::optimizer::schedule::{Decay, Schedule};
+pub use crate::optimizer::stochastic_rounding::{StochasticRounding, TensorRounding};
+pub use crate::params::Slices;
+pub use crate::params::{Layout, Multipliers, Parameter, ParameterGroup, Unit};
+pub use crate::plan::estimate::{Estimate, StepShape};
+pub use crate::plan::flops::model_operations;
+pub use crate::plan::{Plan, PlanReport, Tier};
+pub use crate::recipe::{
+    DataSettings, MemorySettings, Moments, OptimizerSettings, Placement, Recipe, Recompute, SaveSettings,
+    TrainSettings, WeightDtype,
+};
+pub use crate::state::TrainingState;
+pub use crate::trainer::{Event, Outcome, StepMetrics, Trainer};

@@ -1,0 +1,82 @@
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+
+use crate::backprop::Backprop;
+use crate::data::batch::{MicroBatch, Packed};
+use crate::error::TrainError;
+use crate::optimizer::adamw::AdamW;
+use crate::params::Layout;
+use crate::plan::Plan;
+use crate::plan::estimate::{Estimate, StepShape};
+use crate::plan::flops::model_operations;
+use crate::recipe::Placement;
+use crate::store::memory::MemoryStore;
+use crate::store::{Array, ParameterStore, Place};
+
+/// Rows of the embedding that are measured with.
+const VOCABULARY: usize = 1024;
+/// Memory that a measurement may take.
+const MEMORY: u64 = 2 << 30;
+
+impl Plan {
+    /// The time that the run's arithmetic takes on this machine, from a step of a model with one block of
+    /// the same width, on a micro-batch of the run's own; `None` where that block is too large for a quick
+    /// measurement. Files of parameters and checkpoints are not in it.
+    pub fn measure(&self, device: &Device, dtype: DType) -> Result<Option<f64>, TrainError> {
+        let mut config = self.layout.config().clone();
+        config.num_hidden_layers = 1;
+        config.vocab_size = config.vocab_size.min(VOCABULARY);
+        config.growth = None;
+        let layout = Layout::new(&config);
+        let micro = self.recipe.train.micro_batch_size.min(self.dataset.rows.len()).max(1);
+        let shape = StepShape { rows: micro, micro_rows: micro, context: self.context };
+        let needed = Estimate::new(&layout, Placement::Resident, self.recompute, shape).total;
+        if needed > self.budget.min(MEMORY) {
+            return Ok(None);
+        }
+        let rows: Vec<Packed> = self.dataset.rows[..micro].iter().map(|row| small(&row.packed)).collect();
+        let sample = model_operations(&config, &rows);
+        if sample == 0.0 {
+            return Ok(None);
+        }
+        let mut store = MemoryStore::new(&layout, device, dtype, true)?;
+        fill(&mut store)?;
+        let backprop = Backprop::new(&layout, device, dtype, self.recompute);
+        let batches = [MicroBatch::new(&rows)];
+        let adamw = AdamW::new(self.recipe.adamw(), 1, 0.0, 1.0);
+        // the first step finds cold caches
+        let (mut pass, mut update) = (f64::INFINITY, f64::INFINITY);
+        for _ in 0..3 {
+            let start = Instant::now();
+            backprop.run(&mut store, &batches)?;
+            pass = pass.min(start.elapsed().as_secs_f64());
+            let start = Instant::now();
+            store.update(&mut |parameter, slices| adamw.apply(parameter, slices))?;
+            update = update.min(start.elapsed().as_secs_f64());
+        }
+        let epochs = self.steps as f64 / self.steps_per_epoch().max(1) as f64;
+        let passes = pass / sample * self.operations_per_epoch() * epochs;
+        let updates = update / layout.len() as f64 * self.layout.len() as f64 * self.steps as f64;
+        Ok(Some(passes + updates))
+    }
+}
+
+/// The same row with ids of a smaller vocabulary.
+fn small(row: &Packed) -> Packed {
+    let mut row = row.clone();
+    row.ids.iter_mut().for_each(|id| *id %= VOCABULARY as u32);
+    row.labels.iter_mut().filter(|label| **label >= 0).for_each(|label| *label %= VOCABULARY as i64);
+    row
+}
+
+/// Weights of about the size of a model's.
+fn fill(store: &mut dyn ParameterStore) -> Result<(), TrainError> {
+    let layout = store.layout().clone();
+    for (unit, index, parameter) in layout.parameters() {
+        let value = |i: usize| if parameter.decays() { (i as f32 * 0.37).sin() * 0.02 } else { 1.0 };
+        let values: Vec<f32> = (0..parameter.len()).map(value).collect();
+        store.write(Place { unit, parameter: index, array: Array::Weights }, 0, &values)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+pub mod calibration;
+pub mod estimate;
+pub mod flops;
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::data::encode::Encoder;
+use crate::data::{DataStatistics, Dataset};
+use crate::error::TrainError;
+use crate::mask_ramp::MaskRise;
+use crate::optimizer::schedule::Schedule;
+use crate::params::Layout;
+use crate::plan::estimate::{Estimate, StepShape, choose};
+use crate::plan::flops::model_operations;
+use crate::recipe::{Placement, Recipe, Recompute, WeightDtype};
+use flm_candle::tokenizer::Tokenizer;
+use flm_candle::tokenizer::chat_template::ChatTemplate;
+use flm_checkpoint::machine::available_memory;
+use flm_checkpoint::read::Checkpoint;
+
+/// A run that is about to start: data read, placement chosen, nothing written.
+#[derive(Debug)]
+pub struct Plan {
+    /// What was asked for.
+    pub recipe: Recipe,
+    /// The model to start from.
+    pub checkpoint: Arc<Checkpoint>,
+    /// Its parameters.
+    pub layout: Layout,
+    /// How the masks of a model that is still growing rise.
+    pub masks: MaskRise,
+    /// What it is trained on.
+    pub dataset: Dataset,
+    /// Tokens of a row.
+    pub context: usize,
+    /// Updates of the whole run.
+    pub steps: u64,
+    /// Where parameters are kept.
+    pub placement: Placement,
+    /// Whether blocks run again in the backward pass.
+    pub recompute: bool,
+    /// The memory to stay within.
+    pub budget: u64,
+}
+
+/// What `--dry-run` tells.
+#[derive(Debug, serde::Serialize)]
+pub struct PlanReport {
+    /// Parameters that are trained.
+    pub parameters: u64,
+    /// Samples, documents, tokens.
+    pub data: DataStatistics,
+    /// Rows to train on, and to validate on.
+    pub rows: usize,
+    /// Rows to validate on.
+    pub validation_rows: usize,
+    /// The part of all positions that hold a token.
+    pub packing_efficiency: f64,
+    /// Tokens of a row.
+    pub context: usize,
+    /// Updates of one pass over the data, and of the run.
+    pub steps_per_epoch: u64,
+    /// Updates of the run.
+    pub steps: u64,
+    /// Tokens of the run.
+    pub tokens: u64,
+    /// Floating-point operations of the run; see [`super::model_operations`].
+    pub operations: f64,
+    /// Time of the run's arithmetic, where it was measured or its rate given.
+    pub seconds: Option<f64>,
+    /// The memory to stay within.
+    pub budget: u64,
+    /// Where parameters are kept.
+    pub placement: Placement,
+    /// Whether blocks run again in the backward pass.
+    pub recompute: bool,
+    /// Memory of each tier, the fastest first.
+    pub tiers: Vec<Tier>,
+    /// Space that checkpoints take at most.
+    pub checkpoint_disk: u64,
+}
+
+/// Predicted memory of a placement.
+#[derive(Debug, serde::Serialize)]
+pub struct Tier {
+    /// Where parameters are kept.
+    pub placement: Placement,
+    /// Whether blocks run again in the backward pass.
+    pub recompute: bool,
+    /// Its memory.
+    pub memory: Estimate,
+    /// Whether it is within the budget.
+    pub fits: bool,
+}
+
+impl Plan {
+    /// Reads the model's headers, the tokenizer and the data.
+    pub fn new(recipe: Recipe) -> Result<Self, TrainError> {
+        recipe.validate()?;
+        let checkpoint = Arc::new(Checkpoint::open(&recipe.model)?);
+        let masks = MaskRise::new(&checkpoint)?;
+        checkpoint.check()?;
+        let tokenizer = Tokenizer::from_dir(&recipe.model)?;
+        let mut encoder = Encoder::new(&tokenizer, recipe.data.close_turns);
+        if let Some(path) = &recipe.data.chat_template {
+            let source = std::fs::read_to_string(path).map_err(TrainError::file("read", path))?;
+            let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+            let (bos, eos) = (token(tokenizer.bos_id()), token(tokenizer.eos_id()));
+            encoder = encoder.with_template(ChatTemplate::new(&source, bos.as_deref(), eos.as_deref())?);
+        }
+        let config = checkpoint.config();
+        let options = recipe.data_options(config.max_position_embeddings);
+        if options.context > config.max_position_embeddings {
+            return Err(TrainError::Recipe(format!(
+                "data.context_length is {}, the model's context is {}",
+                options.context, config.max_position_embeddings
+            )));
+        }
+        let dataset = Dataset::load(&options, &encoder)?;
+        let layout = match recipe.optimizer.weights {
+            WeightDtype::F32 => Layout::new(config),
+            WeightDtype::Bf16 => Layout::new(config).with_bf16_weights(),
+        };
+        if let Some(id) = dataset
+            .rows
+            .iter()
+            .chain(&dataset.validation)
+            .flat_map(|row| &row.packed.ids)
+            .find(|&&id| id as usize >= config.vocab_size)
+        {
+            return Err(
+                flm_candle::model::error::ModelError::TokenId { id: *id, rows: config.vocab_size }.into()
+            );
+        }
+        let shape = StepShape {
+            rows: recipe.train.batch_size.min(dataset.rows.len()),
+            micro_rows: recipe.train.micro_batch_size,
+            context: options.context.min(dataset.rows.iter().map(|r| r.packed.len()).max().unwrap_or(0)),
+        };
+        let budget = match recipe.budget()? {
+            Some(budget) => budget,
+            None => available_memory().map_or(u64::MAX, |free| free / 10 * 9),
+        };
+        let wanted = match recipe.memory.recompute {
+            Recompute::Auto => None,
+            Recompute::Always => Some(true),
+            Recompute::Never => Some(false),
+        };
+        if recipe.memory.placement == Placement::Disk && wanted == Some(false) {
+            return Err(TrainError::Recipe(
+                "memory.recompute = \"never\" keeps all weights in memory: it does not go with placement = \"disk\""
+                    .into(),
+            ));
+        }
+        let (placement, recompute) = choose(&layout, shape, budget, recipe.memory.placement, wanted);
+        let per_epoch = dataset.rows.len().div_ceil(recipe.train.batch_size) as u64;
+        let steps = (per_epoch * recipe.train.epochs).min(recipe.train.max_steps.unwrap_or(u64::MAX));
+        let context = shape.context;
+        Ok(Self { recipe, checkpoint, layout, masks, dataset, context, steps, placement, recompute, budget })
+    }
+
+    /// Updates of one pass over the data.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.dataset.rows.len().div_ceil(self.recipe.train.batch_size) as u64
+    }
+
+    /// The learning rate of step `step` of the run, counted from 0.
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        let o = &self.recipe.optimizer;
+        let schedule = Schedule {
+            peak: o.learning_rate,
+            last: o.final_learning_rate,
+            warmup: o.warmup_steps,
+            steps: self.steps + o.rewind_step,
+            decay: o.schedule,
+        };
+        schedule.rate(step + o.rewind_step)
+    }
+
+    /// The rows of a step, counted from 0, the longest first.
+    pub fn rows_of_step(&self, step: u64) -> Vec<usize> {
+        let (epoch, index) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
+        let order = self.dataset.order(self.recipe.train.seed, epoch);
+        let size = self.recipe.train.batch_size;
+        let mut rows = order[index * size..((index + 1) * size).min(order.len())].to_vec();
+        // rows of like length share a micro-batch
+        rows.sort_by_key(|&row| std::cmp::Reverse(self.dataset.rows[row].packed.len()));
+        rows
+    }
+
+    /// What must be the same for a run to go on where another stopped.
+    pub fn identity(&self) -> Value {
+        let (t, o) = (&self.recipe.train, &self.recipe.optimizer);
+        json!({
+            "data_digest": self.dataset.digest,
+            "batch_size": t.batch_size,
+            "micro_batch_size": t.micro_batch_size,
+            "seed": t.seed,
+            "steps": self.steps,
+            "optimizer": o,
+            "parameters": self.layout.len(),
+            "growth": self.checkpoint.config().growth,
+        })
+    }
+
+    /// Floating-point operations of a pass over the data; see [`model_operations`].
+    pub fn operations_per_epoch(&self) -> f64 {
+        model_operations(self.layout.config(), self.dataset.rows.iter().map(|row| &row.packed))
+    }
+
+    /// What the run will be, for `--dry-run`.
+    pub fn report(&self) -> PlanReport {
+        let shape = StepShape {
+            rows: self.recipe.train.batch_size.min(self.dataset.rows.len()),
+            micro_rows: self.recipe.train.micro_batch_size,
+            context: self.context,
+        };
+        let tier = |(placement, recompute)| {
+            let memory = Estimate::new(&self.layout, placement, recompute, shape);
+            Tier { placement, recompute, memory, fits: memory.total <= self.budget }
+        };
+        let tiers = [(Placement::Resident, false), (Placement::Resident, true), (Placement::Disk, true)];
+        let parameters = self.layout.len() as u64;
+        let row_tokens: u64 = self.dataset.rows.iter().map(|row| row.packed.len() as u64).sum();
+        let tokens = row_tokens * self.steps / self.steps_per_epoch().max(1);
+        let epochs = self.steps as f64 / self.steps_per_epoch().max(1) as f64;
+        let save = &self.recipe.save;
+        let checkpoints = save.keep.max(1) as u64 + 1 + u64::from(save.keep_best);
+        PlanReport {
+            parameters,
+            data: self.dataset.statistics,
+            rows: self.dataset.rows.len(),
+            validation_rows: self.dataset.validation.len(),
+            packing_efficiency: self.dataset.packing_efficiency(self.context),
+            context: self.context,
+            steps_per_epoch: self.steps_per_epoch(),
+            steps: self.steps,
+            tokens,
+            operations: self.operations_per_epoch() * epochs,
+            seconds: None,
+            budget: self.budget,
+            placement: self.placement,
+            recompute: self.recompute,
+            tiers: tiers.into_iter().map(tier).collect(),
+            checkpoint_disk: checkpoints * (self.layout.weight_bytes() + parameters * 8) + parameters * 4,
+        }
+    }
+}

@@ -1,0 +1,409 @@
+pub mod keys;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::recipe::keys::{check_keys, make_absolute, set};
+
+use crate::data::DataOptions;
+use crate::data::encode::Truncation;
+use crate::error::TrainError;
+use crate::optimizer::adamw::AdamWOptions;
+use crate::optimizer::clip::Clip;
+use crate::optimizer::schedule::Decay;
+use crate::params::Multipliers;
+
+/// Everything that a training run is told; see `recipes/tele-flm-sft.toml` for each setting's meaning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Checkpoint directory to start from.
+    pub model: PathBuf,
+    /// Directory for checkpoints, metrics and the trained model.
+    pub output: PathBuf,
+    /// Data.
+    pub data: DataSettings,
+    /// Length and batches.
+    #[serde(default)]
+    pub train: TrainSettings,
+    /// AdamW and its schedule.
+    #[serde(default)]
+    pub optimizer: OptimizerSettings,
+    /// Where things are kept.
+    #[serde(default)]
+    pub memory: MemorySettings,
+    /// Checkpoints.
+    #[serde(default)]
+    pub save: SaveSettings,
+}
+
+/// What is trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataSettings {
+    /// JSONL or .txt files.
+    pub files: Vec<PathBuf>,
+    /// Files to validate on.
+    #[serde(default)]
+    pub validation_files: Vec<PathBuf>,
+    /// Share of the documents to validate on, where there are no files for it.
+    #[serde(default)]
+    pub validation: f64,
+    /// Tokens of a row; the model's own context where it is not given.
+    #[serde(default)]
+    pub context_length: Option<usize>,
+    /// Several documents a row.
+    #[serde(default = "yes")]
+    pub packing: bool,
+    /// What happens to longer samples.
+    #[serde(default)]
+    pub truncation: Truncation,
+    /// Whether an assistant turn ends in the end-of-text token.
+    #[serde(default = "yes")]
+    pub close_turns: bool,
+    /// A file with a chat template, instead of the tokenizer's own.
+    #[serde(default)]
+    pub chat_template: Option<PathBuf>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How long and in which batches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainSettings {
+    /// Passes over the data.
+    pub epochs: u64,
+    /// Stop after this many steps.
+    pub max_steps: Option<u64>,
+    /// Rows of a step.
+    pub batch_size: usize,
+    /// Rows that run together.
+    pub micro_batch_size: usize,
+    /// Seed of the data's order.
+    pub seed: u64,
+    /// Validate every so many steps (0: only with checkpoints and at the end).
+    pub validate_every: u64,
+    /// The device's peak rate in floating-point operations a second, for example "989T"; 0 is not known.
+    pub peak_flops: String,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            epochs: 4,
+            max_steps: None,
+            batch_size: 32,
+            micro_batch_size: 1,
+            seed: 0,
+            validate_every: 0,
+            peak_flops: "0".into(),
+        }
+    }
+}
+
+/// The update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimizerSettings {
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// The last step's.
+    pub final_learning_rate: f64,
+    /// `linear`, `cosine` or `constant`.
+    pub schedule: Decay,
+    /// Steps of rising rate.
+    pub warmup_steps: u64,
+    /// The step of the schedule at which the run begins.
+    pub rewind_step: u64,
+    /// The moments that the run begins with.
+    pub moments: Moments,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled, on matrices only.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0 is no limit.
+    pub clip_norm: f64,
+    /// What that norm is taken over.
+    pub clip: Clip,
+    /// What matrices are stored in.
+    pub weights: WeightDtype,
+    /// Factors on the learning rate.
+    pub multipliers: Multipliers,
+}
+
+impl Default for OptimizerSettings {
+    fn default() -> Self {
+        let adamw = AdamWOptions::default();
+        Self {
+            learning_rate: 2.7e-5,
+            final_learning_rate: 1e-9,
+            schedule: Decay::Linear,
+            warmup_steps: 0,
+            rewind_step: 0,
+            moments: Moments::Zero,
+            beta1: adamw.beta1,
+            beta2: adamw.beta2,
+            eps: adamw.eps,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+            clip: Clip::Global,
+            weights: WeightDtype::F32,
+            multipliers: Multipliers::default(),
+        }
+    }
+}
+
+/// What the weights of matrices are stored in from step to step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// f32 master weights.
+    #[default]
+    F32,
+    /// bf16, rounded stochastically; two bytes a parameter less.
+    Bf16,
+}
+
+/// The moments that a run begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// 0.
+    #[default]
+    Zero,
+    /// Those beside the model, in `optimizer/`; the count of updates goes on as well.
+    Kept,
+}
+
+/// Where parameters, gradients and optimizer state are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// The fastest that fits the budget.
+    #[default]
+    Auto,
+    /// In memory, weights also on the device.
+    Resident,
+    /// In host memory; weights go to the device for each use.
+    Host,
+    /// In files.
+    Disk,
+}
+
+/// Whether block inputs or whole graphs are kept for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Graphs where they fit the budget.
+    #[default]
+    Auto,
+    /// Block inputs: each block runs again in the backward pass.
+    Always,
+    /// Graphs: more memory, a quarter less arithmetic.
+    Never,
+}
+
+/// Where things are kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemorySettings {
+    /// Where parameters, gradients and optimizer state are.
+    pub placement: Placement,
+    /// Host memory to stay within, for example "16GB"; 0 is what the machine has free.
+    pub budget: String,
+    /// Whether blocks run again in the backward pass.
+    pub recompute: Recompute,
+    /// Folder for the files of `placement = "disk"`; in the output directory where it is empty.
+    pub work_dir: PathBuf,
+}
+
+impl Default for MemorySettings {
+    fn default() -> Self {
+        Self {
+            placement: Placement::Auto,
+            budget: "0".into(),
+            recompute: Recompute::Auto,
+            work_dir: PathBuf::new(),
+        }
+    }
+}
+
+/// Checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SaveSettings {
+    /// Save every so many steps; 0 is only at the end.
+    pub every_steps: u64,
+    /// Training checkpoints to keep.
+    pub keep: usize,
+    /// Keep the one with the lowest validation loss as well.
+    pub keep_best: bool,
+    /// Dtype of the trained model: f32, bf16 or f16.
+    pub dtype: String,
+}
+
+impl Default for SaveSettings {
+    fn default() -> Self {
+        Self { every_steps: 0, keep: 2, keep_best: true, dtype: "bf16".into() }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe file; `overrides` are `key=value`, as `optimizer.learning_rate=1e-5`. Paths in the
+    /// file are relative to it, paths in overrides to the working directory.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] for anything wrong; an unknown key with the nearest known one.
+    pub fn from_file(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
+        let text = std::fs::read_to_string(path).map_err(TrainError::file("read", path))?;
+        let mut table: Table =
+            text.parse().map_err(|e| TrainError::Recipe(format!("{}: {e}", path.display())))?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        make_absolute(&mut table, dir);
+        for change in overrides {
+            set(&mut table, change)?;
+        }
+        check_keys(&table, "")?;
+        let recipe: Self = Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| TrainError::Recipe(e.to_string().trim().replace('\n', " ")))?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// Checks what the types do not.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let wrong = |text: String| Err(TrainError::Recipe(text));
+        let positive = |key: &str, value: f64, zero: bool| {
+            let ok = value.is_finite() && (value > 0.0 || zero && value == 0.0);
+            let least = if zero { "≥ 0" } else { "> 0" };
+            if ok {
+                Ok(())
+            } else {
+                Err(TrainError::Recipe(format!("{key} is {value}, expected a number {least}")))
+            }
+        };
+        let o = &self.optimizer;
+        positive("optimizer.learning_rate", o.learning_rate, false)?;
+        positive("optimizer.final_learning_rate", o.final_learning_rate, true)?;
+        positive("optimizer.eps", o.eps, false)?;
+        positive("optimizer.weight_decay", o.weight_decay, true)?;
+        positive("optimizer.clip_norm", o.clip_norm, true)?;
+        for (key, beta) in [("beta1", o.beta1), ("beta2", o.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return wrong(format!("optimizer.{key} is {beta}, expected a number in [0, 1)"));
+            }
+        }
+        if self.data.files.is_empty() {
+            return wrong("data.files is empty: name at least one file".into());
+        }
+        if !(0.0..1.0).contains(&self.data.validation) {
+            return wrong(format!("data.validation is {}, expected a share in [0, 1)", self.data.validation));
+        }
+        if self.data.context_length.is_some_and(|n| n < 2) {
+            return wrong("data.context_length must be at least 2".into());
+        }
+        let t = &self.train;
+        for (key, n) in [("batch_size", t.batch_size), ("micro_batch_size", t.micro_batch_size)] {
+            if n == 0 {
+                return wrong(format!("train.{key} must be at least 1"));
+            }
+        }
+        if t.epochs == 0 || t.max_steps == Some(0) {
+            return wrong("train.epochs and train.max_steps must be at least 1".into());
+        }
+        self.budget()?;
+        self.peak_flops()?;
+        self.save_dtype().map(drop)
+    }
+
+    /// The memory budget in bytes; `None` is what the machine has.
+    pub fn budget(&self) -> Result<Option<u64>, TrainError> {
+        let text = self.memory.budget.trim();
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+            "" | "b" => 1.0,
+            "kb" => 1e3,
+            "mb" => 1e6,
+            "gb" => 1e9,
+            "tb" => 1e12,
+            "kib" => 1024.0,
+            "mib" => 1048576.0,
+            "gib" => 1073741824.0,
+            "tib" => 1099511627776.0,
+            _ => f64::NAN,
+        };
+        match digits.trim().parse::<f64>().map(|n| n * unit) {
+            Ok(0.0) => Ok(None),
+            Ok(bytes) if bytes >= 1.0 && bytes.is_finite() => Ok(Some(bytes as u64)),
+            _ => Err(TrainError::Recipe(format!(
+                "memory.budget is {text:?}, expected a size such as \"16GB\""
+            ))),
+        }
+    }
+
+    /// The device's peak rate in floating-point operations a second, if it is given.
+    pub fn peak_flops(&self) -> Result<Option<f64>, TrainError> {
+        let text = self.train.peak_flops.trim();
+        let upper = text.to_ascii_uppercase();
+        let number = upper.trim_end_matches("FLOPS").trim_end_matches("FLOP/S").trim_end();
+        let (digits, unit) = match number.char_indices().last() {
+            Some((at, 'M')) => (&number[..at], 1e6),
+            Some((at, 'G')) => (&number[..at], 1e9),
+            Some((at, 'T')) => (&number[..at], 1e12),
+            Some((at, 'P')) => (&number[..at], 1e15),
+            _ => (number, 1.0),
+        };
+        match digits.trim().parse::<f64>().map(|n| n * unit) {
+            Ok(0.0) => Ok(None),
+            Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(Some(rate)),
+            _ => Err(TrainError::Recipe(format!(
+                "train.peak_flops is {text:?}, expected operations a second such as \"989T\" or \"989e12\""
+            ))),
+        }
+    }
+
+    /// Dtype of the trained model.
+    pub fn save_dtype(&self) -> Result<candle_core::DType, TrainError> {
+        match self.save.dtype.as_str() {
+            "f32" => Ok(candle_core::DType::F32),
+            "bf16" => Ok(candle_core::DType::BF16),
+            "f16" => Ok(candle_core::DType::F16),
+            other => Err(TrainError::Recipe(format!("save.dtype is {other:?}, expected f32, bf16 or f16"))),
+        }
+    }
+
+    /// How data becomes rows of at most `context` tokens.
+    pub fn data_options(&self, context: usize) -> DataOptions {
+        DataOptions {
+            files: self.data.files.clone(),
+            validation_files: self.data.validation_files.clone(),
+            validation: self.data.validation,
+            context: self.data.context_length.unwrap_or(context),
+            truncation: self.data.truncation,
+            packing: self.data.packing,
+            seed: self.train.seed,
+        }
+    }
+
+    /// The constants of the update.
+    pub fn adamw(&self) -> AdamWOptions {
+        let o = &self.optimizer;
+        AdamWOptions {
+            beta1: o.beta1,
+            beta2: o.beta2,
+            eps: o.eps,
+            weight_decay: o.weight_decay,
+            multipliers: o.multipliers,
+        }
+    }
+}

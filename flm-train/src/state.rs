@@ -1,0 +1,218 @@
+//! Checkpoints of a run: the model, the optimizer's state, and where the run stands.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::DType;
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::TrainError;
+use crate::params::{Layout, Parameter};
+use crate::store::{Array, ParameterStore, Place};
+use flm_checkpoint::config::masks::GrowthMasks;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::write::sidecar::copy_side_files;
+use flm_checkpoint::write::writer::Writer;
+
+/// Where a run stands; `training_state.json` in a training checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingState {
+    /// Updates made; the data's order follows from it and the seed.
+    pub step: u64,
+    /// Step and validation loss of the best checkpoint so far.
+    pub best: Option<(u64, f64)>,
+    /// Updates that the optimizer's moments had seen before this run.
+    #[serde(default)]
+    pub earlier_steps: u64,
+    /// What must be the same for the run to go on: settings and a digest of the data.
+    pub identity: Value,
+}
+
+/// Folder of the optimizer's state in a training checkpoint.
+const OPTIMIZER: &str = "optimizer";
+/// File of [`TrainingState`].
+const STATE: &str = "training_state.json";
+/// Values converted at once.
+const PART: usize = 1 << 20;
+/// Largest file of a checkpoint.
+const MAX_SHARD: u64 = 5_000_000_000;
+
+const MOMENTS: [(Array, &str); 2] = [(Array::ExpAvg, "exp_avg."), (Array::ExpAvgSq, "exp_avg_sq.")];
+
+/// Writes a checkpoint that every command opens; with a state also what the run needs to go on:
+/// `optimizer/` with `exp_avg.NAME` and `exp_avg_sq.NAME`, the state, the metrics so far. It appears
+/// whole or not at all. `source` is where tokenizer and side files come from, `growth` are the masks that
+/// the weights belong to. Without a `dtype` weights are written as they are stored.
+pub fn save(
+    store: &dyn ParameterStore,
+    source: &Path,
+    dst: &Path,
+    dtype: Option<DType>,
+    growth: Option<GrowthMasks>,
+    state: Option<(&TrainingState, &Path)>,
+) -> Result<(), TrainError> {
+    let layout = store.layout();
+    let mut config = layout.config().clone();
+    config.growth = growth;
+    let name = match dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(DType::F32) {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        _ => "float32",
+    };
+    config.set_raw("torch_dtype", name.into());
+    if config.raw().contains_key("dtype") {
+        config.set_raw("dtype", name.into());
+    }
+    let writer = Writer::create(dst, &specs(layout, "", dtype), MAX_SHARD)?;
+    write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
+    copy_side_files(source, writer.staging_dir())?;
+    if let Some((state, metrics)) = state {
+        let moments: Vec<TensorSpec> =
+            MOMENTS.iter().flat_map(|(_, prefix)| specs(layout, prefix, Some(DType::F32))).collect();
+        let optimizer = Writer::create(&writer.staging_dir().join(OPTIMIZER), &moments, MAX_SHARD)?;
+        for (array, prefix) in MOMENTS {
+            write(store, &optimizer, array, prefix, |_| DType::F32)?;
+        }
+        optimizer.finish(&config)?;
+        let path = writer.staging_dir().join(STATE);
+        let text = serde_json::to_string_pretty(state).unwrap_or_default();
+        fs::write(&path, text).map_err(TrainError::file("write", &path))?;
+        if metrics.exists() {
+            let path = writer.staging_dir().join("metrics.jsonl");
+            fs::copy(metrics, &path).map_err(TrainError::file("write", &path))?;
+        }
+    }
+    Ok(writer.finish(&config)?)
+}
+
+fn specs(layout: &Layout, prefix: &str, dtype: Option<DType>) -> Vec<TensorSpec> {
+    let spec = |(_, _, p): (_, _, &Parameter)| TensorSpec {
+        name: format!("{prefix}{}", p.name),
+        dtype: dtype.unwrap_or(p.dtype),
+        shape: p.shape.clone(),
+    };
+    layout.parameters().map(spec).collect()
+}
+
+fn write(
+    store: &dyn ParameterStore,
+    writer: &Writer,
+    array: Array,
+    prefix: &str,
+    dtype: impl Fn(&Parameter) -> DType,
+) -> Result<(), TrainError> {
+    for (unit, index, parameter) in store.layout().parameters() {
+        let dtype = dtype(parameter);
+        let name = format!("{prefix}{}", parameter.name);
+        let place = Place { unit, parameter: index, array };
+        let mut values = vec![0f32; PART.min(parameter.len())];
+        for offset in (0..parameter.len()).step_by(PART) {
+            let values = &mut values[..PART.min(parameter.len() - offset)];
+            store.read(place, offset, values)?;
+            let bytes: Vec<u8> = match dtype {
+                DType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+                DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            };
+            writer.write_at(&name, (offset * dtype.size_in_bytes()) as u64, &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills a store from a training checkpoint: weights and moments, bit for bit.
+pub fn load(store: &mut dyn ParameterStore, dir: &Path) -> Result<TrainingState, TrainError> {
+    let state = read_state(dir)?;
+    crate::store::load_weights(store, &Checkpoint::open(dir)?)?;
+    load_moments(store, dir)?;
+    Ok(state)
+}
+
+/// Takes the moments beside a model: `optimizer/` of a training checkpoint, or of one that grew with it.
+/// Returns the number of updates that they have seen.
+pub fn kept_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<u64, TrainError> {
+    if !dir.join(OPTIMIZER).is_dir() {
+        let message = "it has no optimizer/: set optimizer.moments = \"zero\", or grow the model with \
+                       --optimizer-state";
+        return Err(TrainError::State { path: dir.into(), message: message.into() });
+    }
+    load_moments(store, dir)?;
+    let state = read_state(dir)?;
+    Ok(state.earlier_steps + state.step)
+}
+
+fn load_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<(), TrainError> {
+    let optimizer = Checkpoint::open(&dir.join(OPTIMIZER))?;
+    let layout = store.layout().clone();
+    let mut bytes = vec![0u8; PART * 4];
+    for (array, prefix) in MOMENTS {
+        for (unit, index, parameter) in layout.parameters() {
+            let entry = optimizer.entry(&format!("{prefix}{}", parameter.name))?;
+            if entry.dtype != DType::F32 || entry.shape != parameter.shape {
+                let message = format!("{} is {:?} {:?}", entry.name, entry.dtype, entry.shape);
+                return Err(TrainError::State { path: dir.into(), message });
+            }
+            for offset in (0..parameter.len()).step_by(PART) {
+                let bytes = &mut bytes[..PART.min(parameter.len() - offset) * 4];
+                optimizer.read_at(entry, offset as u64 * 4, bytes)?;
+                let values: Vec<f32> =
+                    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+                store.write(Place { unit, parameter: index, array }, offset, &values)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The state in a training checkpoint.
+pub fn read_state(dir: &Path) -> Result<TrainingState, TrainError> {
+    let path = dir.join(STATE);
+    let text = fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
+    serde_json::from_str(&text).map_err(|e| TrainError::State { path, message: e.to_string() })
+}
+
+/// Name of the training checkpoint of a step.
+pub fn step_dir(output: &Path, step: u64) -> PathBuf {
+    output.join(format!("step-{step:08}"))
+}
+
+/// The training checkpoints in an output directory, the oldest first.
+pub fn steps(output: &Path) -> Result<Vec<u64>, TrainError> {
+    let entries = match fs::read_dir(output) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(TrainError::file("list", output))?,
+    };
+    let mut steps = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(TrainError::file("list", output))?.file_name();
+        steps.extend(name.to_str().and_then(|n| n.strip_prefix("step-")?.parse::<u64>().ok()));
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Removes all training checkpoints but the last `keep` and the best.
+pub fn prune(output: &Path, keep: usize, best: Option<u64>) -> Result<(), TrainError> {
+    for entry in fs::read_dir(output).map_err(TrainError::file("list", output))? {
+        let entry = entry.map_err(TrainError::file("list", output))?;
+        // left by a process that ended in between
+        if entry.file_name().to_string_lossy().starts_with(".old-") {
+            let path = entry.path();
+            fs::remove_dir_all(&path).map_err(TrainError::file("remove", &path))?;
+        }
+    }
+    let mut old = steps(output)?;
+    old.truncate(old.len().saturating_sub(keep.max(1)));
+    for step in old.into_iter().filter(|&step| Some(step) != best) {
+        let (dir, doomed) = (step_dir(output, step), output.join(format!(".old-{step:08}")));
+        // under its name it is whole until it is gone
+        fs::rename(&dir, &doomed).map_err(TrainError::file("rename", &dir))?;
+        fs::remove_dir_all(&doomed).map_err(TrainError::file("remove", &doomed))?;
+    }
+    Ok(())
+}

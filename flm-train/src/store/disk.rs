@@ -1,0 +1,336 @@
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use candle_core::{DType, Device, Tensor, Var};
+use half::{bf16, slice::HalfFloatSliceExt};
+
+use crate::error::TrainError;
+use crate::params::{Layout, Parameter, Slices};
+use crate::store::memory::compute_copy;
+use crate::store::{Array, ParameterStore, Place, Update, narrow, widen};
+
+/// Values of a parameter that are updated at once: 1 MiB an array. Where the update is slower than the
+/// disk, five parts are in memory: one that is read, one that is updated, one that is written, and one
+/// that waits on each side.
+const PART: usize = 1 << 18;
+
+/// Everything in files: gradient and moments, four bytes each, and weights, four or two.
+///
+/// Memory: the weights of the unit in use and of the one that is read ahead, the gradient that is
+/// written back, a few parts during the update. The files hold no state of their own: training resumes
+/// from checkpoints.
+#[derive(Debug)]
+pub struct DiskStore {
+    layout: Layout,
+    files: Arc<Files>,
+    device: Device,
+    dtype: DType,
+    ahead: Option<(usize, JoinHandle<Read>)>,
+    behind: Option<JoinHandle<Result<(), TrainError>>>,
+}
+
+type Read = Result<Vec<Vec<f32>>, TrainError>;
+
+#[derive(Debug)]
+struct Files {
+    dir: PathBuf,
+    weights: File,
+    gradient: File,
+    exp_avg: File,
+    exp_avg_sq: File,
+    /// First byte of each parameter of each unit, four bytes a value.
+    offsets: Vec<Vec<u64>>,
+    /// First byte of its weights, as they are stored.
+    weight_offsets: Vec<Vec<u64>>,
+}
+
+impl DiskStore {
+    /// Zeros for all parameters, in files in `dir`, which is made and goes with the store.
+    ///
+    /// # Errors
+    /// When the files cannot be made.
+    pub fn new(layout: &Layout, dir: &Path, device: &Device, dtype: DType) -> Result<Self, TrainError> {
+        std::fs::create_dir_all(dir).map_err(TrainError::file("create", dir))?;
+        let bytes = layout.len() as u64 * 4;
+        let open = |name: &str, bytes: u64| {
+            let path = dir.join(name);
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+            let file = file.map_err(TrainError::file("create", &path))?;
+            file.set_len(bytes).map_err(TrainError::file("set the length of", &path))?;
+            Ok::<_, TrainError>(file)
+        };
+        let offsets = |size: fn(&Parameter) -> u64| -> Vec<Vec<u64>> {
+            let mut next = 0;
+            let mut place = |p: &Parameter| {
+                let at = next;
+                next += size(p);
+                at
+            };
+            layout.units().iter().map(|unit| unit.parameters.iter().map(&mut place).collect()).collect()
+        };
+        let files = Files {
+            weights: open("weights", layout.weight_bytes())?,
+            gradient: open("gradient.f32", bytes)?,
+            exp_avg: open("exp_avg.f32", bytes)?,
+            exp_avg_sq: open("exp_avg_sq.f32", bytes)?,
+            dir: dir.into(),
+            offsets: offsets(|p| p.len() as u64 * 4),
+            weight_offsets: offsets(Parameter::weight_bytes),
+        };
+        let layout = layout.clone();
+        Ok(Self { layout, files: Arc::new(files), device: device.clone(), dtype, ahead: None, behind: None })
+    }
+
+    /// Waits for the gradient that is being written.
+    fn settle(&mut self) -> Result<(), TrainError> {
+        self.behind.take().map_or(Ok(()), |write| write.join().map_err(|_| TrainError::Worker)?)
+    }
+
+    fn read_unit(&mut self, unit: usize) -> Read {
+        if let Some((ahead, read)) = self.ahead.take_if(|(ahead, _)| *ahead == unit) {
+            debug_assert_eq!(ahead, unit);
+            return read.join().map_err(|_| TrainError::Worker)?;
+        }
+        self.files.read_weights(&self.layout, unit)
+    }
+}
+
+impl Files {
+    /// The weights of a unit, in f32.
+    fn read_weights(&self, layout: &Layout, unit: usize) -> Read {
+        let parameters = layout.units()[unit].parameters.iter().enumerate();
+        parameters
+            .map(|(index, parameter)| {
+                let mut values = vec![0f32; parameter.len()];
+                self.read_weight_part((unit, index), parameter, 0, &mut values)?;
+                Ok(values)
+            })
+            .collect()
+    }
+
+    /// Weights of parameter `(unit, index)` from value `offset` on, in f32.
+    fn read_weight_part(
+        &self,
+        (unit, index): (usize, usize),
+        parameter: &Parameter,
+        offset: usize,
+        values: &mut [f32],
+    ) -> Result<(), TrainError> {
+        let first = self.weight_offsets[unit][index];
+        if parameter.dtype != DType::BF16 {
+            return self.read(&self.weights, first + offset as u64 * 4, values);
+        }
+        let mut stored = vec![bf16::ZERO; PART.min(values.len())];
+        for (part, values) in values.chunks_mut(PART).enumerate() {
+            let stored = &mut stored[..values.len()];
+            let at = first + (offset + part * PART) as u64 * 2;
+            let bytes = bytemuck::cast_slice_mut(stored.reinterpret_cast_mut());
+            let read = self.weights.read_exact_at(bytes, at);
+            read.map_err(TrainError::file("read the parameters in", &self.dir))?;
+            widen(stored, values);
+        }
+        Ok(())
+    }
+
+    /// The reverse.
+    fn write_weight_part(
+        &self,
+        (unit, index): (usize, usize),
+        parameter: &Parameter,
+        offset: usize,
+        values: &[f32],
+    ) -> Result<(), TrainError> {
+        let first = self.weight_offsets[unit][index];
+        if parameter.dtype != DType::BF16 {
+            return self.write(&self.weights, first + offset as u64 * 4, values);
+        }
+        let mut stored = vec![bf16::ZERO; PART.min(values.len())];
+        for (part, values) in values.chunks(PART).enumerate() {
+            let stored = &mut stored[..values.len()];
+            narrow(values, stored);
+            let at = first + (offset + part * PART) as u64 * 2;
+            let bytes = bytemuck::cast_slice(stored.reinterpret_cast());
+            let written = self.weights.write_all_at(bytes, at);
+            written.map_err(TrainError::file("write the parameters in", &self.dir))?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, file: &File, at: u64, values: &mut [f32]) -> Result<(), TrainError> {
+        let bytes = bytemuck::cast_slice_mut(values);
+        file.read_exact_at(bytes, at).map_err(TrainError::file("read the parameters in", &self.dir))
+    }
+
+    fn write(&self, file: &File, at: u64, values: &[f32]) -> Result<(), TrainError> {
+        let bytes = bytemuck::cast_slice(values);
+        file.write_all_at(bytes, at).map_err(TrainError::file("write the parameters in", &self.dir))
+    }
+
+    fn read_gradient(&self, layout: &Layout, unit: usize) -> Read {
+        let parameters = layout.units()[unit].parameters.iter().zip(&self.offsets[unit]);
+        parameters
+            .map(|(parameter, &at)| {
+                let mut values = vec![0f32; parameter.len()];
+                self.read(&self.gradient, at, &mut values)?;
+                Ok(values)
+            })
+            .collect()
+    }
+}
+
+/// Four arrays of a part of a parameter on their way through the update.
+struct Part {
+    unit: usize,
+    parameter: usize,
+    /// Index of the first value.
+    offset: usize,
+    arrays: [Vec<f32>; 4],
+}
+
+impl ParameterStore for DiskStore {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn weights(&mut self, unit: usize) -> Result<Vec<Var>, TrainError> {
+        let values = self.read_unit(unit)?;
+        let parameters = &self.layout.units()[unit].parameters;
+        let variables = values.into_iter().zip(parameters).map(|(values, parameter)| {
+            let shape = parameter.shape.as_slice();
+            if self.device.is_cpu() && self.dtype == DType::F32 {
+                return Var::from_vec(values, shape, &Device::Cpu);
+            }
+            let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+            compute_copy(&tensor, parameter.group, self.dtype, &self.device)
+        });
+        Ok(variables.collect::<candle_core::Result<_>>()?)
+    }
+
+    fn expect(&mut self, unit: usize) {
+        if self.ahead.as_ref().is_some_and(|(ahead, _)| *ahead == unit) {
+            return;
+        }
+        let (files, layout) = (Arc::clone(&self.files), self.layout.clone());
+        let read = std::thread::Builder::new().spawn(move || files.read_weights(&layout, unit));
+        // without a thread it is read when it is needed
+        self.ahead = read.ok().map(|read| (unit, read));
+    }
+
+    fn put_gradient(&mut self, unit: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError> {
+        self.settle()?;
+        let files = Arc::clone(&self.files);
+        let write = move || {
+            for (values, &at) in gradient.iter().zip(&files.offsets[unit]) {
+                files.write(&files.gradient, at, values)?;
+            }
+            Ok(())
+        };
+        let spawned = std::thread::Builder::new().spawn(write);
+        self.behind = Some(spawned.map_err(TrainError::file("start a thread for", &self.files.dir))?);
+        Ok(())
+    }
+
+    fn take_gradient(&mut self, unit: usize) -> Result<Vec<Vec<f32>>, TrainError> {
+        self.settle()?;
+        self.files.read_gradient(&self.layout, unit)
+    }
+
+    fn update(&mut self, update: &mut Update<'_>) -> Result<(), TrainError> {
+        self.settle()?;
+        self.ahead = None;
+        let (files, layout) = (&self.files, &self.layout);
+        let (to_compute, parts) = mpsc::sync_channel::<Result<Part, TrainError>>(1);
+        let (to_write, done) = mpsc::sync_channel::<Part>(1);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for (unit, parameter, p) in layout.parameters() {
+                    for start in (0..p.len()).step_by(PART) {
+                        let part = files.part((unit, parameter), p, start, PART.min(p.len() - start));
+                        if to_compute.send(part).is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+            let writer = scope.spawn(move || {
+                for part in done {
+                    let [weights, _, exp_avg, exp_avg_sq] = &part.arrays;
+                    let parameter = &layout.units()[part.unit].parameters[part.parameter];
+                    let at = files.offsets[part.unit][part.parameter] + part.offset as u64 * 4;
+                    files.write_weight_part((part.unit, part.parameter), parameter, part.offset, weights)?;
+                    files.write(&files.exp_avg, at, exp_avg)?;
+                    files.write(&files.exp_avg_sq, at, exp_avg_sq)?;
+                }
+                Ok(())
+            });
+            for part in parts {
+                let mut part = part?;
+                let parameter = &layout.units()[part.unit].parameters[part.parameter];
+                let [weights, gradient, exp_avg, exp_avg_sq] = &mut part.arrays;
+                let (unit, offset) = (part.unit, part.offset);
+                update(parameter, Slices { unit, offset, weights, gradient, exp_avg, exp_avg_sq });
+                if to_write.send(part).is_err() {
+                    break;
+                }
+            }
+            drop(to_write);
+            writer.join().map_err(|_| TrainError::Worker)?
+        })
+    }
+
+    fn read(&self, at: Place, offset: usize, values: &mut [f32]) -> Result<(), TrainError> {
+        let (files, place) = (&self.files, (at.unit, at.parameter));
+        let first = files.offsets[at.unit][at.parameter] + offset as u64 * 4;
+        let parameter = &self.layout.units()[at.unit].parameters[at.parameter];
+        match at.array {
+            Array::Weights => files.read_weight_part(place, parameter, offset, values),
+            Array::ExpAvg => files.read(&files.exp_avg, first, values),
+            Array::ExpAvgSq => files.read(&files.exp_avg_sq, first, values),
+        }
+    }
+
+    fn write(&mut self, at: Place, offset: usize, values: &[f32]) -> Result<(), TrainError> {
+        self.ahead = None;
+        let (files, place) = (&self.files, (at.unit, at.parameter));
+        let first = files.offsets[at.unit][at.parameter] + offset as u64 * 4;
+        let parameter = &self.layout.units()[at.unit].parameters[at.parameter];
+        match at.array {
+            Array::Weights => files.write_weight_part(place, parameter, offset, values),
+            Array::ExpAvg => files.write(&files.exp_avg, first, values),
+            Array::ExpAvgSq => files.write(&files.exp_avg_sq, first, values),
+        }
+    }
+}
+
+impl Files {
+    fn part(
+        &self,
+        (unit, index): (usize, usize),
+        parameter: &Parameter,
+        offset: usize,
+        len: usize,
+    ) -> Result<Part, TrainError> {
+        let mut arrays: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0f32; len]);
+        let [weights, others @ ..] = &mut arrays;
+        self.read_weight_part((unit, index), parameter, offset, weights)?;
+        let at = self.offsets[unit][index] + offset as u64 * 4;
+        for (array, file) in others.iter_mut().zip([&self.gradient, &self.exp_avg, &self.exp_avg_sq]) {
+            self.read(file, at, array)?;
+        }
+        Ok(Part { unit, parameter: index, offset, arrays })
+    }
+}
+
+impl Drop for DiskStore {
+    fn drop(&mut self) {
+        // the threads hold the files; their results no longer matter
+        let _ = self.settle();
+        let _ = self.ahead.take().map(|(_, read)| read.join());
+        let _ = std::fs::remove_dir_all(&self.files.dir);
+    }
+}

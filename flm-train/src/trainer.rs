@@ -1,0 +1,383 @@
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::backprop::Backprop;
+use crate::data::batch::{MicroBatch, Packed};
+use crate::data::pack::Row;
+use crate::error::TrainError;
+use crate::optimizer::adamw::AdamW;
+use crate::optimizer::stochastic_rounding::StochasticRounding;
+use crate::plan::Plan;
+use crate::plan::flops::model_operations;
+use crate::recipe::{Moments, OptimizerSettings, Placement};
+use crate::state::TrainingState;
+use crate::store::disk::DiskStore;
+use crate::store::memory::MemoryStore;
+use crate::store::{ParameterStore, load_weights};
+use crate::tensorboard::EventFile;
+use crate::{report, state};
+use flm_checkpoint::machine::peak_memory;
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepMetrics {
+    /// Updates made.
+    pub step: u64,
+    /// Passes over the data, begun ones included.
+    pub epoch: u64,
+    /// Mean negative log-likelihood of the targets, in nats.
+    pub loss: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Tokens, padding included.
+    pub tokens: usize,
+    /// Targets.
+    pub targets: usize,
+    /// Model FLOP utilisation: the part of the device's peak rate that the step's arithmetic took,
+    /// where the recipe tells that rate; see [`super::model_operations`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub utilisation: Option<f64>,
+    /// What new parts of a model that is still growing were multiplied by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<f64>,
+    /// Time of the step.
+    pub seconds: f64,
+    /// Most memory held so far, where the system says.
+    pub peak_memory: Option<u64>,
+}
+
+/// Something that happened while training.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A step was made.
+    Step(StepMetrics),
+    /// The model was validated after `step` updates.
+    Validation {
+        /// Updates made.
+        step: u64,
+        /// Mean negative log-likelihood of the validation targets.
+        loss: f64,
+    },
+    /// A checkpoint was written.
+    Saved(PathBuf),
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Updates made, those before a resume included.
+    pub step: u64,
+    /// Updates of the whole run.
+    pub steps: u64,
+    /// Whether it was stopped before the last.
+    pub stopped: bool,
+    /// The last step's loss.
+    pub loss: Option<f64>,
+    /// The last validation.
+    pub validation_loss: Option<f64>,
+    /// The trained model, or the checkpoint to go on from.
+    pub model: PathBuf,
+}
+
+/// A run: parameters, data, and where it stands.
+#[derive(Debug)]
+pub struct Trainer {
+    plan: Plan,
+    store: Box<dyn ParameterStore>,
+    backprop: Backprop,
+    state: TrainingState,
+    resumed: Option<u64>,
+    metrics: PathBuf,
+    events: Option<EventFile>,
+}
+
+impl Trainer {
+    /// Brings the parameters in: those of the newest training checkpoint in the output directory, or the
+    /// model's.
+    ///
+    /// # Errors
+    /// [`TrainError::State`] where the checkpoint is of a run with other settings or data.
+    pub fn new(plan: Plan, device: &Device, dtype: DType) -> Result<Self, TrainError> {
+        if device.is_cpu() && dtype != DType::F32 {
+            return Err(TrainError::Recipe("training on a CPU computes in f32".into()));
+        }
+        let output = plan.recipe.output.clone();
+        fs::create_dir_all(&output).map_err(TrainError::file("create", &output))?;
+        let layout = &plan.layout;
+        let mut store: Box<dyn ParameterStore> = match plan.placement {
+            Placement::Disk => {
+                let dir = &plan.recipe.memory.work_dir;
+                let dir = if dir.as_os_str().is_empty() { output.join(".work") } else { dir.clone() };
+                Box::new(DiskStore::new(layout, &dir, device, dtype)?)
+            }
+            placement => Box::new(MemoryStore::new(layout, device, dtype, placement != Placement::Host)?),
+        };
+        let (identity, metrics) = (plan.identity(), output.join("metrics.jsonl"));
+        let (state, resumed) = match state::steps(&output)?.pop() {
+            Some(step) => {
+                let dir = state::step_dir(&output, step);
+                same_run(&dir, &state::read_state(&dir)?.identity, &identity)?;
+                (state::load(store.as_mut(), &dir)?, Some(step))
+            }
+            None => {
+                load_weights(store.as_mut(), &plan.checkpoint)?;
+                let earlier_steps = match plan.recipe.optimizer.moments {
+                    Moments::Zero => 0,
+                    Moments::Kept => state::kept_moments(store.as_mut(), &plan.recipe.model)?,
+                };
+                (TrainingState { step: 0, best: None, earlier_steps, identity }, None)
+            }
+        };
+        cut_metrics(&metrics, state.step)?;
+        let mut backprop = Backprop::new(layout, device, dtype, plan.recompute);
+        backprop.set_masks(plan.masks.after(state.step));
+        Ok(Self { plan, store, backprop, state, resumed, metrics, events: None })
+    }
+
+    /// The step that the run goes on from, if it is not a new one.
+    pub fn resumed(&self) -> Option<u64> {
+        self.resumed
+    }
+
+    /// What is trained.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Trains to the end, or until `stop` is set: then the state is saved after the step in work.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`] before the update that would have used such a gradient; the training
+    /// checkpoints stay. [`TrainError::DiskFull`] where one could not be written: those before it stay.
+    pub fn run(
+        &mut self,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Outcome, TrainError> {
+        self.train(stop, on_event).map_err(|error| {
+            if !error.is_disk_full() {
+                return error;
+            }
+            let kept = match state::steps(&self.plan.recipe.output).ok().and_then(|mut steps| steps.pop()) {
+                Some(step) => format!("the checkpoint of step {step} is whole"),
+                None => "no checkpoint was made yet".into(),
+            };
+            TrainError::DiskFull { kept, source: Box::new(error) }
+        })
+    }
+
+    fn train(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(&Event)) -> Result<Outcome, TrainError> {
+        let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
+        let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
+        let (mut loss, mut validation) = (None, None);
+        if self.state.step == 0 && steps > 0 && !self.plan.dataset.validation.is_empty() {
+            validation = Some(self.validated(on_event)?);
+        }
+        while self.state.step < steps {
+            let metrics = self.step()?;
+            loss = Some(metrics.loss);
+            self.log(&metrics)?;
+            self.draw(&metrics)?;
+            on_event(&Event::Step(metrics));
+            let step = self.state.step;
+            let stopped = stop.load(Ordering::Relaxed);
+            let saving = stopped || step == steps || every(save.every_steps, step);
+            let validating = !stopped && saving || every(self.plan.recipe.train.validate_every, step);
+            if validating && !self.plan.dataset.validation.is_empty() {
+                let value = self.validated(on_event)?;
+                validation = Some(value);
+                if saving && self.state.best.is_none_or(|(_, best)| value < best) {
+                    self.state.best = Some((step, value));
+                }
+            }
+            if saving {
+                on_event(&Event::Saved(self.save()?));
+                let path = self.plan.recipe.output.join("report.html");
+                report::write(&self.metrics, &self.plan.recipe, &path)?;
+            }
+            if stopped && step < steps {
+                let model = state::step_dir(&self.plan.recipe.output, step);
+                return Ok(Outcome { step, steps, stopped, loss, validation_loss: validation, model });
+            }
+        }
+        let model = self.plan.recipe.output.join("final");
+        if !model.exists() {
+            let dtype = self.plan.recipe.save_dtype()?;
+            let masks = self.plan.masks.after(self.state.step);
+            state::save(self.store.as_ref(), &self.plan.recipe.model, &model, Some(dtype), masks, None)?;
+            on_event(&Event::Saved(model.clone()));
+        }
+        let step = self.state.step;
+        Ok(Outcome { step, steps, stopped: false, loss, validation_loss: validation, model })
+    }
+
+    /// One update.
+    fn step(&mut self) -> Result<StepMetrics, TrainError> {
+        let (start, index) = (Instant::now(), self.state.step);
+        let rows = self.plan.rows_of_step(index);
+        let mask = self.plan.masks.value(index);
+        let batches = micro_batches(
+            rows.iter().map(|&row| &self.plan.dataset.rows[row]),
+            self.plan.recipe.train.micro_batch_size,
+        );
+        let got = self.backprop.run(self.store.as_mut(), &batches)?;
+        if got.targets == 0 {
+            return Err(TrainError::NoTargets(index + 1));
+        }
+        for (what, value) in [("loss", got.loss), ("gradient norm", got.gradient_norm)] {
+            if !value.is_finite() {
+                let batch = self.plan.dataset.describe(&rows);
+                return Err(TrainError::NotFinite { what, step: index + 1, value, batch });
+            }
+        }
+        let learning_rate = self.plan.learning_rate(index);
+        let clip = Some(self.plan.recipe.optimizer.clip_norm).filter(|&norm| norm > 0.0);
+        let scales = self.plan.recipe.optimizer.clip.coefficients(&got, clip);
+        let update = self.state.earlier_steps + index + 1;
+        let rounding = StochasticRounding::new(self.plan.recipe.train.seed, index);
+        let adamw = AdamW::new(self.plan.recipe.adamw(), update, learning_rate, 1.0).with_rounding(rounding);
+        self.store.update(&mut |parameter, slices| {
+            adamw.with_scale(scales[slices.unit]).apply(parameter, slices);
+        })?;
+        self.state.step = index + 1;
+        self.backprop.set_masks(self.plan.masks.after(self.state.step));
+        let seconds = start.elapsed().as_secs_f64();
+        let packed = rows.iter().map(|&row| &self.plan.dataset.rows[row].packed);
+        let rate = model_operations(self.plan.layout.config(), packed) / seconds;
+        Ok(StepMetrics {
+            step: index + 1,
+            epoch: index / self.plan.steps_per_epoch() + 1,
+            loss: got.loss,
+            learning_rate,
+            gradient_norm: got.gradient_norm,
+            tokens: got.tokens,
+            targets: got.targets,
+            utilisation: self.plan.recipe.peak_flops()?.map(|peak| rate / peak),
+            mask,
+            seconds,
+            peak_memory: peak_memory(),
+        })
+    }
+
+    /// Validates, and tells everyone.
+    fn validated(&mut self, on_event: &mut dyn FnMut(&Event)) -> Result<f64, TrainError> {
+        let (step, loss) = (self.state.step, self.validate()?);
+        self.log(&serde_json::json!({ "step": step, "validation_loss": loss }))?;
+        self.events()?.scalar("validation/loss", step, loss)?;
+        on_event(&Event::Validation { step, loss });
+        Ok(loss)
+    }
+
+    /// TensorBoard's file, made at its first use.
+    fn events(&mut self) -> Result<&mut EventFile, TrainError> {
+        Ok(match &mut self.events {
+            Some(events) => events,
+            none => none.insert(EventFile::create(&self.plan.recipe.output.join("tensorboard"))?),
+        })
+    }
+
+    /// Mean loss over the validation rows.
+    pub fn validate(&mut self) -> Result<f64, TrainError> {
+        let train = &self.plan.recipe.train;
+        let (mut sum, mut targets) = (0.0, 0);
+        for rows in self.plan.dataset.validation.chunks(train.batch_size.max(1)) {
+            let batches = micro_batches(rows.iter(), train.micro_batch_size);
+            sum += self.backprop.loss(self.store.as_mut(), &batches)?;
+            targets += batches.iter().map(MicroBatch::targets).sum::<usize>();
+        }
+        Ok(sum / targets.max(1) as f64)
+    }
+
+    /// Writes a training checkpoint and removes old ones.
+    fn save(&mut self) -> Result<PathBuf, TrainError> {
+        let output = self.plan.recipe.output.clone();
+        let dir = state::step_dir(&output, self.state.step);
+        let with = Some((&self.state, self.metrics.as_path()));
+        let masks = self.plan.masks.after(self.state.step);
+        state::save(self.store.as_ref(), &self.plan.recipe.model, &dir, None, masks, with)?;
+        let save = &self.plan.recipe.save;
+        let best = self.state.best.map(|(step, _)| step).filter(|_| save.keep_best);
+        state::prune(&output, save.keep, best)?;
+        Ok(dir)
+    }
+
+    /// Adds a step to TensorBoard's curves.
+    fn draw(&mut self, step: &StepMetrics) -> Result<(), TrainError> {
+        let events = self.events()?;
+        for (tag, value) in [
+            ("train/loss", step.loss),
+            ("train/learning_rate", step.learning_rate),
+            ("train/gradient_norm", step.gradient_norm),
+            ("train/tokens_per_second", step.tokens as f64 / step.seconds),
+        ] {
+            events.scalar(tag, step.step, value)?;
+        }
+        for (tag, value) in [("train/utilisation", step.utilisation), ("train/mask", step.mask)] {
+            if let Some(value) = value {
+                events.scalar(tag, step.step, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn log(&self, line: &impl Serialize) -> Result<(), TrainError> {
+        let text = serde_json::to_string(line).unwrap_or_default();
+        let file = OpenOptions::new().create(true).append(true).open(&self.metrics);
+        let written = file.and_then(|mut file| file.write_all(format!("{text}\n").as_bytes()));
+        written.map_err(TrainError::file("write", &self.metrics))
+    }
+}
+
+fn micro_batches<'r>(rows: impl Iterator<Item = &'r Row>, size: usize) -> Vec<MicroBatch> {
+    let rows: Vec<Packed> = rows.map(|row| row.packed.clone()).collect();
+    rows.chunks(size).map(MicroBatch::new).collect()
+}
+
+/// Fails where two runs differ, and says in what.
+fn same_run(dir: &Path, saved: &Value, ours: &Value) -> Result<(), TrainError> {
+    let Some(ours) = ours.as_object() else { return Ok(()) };
+    // a setting that a state does not tell of had its default
+    let settings = |value: &Value| OptimizerSettings::deserialize(value).ok();
+    let same = |key: &str, value: &Value| match key {
+        "optimizer" => settings(&saved[key]) == settings(value),
+        _ => saved[key] == *value,
+    };
+    let different: Vec<&str> =
+        ours.iter().filter(|(key, value)| !same(key, value)).map(|(key, _)| key.as_str()).collect();
+    if different.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "it belongs to a run that differs in {}: choose another output directory, or remove this one",
+        different.join(", ")
+    );
+    Err(TrainError::State { path: dir.into(), message })
+}
+
+/// Removes the lines of steps that a resumed run will make again.
+fn cut_metrics(path: &Path, step: u64) -> Result<(), TrainError> {
+    let text = match fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        text => text.map_err(TrainError::file("read", path))?,
+    };
+    let of_line = |line: &str| {
+        let value: Option<Value> = serde_json::from_str(line).ok();
+        value.and_then(|v| v.get("step")?.as_u64())
+    };
+    let kept = text.lines().filter(|line| of_line(line).is_some_and(|s| s <= step && step > 0));
+    let kept: String = kept.map(|line| format!("{line}\n")).collect();
+    File::create(path)
+        .and_then(|mut file| file.write_all(kept.as_bytes()))
+        .map_err(TrainError::file("write", path))
+}

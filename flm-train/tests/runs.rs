@@ -1,0 +1,358 @@
+//! Whole runs: data, checkpoints, resuming, what can be wrong.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use candle_core::{DType, Device};
+use flm_candle::tokenizer::Tokenizer;
+use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::config::preset::preset;
+use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::write::writer::Writer;
+use flm_train::error::TrainError;
+use flm_train::plan::Plan;
+use flm_train::recipe::Recipe;
+use flm_train::trainer::{Event, Outcome, Trainer};
+
+fn config() -> TeleFlmConfig {
+    let mut config = preset("nano-52b").unwrap();
+    config.num_hidden_layers = 2;
+    config.num_attention_heads = 2;
+    config.num_key_value_heads = 2;
+    config.hidden_size = 16;
+    config.head_dim = 8;
+    config.intermediate_size = 24;
+    config.vocab_size = 2048;
+    config.max_position_embeddings = 64;
+    config.mup_scale_factor = 0.5;
+    config.set_raw("torch_dtype", "float32".into());
+    config
+}
+
+/// A small model with Tele-FLM's kind of tokenizer.
+fn model(dir: &Path) -> PathBuf {
+    let (config, path) = (config(), dir.join("model"));
+    let specs: Vec<TensorSpec> =
+        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
+    let writer = Writer::create(&path, &specs, u64::MAX).unwrap();
+    for (index, spec) in specs.iter().enumerate() {
+        let len: usize = spec.shape.iter().product();
+        let value = |i: usize| {
+            let wave = ((i * 7919 + index * 104_729) as f32 * 0.37).sin();
+            if spec.shape.len() == 1 { 1.0 + 0.1 * wave } else { 0.2 * wave }
+        };
+        let bytes: Vec<u8> = (0..len).flat_map(|i| value(i).to_le_bytes()).collect();
+        writer.write_at(&spec.name, 0, &bytes).unwrap();
+    }
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/spm/tokenizer.model");
+    fs::copy(fixture, writer.staging_dir().join("tokenizer.model")).unwrap();
+    writer.finish(&config).unwrap();
+    path
+}
+
+const LINES: [&str; 6] = [
+    r#"{"messages":[{"role":"user","content":"白日依山尽"},{"role":"assistant","content":"黄河入海流"}]}"#,
+    r#"{"instruction":"床前明月光","output":"疑是地上霜"}"#,
+    r#"{"conversations":[{"from":"human","value":"春眠不觉晓"},{"from":"gpt","value":"处处闻啼鸟"},{"from":"human","value":"夜来风雨声"},{"from":"gpt","value":"花落知多少"}]}"#,
+    r#"{"messages":[{"role":"user","content":"hello"},{"role":"assistant","content":"good morning to you"}]}"#,
+    r#"{"instruction":"count","input":"to three","output":"one two three"}"#,
+    r#"{"messages":[{"role":"user","content":"红豆生南国"},{"role":"assistant","content":"春来发几枝"}]}"#,
+];
+
+/// A recipe over a model and a file of samples in `dir`.
+fn recipe(dir: &Path, lines: &[&str], changes: &[&str]) -> Result<Recipe, TrainError> {
+    let data: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    fs::write(dir.join("data.jsonl"), data).unwrap();
+    if !dir.join("model").exists() {
+        model(dir);
+    }
+    let text = "model = \"model\"\noutput = \"out\"\n[data]\nfiles = [\"data.jsonl\"]\n\
+                context_length = 48\n[train]\nbatch_size = 2\nepochs = 3\n[optimizer]\n\
+                learning_rate = 1e-2\n[save]\ndtype = \"f32\"\nkeep = 100\n";
+    fs::write(dir.join("recipe.toml"), text).unwrap();
+    Recipe::from_file(&dir.join("recipe.toml"), &changes.iter().map(|s| (*s).into()).collect::<Vec<_>>())
+}
+
+fn start(dir: &Path, lines: &[&str], changes: &[&str]) -> Result<Trainer, TrainError> {
+    Trainer::new(Plan::new(recipe(dir, lines, changes)?)?, &Device::Cpu, DType::F32)
+}
+
+/// Runs until done, or stops after `steps` steps of this call.
+fn run(trainer: &mut Trainer, steps: Option<u64>) -> (Result<Outcome, TrainError>, Vec<Event>) {
+    let (stop, mut events, mut made) = (AtomicBool::new(false), Vec::new(), 0);
+    let outcome = trainer.run(&stop, &mut |event| {
+        made += u64::from(matches!(event, Event::Step(_)));
+        // the stop is seen after the step that is being reported
+        stop.store(steps == Some(made), Ordering::Relaxed);
+        events.push(event.clone());
+    });
+    (outcome, events)
+}
+
+fn weights(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    checkpoint.check().unwrap();
+    checkpoint.entries().map(|e| (e.name.clone(), checkpoint.read(e).unwrap())).collect()
+}
+
+#[test]
+fn the_loss_falls_and_the_result_is_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = start(dir.path(), &LINES, &["train.epochs=30", "save.every_steps=20"]).unwrap();
+    let (outcome, events) = run(&mut trainer, None);
+    let outcome = outcome.unwrap();
+    let losses: Vec<f64> =
+        events.iter().filter_map(|e| if let Event::Step(s) = e { Some(s.loss) } else { None }).collect();
+    assert!(losses[losses.len() - 1] < losses[0] / 2.0, "{losses:?}");
+    assert_eq!(losses.len() as u64, trainer.plan().steps);
+    assert_eq!(outcome.model, dir.path().join("out/final"));
+    assert_eq!(weights(&outcome.model).len(), config().tensors().count());
+    assert!(outcome.model.join("tokenizer.model").exists());
+    let lines = fs::read_to_string(dir.path().join("out/metrics.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), losses.len());
+    let report = fs::read_to_string(dir.path().join("out/report.html")).unwrap();
+    assert_eq!(report.matches("<polyline").count(), 5);
+    assert_eq!(fs::read_dir(dir.path().join("out/tensorboard")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_stopped_run_goes_on_bit_for_bit_on_every_placement() {
+    let mut finals = Vec::new();
+    for (placement, weights_in) in
+        [("resident", "f32"), ("disk", "f32"), ("resident", "bf16"), ("disk", "bf16")]
+    {
+        let changes = [
+            &format!("memory.placement={placement}")[..],
+            &format!("optimizer.weights={weights_in}"),
+            "memory.recompute=always",
+            "data.validation=0.2",
+        ];
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut trainer = start(whole.path(), &LINES, &changes).unwrap();
+        run(&mut trainer, None).0.unwrap();
+        drop(trainer);
+        let mut made = 0;
+        loop {
+            let mut trainer = start(parts.path(), &LINES, &changes).unwrap();
+            assert_eq!(trainer.resumed().unwrap_or(0), made);
+            let outcome = run(&mut trainer, Some(2)).0.unwrap();
+            made = outcome.step;
+            if !outcome.stopped {
+                break;
+            }
+            assert_eq!(weights(&outcome.model).len(), config().tensors().count());
+        }
+        assert_eq!(
+            weights(&whole.path().join("out/final")),
+            weights(&parts.path().join("out/final")),
+            "{placement}"
+        );
+        assert!(!whole.path().join("out/.work").exists());
+        finals.push(weights(&whole.path().join("out/final")));
+        let state = Checkpoint::open(&whole.path().join(format!("out/step-{made:08}"))).unwrap();
+        let head = state.entry("lm_head.weight").unwrap().dtype;
+        assert_eq!(head, if weights_in == "bf16" { DType::BF16 } else { DType::F32 });
+        let step = format!("out/step-{made:08}");
+        for (name, bytes) in weights_of_optimizer(&whole.path().join(&step)) {
+            let again = weights_of_optimizer(&parts.path().join(&step));
+            assert!(again.iter().any(|(n, b)| *n == name && *b == bytes), "{name}");
+        }
+    }
+    assert_eq!(finals[0], finals[1]);
+    assert_eq!(finals[2], finals[3]);
+    assert_ne!(finals[0], finals[2]);
+}
+
+#[test]
+fn states_of_runs_that_knew_fewer_settings_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = start(dir.path(), &LINES, &[]).unwrap();
+    let step = run(&mut trainer, Some(2)).0.unwrap().step;
+    drop(trainer);
+    let path = dir.path().join(format!("out/step-{step:08}/training_state.json"));
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    state.as_object_mut().unwrap().remove("earlier_steps").unwrap();
+    let identity = state["identity"].as_object_mut().unwrap();
+    identity.remove("growth").unwrap();
+    for key in ["clip", "weights", "rewind_step", "moments"] {
+        identity["optimizer"].as_object_mut().unwrap().remove(key).unwrap();
+    }
+    fs::write(&path, state.to_string()).unwrap();
+    assert_eq!(start(dir.path(), &LINES, &[]).unwrap().resumed(), Some(2));
+    let error = start(dir.path(), &LINES, &["optimizer.clip=block"]).unwrap_err().to_string();
+    assert!(error.contains("differs in optimizer"), "{error}");
+}
+
+#[test]
+fn clipping_limits_the_norm_of_everything_or_of_each_block() {
+    // the first moment after one step is 0.1 times the clipped gradient
+    let norms = |clip: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let changes = [clip, "optimizer.clip_norm=1e-3", "train.max_steps=1"];
+        let mut trainer = start(dir.path(), &LINES, &changes).unwrap();
+        run(&mut trainer, None).0.unwrap();
+        let mut squares = [0f64; 4];
+        for (name, bytes) in weights_of_optimizer(&dir.path().join("out/step-00000001")) {
+            let Some(name) = name.strip_prefix("exp_avg.") else { continue };
+            let unit = match name.strip_prefix("model.layers.") {
+                Some(rest) => 1 + rest[..1].parse::<usize>().unwrap(),
+                None if name == "model.embed_tokens.weight" => 0,
+                None => 3,
+            };
+            let values = bytes.as_chunks::<4>().0.iter().map(|&b| f64::from(f32::from_le_bytes(b)));
+            squares[unit] += values.map(|x| x * x).sum::<f64>();
+        }
+        squares.map(|sum| sum.sqrt() / 0.1)
+    };
+    let global = norms("optimizer.clip=global");
+    let norm = global.iter().map(|n| n * n).sum::<f64>().sqrt();
+    // the coefficient is max / (norm + 1e-6), a little below max / norm
+    assert!((0.999e-3..1e-3 * (1.0 + 1e-6)).contains(&norm), "{norm}");
+    for norm in norms("optimizer.clip=block") {
+        assert!((0.999e-3..1e-3 * (1.0 + 1e-6)).contains(&norm), "{norm}");
+    }
+}
+
+#[test]
+fn utilisation_is_the_steps_arithmetic_against_the_peak_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = start(dir.path(), &LINES, &["train.peak_flops=1G", "train.batch_size=6"]).unwrap();
+    let plan = trainer.plan();
+    let operations = plan.operations_per_epoch();
+    assert_eq!(plan.report().operations, 3.0 * operations);
+    let seconds = plan.measure(&Device::Cpu, DType::F32).unwrap().unwrap();
+    let (outcome, events) = run(&mut trainer, None);
+    outcome.unwrap();
+    let mut measured = 0.0;
+    for event in events {
+        if let Event::Step(step) = event {
+            measured += step.seconds;
+            let expected = operations / step.seconds / 1e9;
+            assert!((step.utilisation.unwrap() / expected - 1.0).abs() < 1e-9);
+        }
+    }
+    assert!(seconds > measured / 50.0 && seconds < measured * 50.0, "{seconds} {measured}");
+    let report = fs::read_to_string(dir.path().join("out/report.html")).unwrap();
+    assert!(report.contains("Model FLOP utilisation"), "no picture");
+}
+
+fn weights_of_optimizer(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let checkpoint = Checkpoint::open(&dir.join("optimizer")).unwrap();
+    checkpoint.entries().map(|e| (e.name.clone(), checkpoint.read(e).unwrap())).collect()
+}
+
+#[test]
+fn a_run_with_other_settings_does_not_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = start(dir.path(), &LINES, &[]).unwrap();
+    run(&mut trainer, Some(1)).0.unwrap();
+    drop(trainer);
+    let error = start(dir.path(), &LINES[1..], &["train.seed=3"]).unwrap_err().to_string();
+    assert!(error.contains("data_digest") && error.contains("seed"), "{error}");
+}
+
+#[test]
+fn the_last_checkpoints_and_the_best_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let changes = ["save.every_steps=1", "save.keep=2", "data.validation=0.3", "train.epochs=4"];
+    let mut trainer = start(dir.path(), &LINES, &changes).unwrap();
+    let (_, events) = run(&mut trainer, None);
+    let losses: Vec<(f64, u64)> = events
+        .iter()
+        .filter_map(|e| if let Event::Validation { step, loss } = e { Some((*loss, *step)) } else { None })
+        .collect();
+    let steps = trainer.plan().steps;
+    // the model as it came is validated too, and is no checkpoint
+    assert!(losses.iter().map(|(_, step)| *step).eq(0..=steps));
+    let best = losses[1..].iter().min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1;
+    let mut expected = vec![steps - 1, steps, best];
+    expected.sort_unstable();
+    expected.dedup();
+    let names =
+        fs::read_dir(dir.path().join("out")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut kept: Vec<u64> = names.filter_map(|n| n.strip_prefix("step-")?.parse().ok()).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, expected);
+}
+
+#[test]
+fn only_assistant_turns_are_learned_and_each_ends_in_eos() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "data.context_length=64";
+    let plan = Plan::new(recipe(dir.path(), &LINES[2..3], &[long]).unwrap()).unwrap();
+    let tokenizer = Tokenizer::from_dir(&dir.path().join("model")).unwrap();
+    let row = &plan.dataset.rows[0].packed;
+    let learned: Vec<u32> = row.labels.iter().filter(|&&l| l >= 0).map(|&l| l as u32).collect();
+    let eos = tokenizer.eos_id().unwrap();
+    let turns: Vec<String> =
+        learned.split(|&id| id == eos).map(|turn| tokenizer.decode(turn).unwrap()).collect();
+    assert_eq!(turns, ["处处闻啼鸟", "花落知多少", ""]);
+    let text = tokenizer.decode(&row.ids).unwrap();
+    assert!(text.contains("<_user>春眠不觉晓<_bot>处处闻啼鸟"), "{text}");
+    let open =
+        Plan::new(recipe(dir.path(), &LINES[2..3], &[long, "data.close_turns=false"]).unwrap()).unwrap();
+    assert_eq!(open.dataset.statistics.targets, plan.dataset.statistics.targets - 2);
+}
+
+#[test]
+fn bad_data_is_named() {
+    let long = format!(
+        r#"{{"messages":[{{"role":"user","content":"a"}},{{"role":"assistant","content":"{}"}}]}}"#,
+        "long ".repeat(100)
+    );
+    let cases: [(&[&str], &[&str], &str); 6] = [
+        (&[], &[], "hold no samples"),
+        (&[LINES[0], "{\"messages\":"], &[], "data.jsonl:2: not JSON"),
+        (&[LINES[0], &long], &["data.truncation=error"], "data.jsonl:2: "),
+        (&[&long], &["data.truncation=drop"], "no sample has a token to learn"),
+        (&[LINES[0]], &["data.context_length=100"], "the model's context is 64"),
+        (&[LINES[0]], &["data.chat_template=template"], "leaves assistant turn 1 out"),
+    ];
+    for (lines, changes, says) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let template = dir.path().join("template");
+        fs::write(
+            &template,
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+        )
+        .unwrap();
+        let changes: Vec<String> =
+            changes.iter().map(|c| c.replace("=template", &format!("={}", template.display()))).collect();
+        let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+        let error = recipe(dir.path(), lines, &changes).and_then(Plan::new).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_and_names_the_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let changes =
+        ["optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "train.epochs=9", "save.every_steps=1"];
+    let mut trainer = start(dir.path(), &LINES, &changes).unwrap();
+    let (outcome, events) = run(&mut trainer, None);
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("data.jsonl:") && error.contains("stopped before the update"), "{error}");
+    let made = events.iter().filter(|e| matches!(e, Event::Step(_))).count();
+    assert!(dir.path().join(format!("out/step-{made:08}/model.safetensors")).exists());
+    assert!(!dir.path().join("out/final").exists());
+}
+
+#[test]
+fn texts_are_cut_into_rows_and_wholly_learned() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "天地玄黄，宇宙洪荒。".repeat(40);
+    let line = format!("{{\"text\":\"{text}\"}}");
+    let plan = Plan::new(recipe(dir.path(), &[&line], &["data.packing=false"]).unwrap()).unwrap();
+    assert!(plan.dataset.rows.len() > 3);
+    for row in &plan.dataset.rows {
+        assert!(row.packed.len() <= 48);
+        assert_eq!(row.packed.targets(), row.packed.len() - 1);
+    }
+}

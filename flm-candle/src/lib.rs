@@ -14,8 +14,31 @@
 //! - [`export`]: GGUF files for llama.cpp
 //! - [`train`]: full-parameter fine-tuning and pre-training
 
-pub mod generate;
-pub mod html;
-pub mod model;
-pub mod random;
-pub mod tokenizer;
+mod generate;
+mod html;
+mod model;
+mod random;
+mod tokenizer;
+
+pub use crate::generate::session::Session;
+pub use crate::generate::{Finish, GenerateOptions, generate, generate_each};
+pub use crate::html::escape;
+pub use crate::model::attention::Attention;
+pub use crate::model::block::Block;
+pub use crate::model::causal_lm::{CausalLm, Positions, Residency};
+pub use crate::model::error::ModelError;
+pub use crate::model::forward_context::Pass;
+pub use crate::model::kernels::Path;
+pub use crate::model::kernels::matmul::{Matrix, Output, Real, multiply};
+pub use crate::model::linear::Linear;
+pub use crate::model::masks::{BlockMasks, NormMask, hidden_mask, norm_mask};
+pub use crate::model::mlp::Mlp;
+pub use crate::model::rms_norm::RmsNorm;
+pub use crate::model::rotary::Rotary;
+pub use crate::random::Stream;
+pub use crate::tokenizer::Tokenizer;
+pub use crate::tokenizer::chat_template::{ChatMessage, ChatTemplate};
+pub use crate::tokenizer::error::TokenizerError;
+pub use crate::tokenizer::fast_files::write_llama_files;
+pub use crate::tokenizer::stream::TextStream;
+pub use crate::tokenizer::vocabulary::{TokenKind, Vocabulary, VocabularyModel};

@@ -10,11 +10,11 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
-use flm_candle::generate::{Finish, GenerateOptions, generate};
-use flm_candle::model::causal_lm::{CausalLm, Residency};
-use flm_candle::model::kernels::Path;
-use flm_checkpoint::read::Checkpoint;
-use flm_growth::convert::{ConvertOptions, convert};
+use flm_candle::Path;
+use flm_candle::{CausalLm, Residency};
+use flm_candle::{Finish, GenerateOptions, generate};
+use flm_checkpoint::Checkpoint;
+use flm_growth::{ConvertOptions, convert};
 
 const PROMPTS: [&str; 5] = ["short", "single", "repeat", "rand64", "rand300"];
 

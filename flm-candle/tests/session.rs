@@ -5,10 +5,10 @@
 use std::{cell::Cell, path::Path, sync::Arc};
 
 use candle_core::{DType, Device};
-use flm_candle::generate::session::Session;
-use flm_candle::generate::{Finish, GenerateOptions, generate};
-use flm_candle::model::causal_lm::{CausalLm, Residency};
-use flm_checkpoint::read::Checkpoint;
+use flm_candle::Session;
+use flm_candle::{CausalLm, Residency};
+use flm_candle::{Finish, GenerateOptions, generate};
+use flm_checkpoint::Checkpoint;
 
 fn load(name: &str, residency: Residency) -> CausalLm {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name);

@@ -8,13 +8,13 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
-use flm_candle::generate::GenerateOptions;
-use flm_candle::model::causal_lm::{CausalLm, Residency};
-use flm_candle::tokenizer::Tokenizer;
-use flm_candle::tokenizer::chat_template::ChatTemplate;
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::preset::{PRESETS, preset};
-use flm_checkpoint::read::Checkpoint;
+use flm_candle::ChatTemplate;
+use flm_candle::GenerateOptions;
+use flm_candle::Tokenizer;
+use flm_candle::{CausalLm, Residency};
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{PRESETS, preset};
 
 /// A dtype of weights or arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -211,16 +211,12 @@ pub(crate) fn open(dir: &Path) -> anyhow::Result<Arc<Checkpoint>> {
 }
 
 /// A model that answers questions; `plain` asks it without a chat template.
-pub(crate) fn local_model(
-    dir: &Path,
-    run: &RunArgs,
-    plain: bool,
-) -> anyhow::Result<flm_eval::model::LocalModel> {
+pub(crate) fn local_model(dir: &Path, run: &RunArgs, plain: bool) -> anyhow::Result<flm_eval::LocalModel> {
     let checkpoint = open(dir)?;
     let tokenizer = tokenizer(dir)?;
     let template = if plain { None } else { Some(chat_template(dir, &tokenizer)?) };
     let model = run.load(&checkpoint)?;
-    flm_eval::model::LocalModel::new(&checkpoint, model, tokenizer, template, run.residency())
+    flm_eval::LocalModel::new(&checkpoint, model, tokenizer, template, run.residency())
 }
 
 /// Opens the tokenizer of a checkpoint directory.

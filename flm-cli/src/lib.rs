@@ -66,7 +66,7 @@ pub fn run() -> ExitCode {
         Ok(false) => ExitCode::from(1),
         Err(error) => {
             output.error(&error);
-            let interrupted = matches!(error.downcast_ref(), Some(flm_hub::error::HubError::Interrupted));
+            let interrupted = matches!(error.downcast_ref(), Some(flm_hub::HubError::Interrupted));
             ExitCode::from(if interrupted { crate::exit::STATUS } else { 1 })
         }
     }

@@ -8,9 +8,9 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use flm_candle::tokenizer::chat_template::ChatMessage;
+use flm_candle::ChatMessage;
 use flm_tests::word_model::word_model;
-use flm_train::data::format::{Content, read_samples};
+use flm_train::{Content, read_samples};
 use serde_json::{Value, json};
 
 /// Ids of `<_user>` and `<_bot>`.

@@ -8,11 +8,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::preset;
 use flm_tests::pytorch_writer::write_pytorch_checkpoint;
 use flm_tests::{binary, fixture, flm, flm_json};
 use serde_json::Value;

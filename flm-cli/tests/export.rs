@@ -8,10 +8,10 @@ use std::{
 };
 
 use candle_core::{DType, quantized::gguf_file::Content};
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::preset;
 use flm_tests::{fixture, flm, flm_json};
 use serde_json::{Value, json};
 

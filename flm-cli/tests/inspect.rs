@@ -5,10 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, LM_HEAD, TensorSpec};
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::Writer;
+use flm_checkpoint::{EMBED_TOKENS, LM_HEAD, TensorSpec};
 use flm_tests::{fixture, flm, flm_json};
 use serde_json::{Value, json};
 
@@ -102,7 +102,7 @@ fn values_are_read_where_it_is_asked_for() {
 #[test]
 fn padding_rows_are_told_apart_from_tokens() {
     let dir = tempfile::tempdir().unwrap();
-    let tokenizer = flm_candle::tokenizer::Tokenizer::from_json(&words(300)).unwrap();
+    let tokenizer = flm_candle::Tokenizer::from_json(&words(300)).unwrap();
     let first = tokenizer.len();
     let padded = altered(&dir.path().join("m"), &json!({}), |name, values| {
         match name {

@@ -10,11 +10,11 @@ use std::{
 };
 
 use candle_core::DType;
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::preset;
 
 /// A small model, samples and a recipe.
 fn prepare(dir: &Path) {
@@ -192,6 +192,6 @@ fn a_model_four_times_the_budget_trains_from_disk_within_it() {
 #[test]
 fn the_recipe_in_the_repository_is_one() {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/tele-flm-sft.toml");
-    let recipe = flm_train::recipe::Recipe::from_file(&recipe, &[]).unwrap();
+    let recipe = flm_train::Recipe::from_file(&recipe, &[]).unwrap();
     assert_eq!((recipe.optimizer.learning_rate, recipe.optimizer.final_learning_rate), (2.7e-5, 1e-9));
 }

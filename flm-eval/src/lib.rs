@@ -8,14 +8,33 @@
 //! Every row carries what it was made with (`identity`), and rows that do not belong together are
 //! not compared. `perplexity` stands apart: it measures a model on `texts`.
 
-pub mod answer;
-pub mod benchmark;
-pub mod journal;
-pub mod judge;
-pub mod model;
-pub mod perplexity;
-pub mod provenance;
+mod answer;
+mod benchmark;
+mod journal;
+mod judge;
+mod model;
+mod perplexity;
+mod provenance;
 pub mod published;
-pub mod report;
-pub mod rubric;
-pub mod score;
+mod report;
+mod rubric;
+mod score;
+
+pub use crate::answer::{AnswerOptions, Answered, answer};
+pub use crate::benchmark::Questions;
+pub use crate::journal::write_whole;
+pub use crate::judge::Judge;
+pub use crate::judge::endpoint::{Endpoint, EndpointOptions};
+pub use crate::judge::local::LocalJudge;
+pub use crate::judge::prompt::Prompt;
+pub use crate::judge::rule::RuleJudge;
+pub use crate::judge::run::{Judged, read_answers, run};
+pub use crate::model::{Cost, Decoding, LocalModel, Progress};
+pub use crate::perplexity::{Cut, Measures, Sums, Tokenised};
+pub use crate::provenance::Identity;
+pub use crate::report::{Report, Series, find, gloss};
+pub use crate::rubric::Rubric;
+pub use crate::score::aggregate::{Ratios, Totals};
+pub use crate::score::parse::{OVERALL, Score};
+pub use crate::score::rows::{JudgedRow, read_rows};
+pub use crate::score::{Scores, score};

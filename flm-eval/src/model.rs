@@ -3,15 +3,15 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use flm_candle::generate::{Finish, GenerateOptions, generate_each};
-use flm_candle::model::causal_lm::{CausalLm, Positions, Residency};
-use flm_candle::tokenizer::Tokenizer;
-use flm_candle::tokenizer::chat_template::{ChatMessage, ChatTemplate};
-use flm_checkpoint::read::Checkpoint;
+use flm_candle::Tokenizer;
+use flm_candle::{CausalLm, Positions, Residency};
+use flm_candle::{ChatMessage, ChatTemplate};
+use flm_candle::{Finish, GenerateOptions, generate_each};
+use flm_checkpoint::Checkpoint;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use flm_checkpoint::hex::hex;
+use flm_checkpoint::hex;
 
 /// Bytes of a tensor that its digest reads at one place.
 const SAMPLE: u64 = 4096;

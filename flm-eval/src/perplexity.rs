@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use flm_candle::model::causal_lm::CausalLm;
-use flm_candle::tokenizer::Tokenizer;
+use flm_candle::CausalLm;
+use flm_candle::Tokenizer;
 use serde::Serialize;
 
 /// How texts are cut.

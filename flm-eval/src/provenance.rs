@@ -7,7 +7,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::score::rows::JudgedRow;
-use flm_checkpoint::hex::hex;
+use flm_checkpoint::hex;
 
 /// SHA-256 in hexadecimal.
 pub fn sha256(bytes: impl AsRef<[u8]>) -> String {

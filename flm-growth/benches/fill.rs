@@ -2,8 +2,8 @@
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use flm_growth::fill::NormalFill;
-use flm_growth::precision::Precision;
+use flm_growth::NormalFill;
+use flm_growth::Precision;
 
 const BYTES: usize = 64 << 20;
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
-use flm_candle::model::causal_lm::{CausalLm, Residency};
-use flm_checkpoint::read::Checkpoint;
+use flm_candle::{CausalLm, Residency};
+use flm_checkpoint::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};

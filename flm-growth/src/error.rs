@@ -1,8 +1,8 @@
 //! What can go wrong in a growth.
 
-use flm_candle::model::error::ModelError;
-use flm_checkpoint::config::ConfigError;
-use flm_checkpoint::error::CheckpointError;
+use flm_candle::ModelError;
+use flm_checkpoint::CheckpointError;
+use flm_checkpoint::ConfigError;
 
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, GrowthError>;

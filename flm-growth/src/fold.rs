@@ -25,9 +25,9 @@
 
 use std::path::Path;
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::masks::GrowthMasks;
-use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::GrowthMasks;
+use flm_checkpoint::TeleFlmConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, TensorSpec};
-use flm_checkpoint::write::sidecar::copy_side_files;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::Writer;
+use flm_checkpoint::copy_side_files;
+use flm_checkpoint::{EMBED_TOKENS, TensorSpec};
 
 use crate::error::Result;
 use crate::fill::NormalFill;
@@ -86,8 +86,8 @@ fn std(config: &TeleFlmConfig, spec: &TensorSpec) -> f64 {
 #[cfg(test)]
 mod tests {
     use candle_core::DType;
-    use flm_checkpoint::config::preset::preset;
-    use flm_checkpoint::read::Checkpoint;
+    use flm_checkpoint::Checkpoint;
+    use flm_checkpoint::preset;
 
     use super::*;
 

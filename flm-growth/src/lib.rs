@@ -27,34 +27,47 @@
 //! # Ok::<(), flm_growth::GrowthError>(())
 //! ```
 
-pub mod checksums;
-pub mod convert;
-pub mod distance;
-pub mod error;
-pub mod execute;
-pub mod fill;
-pub mod fold;
-pub mod gguf;
-pub mod init;
-pub mod operator;
-pub mod picture;
-pub mod placement;
-pub mod plan;
-pub mod precision;
+mod checksums;
+mod convert;
+mod distance;
+mod error;
+mod execute;
+mod fill;
+mod fold;
+mod gguf;
+mod init;
+mod operator;
+mod picture;
+mod placement;
+mod plan;
+mod precision;
 #[cfg(test)]
 pub(crate) mod reference;
-pub mod shape;
-pub mod tensor_plan;
-pub mod verify;
+mod shape;
+mod tensor_plan;
+mod verify;
 
+pub use crate::convert::compare::{CompareReport, compare};
+pub use crate::convert::{ConvertOptions, FoldedTensor, TargetLayout, convert, plan_conversion};
+pub use crate::distance::{DistanceOptions, Distances, Metric, measure};
 pub use crate::error::GrowthError;
+pub use crate::execute::disk::{DiskNeed, disk_need};
+pub use crate::execute::record::Provenance;
 pub use crate::execute::{ExecuteOptions, ExecuteReport, execute};
+pub use crate::fill::NormalFill;
 pub use crate::fold::FoldPlan;
+pub use crate::gguf::error::ExportError;
+pub use crate::gguf::plan::{Folding, GgufOptions, GgufPlan, Rounding};
+pub use crate::gguf::tensor::GgufTensor;
+pub use crate::gguf::vocabulary::vocabulary_of;
 pub use crate::init::init;
 pub use crate::operator::Operator;
 pub use crate::placement::Placement;
 pub use crate::plan::source::SourceModel;
+pub use crate::plan::summary::{PlanSummary, Preservation};
 pub use crate::plan::{GrowthOptions, GrowthPlan, Multipliers};
-pub use crate::shape::Shape;
+pub use crate::precision::Precision;
+pub use crate::shape::{Shape, ShapeOverrides};
+pub use crate::tensor_plan::{Block, Std, TensorPlan};
 pub use crate::verify::report::VerifyReport;
 pub use crate::verify::{VerifyOptions, verify};

@@ -1,6 +1,6 @@
 //! The sizes that can grow, and whether one shape can grow to another.
 
-use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::TeleFlmConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
@@ -134,7 +134,7 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flm_checkpoint::config::preset::preset;
+    use flm_checkpoint::preset;
 
     /// SmolLM2-135M, grouped queries: three query heads for each key/value head.
     const SMOL: Shape = Shape {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
-use flm_checkpoint::read::{Checkpoint, Format};
-use flm_growth::convert::{ConvertOptions, convert};
+use flm_checkpoint::{Checkpoint, Format};
+use flm_growth::{ConvertOptions, convert};
 
 fn fixture(name: &str) -> PathBuf {
     flm_tests::files::fixture("models").join(name)

@@ -7,7 +7,7 @@ use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Result, io};
-use flm_checkpoint::hex::hex;
+use flm_checkpoint::hex;
 
 /// The identity of a file's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use flm_checkpoint::error::CheckpointError;
+use flm_checkpoint::CheckpointError;
 
 /// What can be wrong with a download; says what to do about it where there is something to do.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use flm_checkpoint::write::pytorch_shard::ShardTensor;
+use flm_checkpoint::ShardTensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, io};

@@ -6,25 +6,25 @@
 //! Shards are then turned into safetensors (`shards`). `headers` looks at a checkpoint without its weights. Everything that is needed to go on after a crash is
 //! on disk at any time.
 
-pub mod client;
-pub mod digest;
-pub mod error;
-pub mod fetch;
-pub mod journal;
-pub mod lock_file;
-pub mod manifest;
-pub mod names;
-pub mod part;
-pub mod plan;
-pub mod progress;
-pub mod pull;
-pub mod ranges;
-pub mod remote_checkpoint;
-pub mod retry;
-pub mod shards;
-pub mod target;
-pub mod transport;
-pub mod verify;
+mod client;
+mod digest;
+mod error;
+mod fetch;
+mod journal;
+mod lock_file;
+mod manifest;
+mod names;
+mod part;
+mod plan;
+mod progress;
+mod pull;
+mod ranges;
+mod remote_checkpoint;
+mod retry;
+mod shards;
+mod target;
+mod transport;
+mod verify;
 
 pub use crate::client::{Access, Hub};
 pub use crate::error::HubError;

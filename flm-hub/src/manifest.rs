@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn shapes_are_those_of_the_presets() {
         for model in Manifest::load(None).unwrap().models {
-            let Some(preset) = flm_checkpoint::config::preset::preset(&model.name) else { continue };
+            let Some(preset) = flm_checkpoint::preset(&model.name) else { continue };
             let shape = model.shape.unwrap();
             assert_eq!(
                 [shape.layers, shape.heads, shape.hidden, shape.ffn, shape.vocab],

@@ -8,8 +8,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::read::remote::RemoteFiles;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::RemoteFiles;
 
 use crate::client::{Hub, Listing, RemoteFile};
 use crate::digest::Digest;
@@ -60,7 +60,7 @@ impl<'a> HubCheckpoint<'a> {
     }
 
     /// Reads config.json, the index and the headers.
-    pub fn open(&self) -> std::result::Result<Checkpoint, flm_checkpoint::error::CheckpointError> {
+    pub fn open(&self) -> std::result::Result<Checkpoint, flm_checkpoint::CheckpointError> {
         Checkpoint::open_remote(Path::new(&self.repository), self)
     }
 

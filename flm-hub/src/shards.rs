@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flm_checkpoint::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, WeightFileDigest};
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::read::open::parse_index;
-use flm_checkpoint::write::pytorch_shard::convert_shard;
-use flm_checkpoint::write::shard_plan::index_text;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::convert_shard;
+use flm_checkpoint::index_text;
+use flm_checkpoint::parse_index;
+use flm_checkpoint::{CHECKSUMS_FILE, Checksums, FileDigest, WeightFileDigest};
 
 use crate::error::{HubError, Result, io};
 use crate::journal::Journal;

@@ -6,21 +6,21 @@
 use std::{error::Error, path::Path, sync::Arc, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
-use flm_candle::model::causal_lm::{CausalLm, Residency};
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::machine::peak_memory;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::writer::Writer;
-use flm_train::backprop::Backprop;
-use flm_train::data::batch::{MicroBatch, Packed};
-use flm_train::optimizer::adamw::{AdamW, AdamWOptions};
-use flm_train::optimizer::stochastic_rounding::StochasticRounding;
-use flm_train::params::Layout;
-use flm_train::plan::flops::model_operations;
-use flm_train::store::memory::MemoryStore;
-use flm_train::store::{Array, ParameterStore, Place, load_weights};
+use flm_candle::{CausalLm, Residency};
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::peak_memory;
+use flm_checkpoint::preset;
+use flm_train::Backprop;
+use flm_train::Layout;
+use flm_train::MemoryStore;
+use flm_train::StochasticRounding;
+use flm_train::model_operations;
+use flm_train::{AdamW, AdamWOptions};
+use flm_train::{Array, ParameterStore, Place, load_weights};
+use flm_train::{MicroBatch, Packed};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 
-use flm_candle::model::error::ModelError;
-use flm_candle::tokenizer::error::TokenizerError;
-use flm_checkpoint::config::ConfigError;
-use flm_checkpoint::error::CheckpointError;
+use flm_candle::ModelError;
+use flm_candle::TokenizerError;
+use flm_checkpoint::CheckpointError;
+use flm_checkpoint::ConfigError;
 
 /// What can go wrong while training.
 #[derive(Debug, thiserror::Error)]

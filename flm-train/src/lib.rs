@@ -12,30 +12,30 @@
 //! - [`data`]: files of conversations or text, encoded and packed
 //! - [`Recipe`], [`Plan`], [`Trainer`]: a whole run, with checkpoints that it resumes from
 
-pub mod backprop;
-pub mod data;
-pub mod error;
-pub mod mask_ramp;
-pub mod optimizer;
-pub mod params;
-pub mod plan;
-pub mod recipe;
-pub mod report;
-pub mod state;
-pub mod store;
-pub mod sums;
-pub mod tensorboard;
-pub mod trainer;
+mod backprop;
+mod data;
+mod error;
+mod mask_ramp;
+mod optimizer;
+mod params;
+mod plan;
+mod recipe;
+mod report;
+mod state;
+mod store;
+mod sums;
+mod tensorboard;
+mod trainer;
 
 pub use crate::backprop::{Backprop, StepLoss};
 pub use crate::data::batch::{IGNORED, MicroBatch, Packed};
+pub use crate::data::format::{Content, read_samples};
 pub use crate::error::TrainError;
 pub use crate::optimizer::adamw::{AdamW, AdamWOptions};
 pub use crate::optimizer::clip::{Clip, clip_coefficient};
 pub use crate::optimizer::schedule::{Decay, Schedule};
 pub use crate::optimizer::stochastic_rounding::{StochasticRounding, TensorRounding};
-pub use crate::params::Slices;
-pub use crate::params::{Layout, Multipliers, Parameter, ParameterGroup, Unit};
+pub use crate::params::{Layout, Multipliers, Parameter, ParameterGroup, Slices, Unit};
 pub use crate::plan::estimate::{Estimate, StepShape};
 pub use crate::plan::flops::model_operations;
 pub use crate::plan::{Plan, PlanReport, Tier};
@@ -44,4 +44,7 @@ pub use crate::recipe::{
     TrainSettings, WeightDtype,
 };
 pub use crate::state::TrainingState;
+pub use crate::store::disk::DiskStore;
+pub use crate::store::memory::MemoryStore;
+pub use crate::store::{Array, ParameterStore, Place, load_weights};
 pub use crate::trainer::{Event, Outcome, StepMetrics, Trainer};

@@ -1,5 +1,5 @@
-use flm_checkpoint::config::masks::{GrowthMasks, MaskSchedule};
-use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::{GrowthMasks, MaskSchedule};
 
 use crate::error::TrainError;
 
@@ -52,7 +52,7 @@ impl MaskRise {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flm_checkpoint::config::masks::{Mask, ScheduleKind};
+    use flm_checkpoint::{Mask, ScheduleKind};
 
     fn masks(mask: f64, schedule: Option<MaskSchedule>) -> MaskRise {
         let ffn = Some(Mask { from: 3, mask });

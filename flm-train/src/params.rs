@@ -1,7 +1,7 @@
 use candle_core::DType;
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TensorShape};
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TensorShape};
 
 /// What kind of parameter it is, for decay and learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -44,7 +44,7 @@ pub fn write(metrics: &Path, recipe: &Recipe, path: &Path) -> Result<(), TrainEr
         html.push_str(&picture(title, curves));
     }
     let settings = toml::to_string_pretty(recipe).unwrap_or_default();
-    let settings = flm_candle::html::escape(&settings);
+    let settings = flm_candle::escape(&settings);
     // writing to a string cannot fail
     let _ = writeln!(html, "<h2>Recipe</h2><pre>{settings}</pre>");
     fs::write(path, html).map_err(TrainError::file("write", path))

@@ -13,11 +13,11 @@ use serde_json::Value;
 use crate::error::TrainError;
 use crate::params::{Layout, Parameter};
 use crate::store::{Array, ParameterStore, Place};
-use flm_checkpoint::config::masks::GrowthMasks;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::sidecar::copy_side_files;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::GrowthMasks;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::copy_side_files;
 
 /// Where a run stands; `training_state.json` in a training checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -25,7 +25,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{ParameterStore, load_weights};
 use crate::tensorboard::EventFile;
 use crate::{report, state};
-use flm_checkpoint::machine::peak_memory;
+use flm_checkpoint::peak_memory;
 
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -6,15 +6,15 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use flm_checkpoint::read::Checkpoint;
-use flm_train::backprop::{Backprop, StepLoss};
-use flm_train::data::batch::{IGNORED, MicroBatch, Packed};
-use flm_train::optimizer::adamw::{AdamW, AdamWOptions};
-use flm_train::optimizer::clip::clip_coefficient;
-use flm_train::optimizer::schedule::{Decay, Schedule};
-use flm_train::params::Layout;
-use flm_train::store::memory::MemoryStore;
-use flm_train::store::{Array, ParameterStore, Place, load_weights};
+use flm_checkpoint::Checkpoint;
+use flm_train::Layout;
+use flm_train::MemoryStore;
+use flm_train::clip_coefficient;
+use flm_train::{AdamW, AdamWOptions};
+use flm_train::{Array, ParameterStore, Place, load_weights};
+use flm_train::{Backprop, StepLoss};
+use flm_train::{Decay, Schedule};
+use flm_train::{IGNORED, MicroBatch, Packed};
 
 /// Starting checkpoints with the goldens made from them: multi-head and grouped-query.
 const CASES: [(&str, &str); 2] =

@@ -6,18 +6,18 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::{DType, Device};
-use flm_candle::model::causal_lm::{CausalLm, Residency};
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask};
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::writer::Writer;
-use flm_train::backprop::Backprop;
-use flm_train::data::batch::{MicroBatch, Packed};
-use flm_train::params::Layout;
-use flm_train::store::memory::MemoryStore;
-use flm_train::store::{Array, ParameterStore, Place, load_weights};
+use flm_candle::{CausalLm, Residency};
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::preset;
+use flm_checkpoint::{GrowthMasks, HeadMask, LayerMask, Mask};
+use flm_train::Backprop;
+use flm_train::Layout;
+use flm_train::MemoryStore;
+use flm_train::{Array, ParameterStore, Place, load_weights};
+use flm_train::{MicroBatch, Packed};
 
 /// The model before its growth: two layers, grouped queries.
 fn small(tied: bool) -> TeleFlmConfig {

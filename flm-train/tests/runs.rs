@@ -9,16 +9,16 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use flm_candle::tokenizer::Tokenizer;
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::writer::Writer;
-use flm_train::error::TrainError;
-use flm_train::plan::Plan;
-use flm_train::recipe::Recipe;
-use flm_train::trainer::{Event, Outcome, Trainer};
+use flm_candle::Tokenizer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::preset;
+use flm_train::Plan;
+use flm_train::Recipe;
+use flm_train::TrainError;
+use flm_train::{Event, Outcome, Trainer};
 
 fn config() -> TeleFlmConfig {
     let mut config = preset("nano-52b").unwrap();

@@ -5,16 +5,16 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use flm_checkpoint::read::Checkpoint;
-use flm_train::backprop::Backprop;
-use flm_train::data::batch::{IGNORED, MicroBatch, Packed};
-use flm_train::optimizer::adamw::{AdamW, AdamWOptions};
-use flm_train::optimizer::clip::clip_coefficient;
-use flm_train::optimizer::stochastic_rounding::StochasticRounding;
-use flm_train::params::Layout;
-use flm_train::store::disk::DiskStore;
-use flm_train::store::memory::MemoryStore;
-use flm_train::store::{Array, ParameterStore, Place, load_weights};
+use flm_checkpoint::Checkpoint;
+use flm_train::Backprop;
+use flm_train::DiskStore;
+use flm_train::Layout;
+use flm_train::MemoryStore;
+use flm_train::StochasticRounding;
+use flm_train::clip_coefficient;
+use flm_train::{AdamW, AdamWOptions};
+use flm_train::{Array, ParameterStore, Place, load_weights};
+use flm_train::{IGNORED, MicroBatch, Packed};
 
 const STEPS: u64 = 20;
 

@@ -1,7 +1,7 @@
 //! A config.json: what is read can be written and read again.
 #![no_main]
 
-use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::{TeleFlmConfig};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };

@@ -13,9 +13,9 @@ use std::{
 use candle_core::DType;
 use zip::{CompressionMethod, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::error::CheckpointError;
-use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::CheckpointError;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
 
 /// Writes `config` and the tensors `specs` to the directory `dir`, a new shard whenever one would exceed
 /// `max_shard_size` bytes of tensors; `fill` appends a tensor's bytes (row-major, little-endian).

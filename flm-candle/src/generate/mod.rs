@@ -1,6 +1,6 @@
 //! Decoding: sampling, stopping, batches of prompts of different lengths, texts that grow turn by turn.
 
-pub mod session;
+pub(crate) mod session;
 
 use candle_core::{DType, Tensor};
 use candle_transformers::{

@@ -17,9 +17,9 @@ use crate::model::masks;
 use crate::model::rms_norm::RmsNorm;
 use crate::model::rotary::Rotary;
 use crate::model::weights::WeightLoader;
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 
 /// Where the blocks of a model are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

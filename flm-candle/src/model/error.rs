@@ -1,4 +1,4 @@
-use flm_checkpoint::error::CheckpointError;
+use flm_checkpoint::CheckpointError;
 
 /// What can go wrong while a model is loaded or run.
 #[derive(Debug, thiserror::Error)]

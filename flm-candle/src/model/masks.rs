@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::masks::GrowthMasks;
+use flm_checkpoint::GrowthMasks;
+use flm_checkpoint::TeleFlmConfig;
 
 /// The masks of one block.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use crate::model::linear::Linear;
 use crate::model::masks::BlockMasks;
 use crate::model::mlp::Mlp;
 use crate::model::rms_norm::RmsNorm;
-use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::Checkpoint;
 
 /// Reads the model's parts from a checkpoint to a device, in the dtype that they compute in.
 #[derive(Debug, Clone)]

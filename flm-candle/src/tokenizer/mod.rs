@@ -11,16 +11,16 @@
 //! - [`ChatTemplate`] renders a conversation.
 //! - [`Vocabulary`] is what a tokenizer is made of, for other programs' formats.
 
-pub mod chat_template;
-pub mod config;
-pub mod error;
-pub mod fast_files;
-pub mod json;
-pub mod sentencepiece;
-pub mod stream;
+pub(crate) mod chat_template;
+mod config;
+pub(crate) mod error;
+pub(crate) mod fast_files;
+mod json;
+mod sentencepiece;
+pub(crate) mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
-pub mod vocabulary;
+pub(crate) mod vocabulary;
 
 use std::path::Path;
 

@@ -12,7 +12,7 @@ use crate::tokenizer::{Backend, Tokenizer};
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let tokenizer = flm_candle::tokenizer::Tokenizer::from_dir("Tele-FLM".as_ref())?;
+/// let tokenizer = flm_candle::Tokenizer::from_dir("Tele-FLM".as_ref())?;
 /// let mut text = String::new();
 /// let mut stream = tokenizer.stream();
 /// for id in [345, 678] {

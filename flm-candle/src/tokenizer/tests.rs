@@ -1,7 +1,7 @@
 //! The public interface: folders, both formats, streaming, chat templates.
 
-pub mod chat;
-pub mod folders;
+mod chat;
+mod folders;
 
 use super::*;
 use proptest::prelude::*;

@@ -1,8 +1,8 @@
 //! The model's shape and multipliers: the Hub's `config.json`, read and written without loss.
 
-pub mod architecture;
-pub mod masks;
-pub mod preset;
+mod architecture;
+pub(crate) mod masks;
+pub(crate) mod preset;
 #[cfg(test)]
 pub(crate) mod tests;
 

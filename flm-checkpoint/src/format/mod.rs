@@ -1,10 +1,10 @@
 //! Positioned reads from files and, for tests and fuzzing, from bytes.
 
-pub mod index;
-pub mod pickle;
-pub mod pytorch;
-pub mod safetensors;
-pub mod zip;
+pub(crate) mod index;
+pub(crate) mod pickle;
+pub(crate) mod pytorch;
+pub(crate) mod safetensors;
+pub(crate) mod zip;
 
 use candle_core::DType;
 

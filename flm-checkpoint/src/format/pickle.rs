@@ -4,7 +4,7 @@
 //! All values live in arenas and are copied by index, so that a small file cannot grow in memory and
 //! nothing recurses. Opcodes: CPython, `Lib/pickletools.py`, protocol 2.
 
-pub mod error;
+pub(crate) mod error;
 #[cfg(test)]
 pub(crate) mod tests;
 

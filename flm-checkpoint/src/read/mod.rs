@@ -6,12 +6,12 @@
 //! [`convert`] joins the two in bounded memory, [`compare`] checks what it made against its source, and
 //! [`Checksums`] against digests where the source is gone.
 
-pub mod bytes;
-pub mod check;
-pub mod file;
-pub mod open;
-pub mod remote;
-pub mod statistics;
+mod bytes;
+mod check;
+pub(crate) mod file;
+pub(crate) mod open;
+pub(crate) mod remote;
+pub(crate) mod statistics;
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-pub mod journal;
-pub mod pytorch_shard;
-pub mod shard_plan;
-pub mod sidecar;
-pub mod writer;
+pub(crate) mod journal;
+pub(crate) mod pytorch_shard;
+pub(crate) mod shard_plan;
+pub(crate) mod sidecar;
+pub(crate) mod writer;

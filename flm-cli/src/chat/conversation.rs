@@ -5,8 +5,8 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use flm_candle::tokenizer::Tokenizer;
-use flm_candle::tokenizer::chat_template::{ChatMessage, ChatTemplate};
+use flm_candle::Tokenizer;
+use flm_candle::{ChatMessage, ChatTemplate};
 use serde_json::json;
 
 /// What was said so far, and how it is put to the model.

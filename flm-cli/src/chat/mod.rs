@@ -9,10 +9,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use flm_candle::generate::session::Session;
-use flm_candle::generate::{Finish, GenerateOptions};
-use flm_candle::tokenizer::Tokenizer;
-use flm_candle::tokenizer::stream::TextStream;
+use flm_candle::Session;
+use flm_candle::TextStream;
+use flm_candle::Tokenizer;
+use flm_candle::{Finish, GenerateOptions};
 use serde::Serialize;
 
 use crate::chat::conversation::Conversation;

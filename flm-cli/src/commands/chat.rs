@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use flm_candle::generate::session::Session;
+use flm_candle::Session;
 
 use crate::arguments::{RunArgs, SamplingArgs, chat_template, open, stop_tokens, tokenizer};
 use crate::chat::conversation::Conversation;

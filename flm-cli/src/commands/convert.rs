@@ -6,9 +6,9 @@ use std::{
 use anyhow::{Context, ensure};
 use candle_core::DType;
 use clap::{Args, ValueEnum};
-use flm_checkpoint::read::Checkpoint;
-use flm_growth::convert::compare::{CompareReport, compare};
-use flm_growth::convert::{ConvertOptions, FoldedTensor, TargetLayout, convert, plan_conversion};
+use flm_checkpoint::Checkpoint;
+use flm_growth::{CompareReport, compare};
+use flm_growth::{ConvertOptions, FoldedTensor, TargetLayout, convert, plan_conversion};
 use serde::Serialize;
 
 use crate::arguments::{Dtype, open, parse_size};
@@ -117,7 +117,7 @@ impl Convert {
             overflowed: report.overflowed,
             folded: report.folded,
             seconds: if self.dry_run { 0.0 } else { start.elapsed().as_secs_f64() },
-            peak_memory_bytes: flm_checkpoint::machine::peak_memory().filter(|_| !self.dry_run),
+            peak_memory_bytes: flm_checkpoint::peak_memory().filter(|_| !self.dry_run),
             dry_run: self.dry_run,
         };
         output.warn_of_overflow(summary.overflowed);

@@ -3,9 +3,9 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
-use flm_candle::model::causal_lm::Residency;
-use flm_checkpoint::read::Checkpoint;
-use flm_growth::distance::{DistanceOptions, Distances, Metric};
+use flm_candle::Residency;
+use flm_checkpoint::Checkpoint;
+use flm_growth::{DistanceOptions, Distances, Metric};
 
 use crate::arguments::{RunArgs, TextArgs, open};
 use crate::output::{Output, count, table};
@@ -81,7 +81,7 @@ pub(crate) fn measure(
         residency: run.map_or(Residency::Streamed, RunArgs::residency),
     };
     let bar = output.steps("distances", 0);
-    let distances = flm_growth::distance::measure(checkpoint, &options, &mut |done, total| {
+    let distances = flm_growth::measure(checkpoint, &options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     })?;

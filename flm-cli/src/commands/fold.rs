@@ -2,10 +2,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use flm_growth::execute::ExecuteOptions;
-use flm_growth::fold::FoldPlan;
-use flm_growth::plan::source::SourceModel;
-use flm_growth::precision::Precision;
+use flm_growth::ExecuteOptions;
+use flm_growth::FoldPlan;
+use flm_growth::Precision;
+use flm_growth::SourceModel;
 use serde::Serialize;
 
 use crate::arguments::{Dtype, WriteArgs, open};
@@ -33,7 +33,7 @@ pub(crate) struct Fold {
 struct Summary {
     dst: PathBuf,
     rms_norm_eps: f64,
-    masks: flm_checkpoint::config::masks::GrowthMasks,
+    masks: flm_checkpoint::GrowthMasks,
     output_bytes: u64,
     hole_bytes: u64,
     seconds: f64,

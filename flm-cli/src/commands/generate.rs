@@ -2,10 +2,10 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use flm_candle::generate::generate;
-use flm_candle::tokenizer::Tokenizer;
-use flm_candle::tokenizer::chat_template::{ChatMessage, ChatTemplate};
-use flm_candle::tokenizer::stream::TextStream;
+use flm_candle::TextStream;
+use flm_candle::Tokenizer;
+use flm_candle::generate;
+use flm_candle::{ChatMessage, ChatTemplate};
 use serde::Serialize;
 
 use crate::arguments::{

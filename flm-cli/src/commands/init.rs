@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use flm_growth::init::init;
-use flm_growth::precision::Precision;
+use flm_growth::Precision;
+use flm_growth::init;
 use serde::Serialize;
 
 use crate::arguments::{Dtype, config, parse_size};

@@ -64,7 +64,7 @@ impl Logits {
             vocab: model.config().vocab_size,
             argmax,
             seconds,
-            peak_memory_bytes: flm_checkpoint::machine::peak_memory(),
+            peak_memory_bytes: flm_checkpoint::peak_memory(),
         };
         output.result(&summary, |s| {
             format!(

@@ -4,9 +4,9 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::output::{Output, count, size, table};
-use flm_hub::manifest::{Manifest, Model};
-use flm_hub::plan::default_dir;
-use flm_hub::pull::{OnDisk, on_disk};
+use flm_hub::default_dir;
+use flm_hub::{Manifest, Model};
+use flm_hub::{OnDisk, on_disk};
 
 /// List the checkpoints that flm knows by name, with what of them is on disk.
 #[derive(Debug, Args)]
@@ -93,7 +93,7 @@ fn all(rows: &[Row]) -> String {
     let cells = |row: &Row| {
         let m = &row.model;
         let number = |n: Option<u64>| n.map_or_else(|| "–".into(), |n| n.to_string());
-        let shape = |f: fn(&flm_hub::manifest::Shape) -> u64| number(m.shape.as_ref().map(f));
+        let shape = |f: fn(&flm_hub::Shape) -> u64| number(m.shape.as_ref().map(f));
         vec![
             m.name.clone(),
             m.repository.clone().unwrap_or_else(|| "– (a shape only)".into()),
@@ -140,7 +140,7 @@ fn one(row: &Row) -> String {
     rows.push(("on disk", here(row) + &place));
     let mut text = table(&[], rows.into_iter().map(|(k, v)| vec![k.into(), v]), false);
     if !m.files.is_empty() {
-        let file = |f: &flm_hub::manifest::ManifestFile| {
+        let file = |f: &flm_hub::ManifestFile| {
             let dash = || "–".to_owned();
             vec![f.name.clone(), f.bytes.map_or_else(dash, count), f.sha256.clone().unwrap_or_else(dash)]
         };

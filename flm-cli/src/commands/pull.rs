@@ -16,12 +16,12 @@ use serde::Serialize;
 use crate::exit as interrupt;
 use crate::output::{Output, size, table};
 use flm_hub as hub;
-use flm_hub::client::{Access, Hub};
-use flm_hub::error::HubError;
-use flm_hub::manifest::Manifest;
-use flm_hub::plan::{Plan, Request, State, default_dir};
-use flm_hub::progress::{Event, get};
-use flm_hub::pull::{FileProgress, Options};
+use flm_hub::HubError;
+use flm_hub::Manifest;
+use flm_hub::{Access, Hub};
+use flm_hub::{Event, get};
+use flm_hub::{FileProgress, Options};
+use flm_hub::{Plan, Request, State, default_dir};
 
 /// Download a checkpoint from the Hugging Face Hub; resumes where it stopped, verifies while it writes.
 ///

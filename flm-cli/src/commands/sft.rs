@@ -1,10 +1,10 @@
 use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
 use clap::Args;
-use flm_checkpoint::machine::peak_memory;
-use flm_train::plan::{Plan, PlanReport};
-use flm_train::recipe::Recipe;
-use flm_train::trainer::{Event, Outcome, StepMetrics, Trainer};
+use flm_checkpoint::peak_memory;
+use flm_train::Recipe;
+use flm_train::{Event, Outcome, StepMetrics, Trainer};
+use flm_train::{Plan, PlanReport};
 use serde::Serialize;
 
 use crate::arguments::{Dtype, RunArgs, parse_size};

@@ -2,10 +2,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use flm_checkpoint::checksums::{ChecksumReport, Checksums};
-use flm_growth::execute::record::Provenance;
-use flm_growth::verify::report::VerifyReport;
-use flm_growth::verify::{VerifyOptions, verify};
+use flm_checkpoint::{ChecksumReport, Checksums};
+use flm_growth::Provenance;
+use flm_growth::VerifyReport;
+use flm_growth::{VerifyOptions, verify};
 
 use crate::arguments::{RunArgs, TextArgs, open};
 use crate::output::{Output, count, size, table};
@@ -82,7 +82,7 @@ fn name(path: &Path) -> String {
 /// Compares a checkpoint's files with checksums.json.
 fn check(dir: &Path, output: &Output) -> anyhow::Result<bool> {
     ensure!(
-        dir.join(flm_checkpoint::checksums::CHECKSUMS_FILE).is_file(),
+        dir.join(flm_checkpoint::CHECKSUMS_FILE).is_file(),
         "{} has no checksums.json: give a second checkpoint to compare with",
         dir.display()
     );

@@ -12,35 +12,35 @@ use std::{
 use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::ValueEnum;
-use flm_candle::model::causal_lm::Residency;
-use flm_candle::tokenizer::Tokenizer;
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::read::Checkpoint;
-use flm_growth::convert::{ConvertOptions, convert};
-use flm_growth::distance::{DistanceOptions, Metric, measure};
-use flm_growth::execute::{ExecuteOptions, execute};
-use flm_growth::placement::Placement;
-use flm_growth::plan::source::SourceModel;
-use flm_growth::plan::{GrowthOptions, GrowthPlan, Multipliers};
-use flm_growth::shape::Shape;
-use flm_growth::verify::{VerifyOptions, verify};
-use flm_train::plan::Plan;
-use flm_train::recipe::Recipe;
-use flm_train::trainer::Trainer;
+use flm_candle::Residency;
+use flm_candle::Tokenizer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::preset;
+use flm_growth::Placement;
+use flm_growth::Shape;
+use flm_growth::SourceModel;
+use flm_growth::{ConvertOptions, convert};
+use flm_growth::{DistanceOptions, Metric, measure};
+use flm_growth::{ExecuteOptions, execute};
+use flm_growth::{GrowthOptions, GrowthPlan, Multipliers};
+use flm_growth::{VerifyOptions, verify};
+use flm_train::Plan;
+use flm_train::Recipe;
+use flm_train::Trainer;
 use serde::Serialize;
 
 use crate::arguments::{RunArgs, local_model};
 use crate::output::{Output, count, size};
 use crate::report::page::page;
-use flm_eval::answer::{AnswerOptions, answer};
-use flm_eval::benchmark::Questions;
-use flm_eval::journal::write_whole;
-use flm_eval::judge::rule::RuleJudge;
-use flm_eval::judge::run::{read_answers, run};
-use flm_eval::model::Decoding;
-use flm_eval::report::Report as EvalReport;
-use flm_eval::score::rows::read_rows;
-use flm_eval::score::{Scores, score};
+use flm_eval::Decoding;
+use flm_eval::Questions;
+use flm_eval::Report as EvalReport;
+use flm_eval::RuleJudge;
+use flm_eval::read_rows;
+use flm_eval::write_whole;
+use flm_eval::{AnswerOptions, answer};
+use flm_eval::{Scores, score};
+use flm_eval::{read_answers, run};
 
 /// The built-in model as it comes, as PyTorch shards.
 const SHARDS: &str = "nano-52b-pytorch";
@@ -259,7 +259,7 @@ impl Demo<'_> {
         let source = self.open(from)?;
         let target = preset(to).with_context(|| format!("no preset {to}"))?;
         let placement = if to == MIDDLE {
-            let distances = flm_growth::distance::Distances::read(&self.dir.join("distances.json"))?;
+            let distances = flm_growth::Distances::read(&self.dir.join("distances.json"))?;
             distances.placement(Metric::Angular, self.added_layers()?, true)?
         } else {
             Placement::Interpolate
@@ -313,7 +313,7 @@ impl Demo<'_> {
         let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32)?;
         let (mut first, mut tokens) = (None, 0);
         let outcome = trainer.run(&AtomicBool::new(false), &mut |event| {
-            if let flm_train::trainer::Event::Step(step) = event {
+            if let flm_train::Event::Step(step) = event {
                 first = first.or(Some(step.loss));
                 tokens += step.tokens;
             }

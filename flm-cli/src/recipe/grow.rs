@@ -3,10 +3,10 @@
 use std::{path::PathBuf, str::FromStr};
 
 use anyhow::{Context, bail, ensure};
-use flm_growth::distance::Metric;
-use flm_growth::operator::Operator;
-use flm_growth::placement::Placement;
-use flm_growth::tensor_plan::Std;
+use flm_growth::Metric;
+use flm_growth::Operator;
+use flm_growth::Placement;
+use flm_growth::Std;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
@@ -61,7 +61,7 @@ impl FromStr for Place {
             _ => text
                 .parse()
                 .map(Self::Rule)
-                .map_err(|e: flm_growth::error::GrowthError| format!("{e}, distance and distance:FILE")),
+                .map_err(|e: flm_growth::GrowthError| format!("{e}, distance and distance:FILE")),
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::{f64::consts::TAU, fmt::Write};
 
-use flm_candle::html::escape;
+use flm_candle::escape;
 
-use flm_eval::report::{Report, gloss};
+use flm_eval::{Report, gloss};
 
 const RADIUS: f64 = 150.0;
 

@@ -1,7 +1,7 @@
 use std::fmt::Write;
 
 use flm_eval::published;
-use flm_eval::report::{Report, gloss};
+use flm_eval::{Report, gloss};
 
 /// The report as Markdown, without the answers.
 pub(crate) fn markdown(report: &Report) -> String {

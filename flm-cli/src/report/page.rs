@@ -4,10 +4,10 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use crate::report::chart;
+use flm_eval::JudgedRow;
 use flm_eval::published;
-use flm_eval::report::{Report, gloss};
-use flm_eval::score::parse::{OVERALL, Score};
-use flm_eval::score::rows::JudgedRow;
+use flm_eval::{OVERALL, Score};
+use flm_eval::{Report, gloss};
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -58,7 +58,7 @@ fn verdicts(report: &Report) -> Vec<String> {
     let Some((first, others)) = report.series.split_first().filter(|_| report.baseline.is_some()) else {
         return Vec::new();
     };
-    let verdict = |other: &flm_eval::report::Series| {
+    let verdict = |other: &flm_eval::Series| {
         let (a, b) = (first.scores.strict.overall?, other.scores.strict.overall?);
         let (ia, ib) = (first.scores.intervals.strict.overall?, other.scores.intervals.strict.overall?);
         let apart = if ia[1] < ib[0] || ib[1] < ia[0] {
@@ -71,7 +71,7 @@ fn verdicts(report: &Report) -> Vec<String> {
     others.iter().filter_map(verdict).collect()
 }
 
-fn series(index: usize, series: &flm_eval::report::Series) -> Json {
+fn series(index: usize, series: &flm_eval::Series) -> Json {
     let (s, identity) = (&series.scores, &series.identity);
     let judge = identity.judge_label();
     json!({
@@ -103,7 +103,7 @@ fn fixed(value: Option<f64>) -> Option<String> {
 }
 
 fn categories(report: &Report) -> Vec<Json> {
-    let bar = |series: &flm_eval::report::Series, name: &str| {
+    let bar = |series: &flm_eval::Series, name: &str| {
         let mean = series.scores.strict.category(name);
         let interval = series.scores.intervals.strict.categories.get(name);
         let count = series.rows.iter().filter(|row| row.category == name).count();
@@ -142,7 +142,7 @@ fn dimensions(report: &Report) -> Vec<Json> {
     names
         .into_iter()
         .map(|name| {
-            let cell = |series: &flm_eval::report::Series| {
+            let cell = |series: &flm_eval::Series| {
                 series.scores.strict.dimensions.get(name).map(|(mean, count)| {
                     json!({"mean": format!("{mean:.2}"), "count": count})
                 })

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::preset;
 use flm_tests::pytorch_writer::write_pytorch_checkpoint;
 
 use crate::noise;
@@ -14,7 +14,7 @@ use flm_tests::hub_server::{HubServer, Options};
 /// A sharded PyTorch checkpoint with Tele-FLM's tensor names, as the Hub would serve it.
 pub(crate) fn checkpoint(dir: &Path, max_shard_size: u64) -> Vec<(&'static str, Vec<u8>)> {
     let config = preset("nano-52b").unwrap();
-    let spec = |t: flm_checkpoint::tensor_id::TensorShape| TensorSpec {
+    let spec = |t: flm_checkpoint::TensorShape| TensorSpec {
         name: t.name,
         dtype: candle_core::DType::BF16,
         shape: t.shape,

@@ -6,9 +6,9 @@ use std::{
 };
 
 use candle_core::DType;
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_growth::convert::{ConvertOptions, convert};
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::preset;
+use flm_growth::{ConvertOptions, convert};
 use flm_tests::pytorch_writer::write_pytorch_checkpoint;
 use serde_json::Value;
 
@@ -78,7 +78,7 @@ fn the_report_is_that_of_the_directory_and_few_bytes_are_moved() {
     let local = checkpoint(dir.path());
     let converted = dir.path().join("converted");
     let options = ConvertOptions { max_shard_size: 1 << 20, ..ConvertOptions::default() };
-    let source = flm_checkpoint::read::Checkpoint::open(&local).unwrap();
+    let source = flm_checkpoint::Checkpoint::open(&local).unwrap();
     convert(&source, &converted, &options, &|_| ()).unwrap();
     for (local, redirect, most) in
         [(&local, true, 100_000), (&converted, true, 40_000), (&local, false, 100_000)]

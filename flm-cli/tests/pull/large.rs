@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::preset::preset;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::preset;
 use flm_tests::pytorch_writer::write_pytorch_checkpoint;
 use std::os::unix::fs::MetadataExt;
 

@@ -1,11 +1,11 @@
 //! Judges: an OpenAI-compatible endpoint, a local checkpoint, a rule.
 
-pub mod backoff;
-pub mod endpoint;
-pub mod local;
-pub mod prompt;
-pub mod rule;
-pub mod run;
+mod backoff;
+pub(crate) mod endpoint;
+pub(crate) mod local;
+pub(crate) mod prompt;
+pub(crate) mod rule;
+pub(crate) mod run;
 
 use crate::judge::prompt::Prompt;
 

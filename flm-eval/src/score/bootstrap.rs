@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flm_candle::random::Stream;
+use flm_candle::Stream;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 

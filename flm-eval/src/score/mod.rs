@@ -1,11 +1,11 @@
 //! Scores of saved judgments: the released table with all its quirks, and a strict one beside it.
 
-pub mod aggregate;
-pub mod bootstrap;
-pub mod digits;
-pub mod ledger;
-pub mod parse;
-pub mod rows;
+pub(crate) mod aggregate;
+mod bootstrap;
+mod digits;
+mod ledger;
+pub(crate) mod parse;
+pub(crate) mod rows;
 
 use serde::Serialize;
 use serde_json::{Map, Value};

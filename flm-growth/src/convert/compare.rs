@@ -8,11 +8,11 @@ use serde::Serialize;
 use crate::convert::plan::{Plan, Planned};
 use crate::convert::run::CHUNK;
 use crate::convert::{ConvertOptions, TargetLayout};
-use flm_checkpoint::cast::{cast, scale};
-use flm_checkpoint::config::{ModelType, TeleFlmConfig};
-use flm_checkpoint::error::Result;
-use flm_checkpoint::read::{Checkpoint, TensorEntry};
-use flm_checkpoint::tensor_id::LM_HEAD;
+use flm_checkpoint::LM_HEAD;
+use flm_checkpoint::Result;
+use flm_checkpoint::{Checkpoint, TensorEntry};
+use flm_checkpoint::{ModelType, TeleFlmConfig};
+use flm_checkpoint::{cast, scale};
 
 /// What [`compare`] found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -11,12 +11,12 @@
 //! Every finished tensor goes into a journal with its digest. A run that died is taken up where it
 //! stopped by the same call; what the journal says is finished is read back and compared.
 
-pub mod compare;
-pub mod plan;
-pub mod run;
+pub(crate) mod compare;
+mod plan;
+mod run;
 #[cfg(test)]
 pub(crate) mod tests;
-pub mod tree;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,20 +30,20 @@ use serde::Serialize;
 
 use crate::convert::plan::{Plan, Planned};
 use crate::convert::run::{Job, Run, lock};
-use flm_candle::tokenizer::fast_files::write_llama_files;
-use flm_checkpoint::atomic::write_file;
-use flm_checkpoint::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, TensorSource, digest_of};
-use flm_checkpoint::config::ModelType;
+use flm_candle::write_llama_files;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::CheckpointError;
+use flm_checkpoint::Journal;
+use flm_checkpoint::Layout;
+use flm_checkpoint::ModelType;
+use flm_checkpoint::Result;
+use flm_checkpoint::RunKey;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::copy_side_files;
 use flm_checkpoint::dtype;
-use flm_checkpoint::error::CheckpointError;
-use flm_checkpoint::error::Result;
-use flm_checkpoint::identity::RunKey;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::journal::Journal;
-use flm_checkpoint::write::shard_plan::Layout;
-use flm_checkpoint::write::sidecar::copy_side_files;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::write_file;
+use flm_checkpoint::{CHECKSUMS_FILE, Checksums, FileDigest, TensorSource, digest_of};
 
 /// How to convert.
 #[derive(Debug, Clone)]

@@ -2,13 +2,13 @@
 
 use candle_core::DType;
 
-use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::CheckpointError;
+use flm_checkpoint::Result;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
 use flm_checkpoint::dtype;
-use flm_checkpoint::error::CheckpointError;
-use flm_checkpoint::error::Result;
-use flm_checkpoint::read::{Checkpoint, TensorEntry};
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_checkpoint::{Checkpoint, TensorEntry};
+use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 
 use crate::convert::{ConvertOptions, TargetLayout, stored_dtype_if_undeclared};
 

@@ -8,14 +8,14 @@ use blake3::hazmat::ChainingValue;
 
 use crate::convert::plan::Planned;
 use crate::convert::tree;
-use flm_checkpoint::cast::{cast, scale};
-use flm_checkpoint::error::CheckpointError;
-use flm_checkpoint::error::Result;
-use flm_checkpoint::format::Source;
-use flm_checkpoint::format::zip::ZipEntry;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::write::journal::Journal;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::CheckpointError;
+use flm_checkpoint::Journal;
+use flm_checkpoint::Result;
+use flm_checkpoint::Source;
+use flm_checkpoint::Writer;
+use flm_checkpoint::ZipEntry;
+use flm_checkpoint::{cast, scale};
 
 /// Bytes read at a time; small enough that what was read is in the cache when it is hashed and written,
 /// and a power of two, as the digests' tree needs it.
@@ -60,7 +60,7 @@ impl<'a> Job<'a> {
     }
 
     fn storage(src: &'a Checkpoint, file: usize, storage: &'a ZipEntry) -> Self {
-        let inside = |e: &&flm_checkpoint::read::TensorEntry| {
+        let inside = |e: &&flm_checkpoint::TensorEntry| {
             e.file == file && (storage.offset..storage.offset + storage.size).contains(&e.offset)
         };
         let name = src.entries().find(inside).map_or("none", |e| e.name.as_str());

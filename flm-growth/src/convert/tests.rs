@@ -8,12 +8,12 @@ use tempfile::TempDir;
 
 use crate::convert::compare::compare;
 use crate::convert::{ConvertOptions, TargetLayout, convert};
-use flm_checkpoint::checksums::Checksums;
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::error::CheckpointError;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::CheckpointError;
+use flm_checkpoint::Checksums;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
 use flm_tests::files::{Saved, Zip, fixture, pytorch};
 
 /// A copy of a fixture that may be changed.

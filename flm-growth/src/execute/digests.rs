@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use flm_checkpoint::write::journal::Journal;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Journal;
+use flm_checkpoint::Writer;
 
 use crate::error::{GrowthError, Result};
-use flm_checkpoint::checksums::{Checksums, WeightFileDigest};
+use flm_checkpoint::{Checksums, WeightFileDigest};
 
 /// A piece of the output.
 pub enum Bytes<'a> {

@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Writer;
 use serde::Serialize;
 
 use crate::error::{GrowthError, Result};

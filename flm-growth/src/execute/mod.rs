@@ -15,13 +15,13 @@
 //! Every finished tensor goes into a journal with its digest. A run that died is taken up where it
 //! stopped by the same call; what the journal says is finished is read back and compared.
 
-pub mod compose;
-pub mod digests;
-pub mod disk;
-pub mod moments;
-pub mod record;
-pub mod run;
-pub mod source;
+pub(crate) mod compose;
+mod digests;
+pub(crate) mod disk;
+pub(crate) mod moments;
+pub(crate) mod record;
+mod run;
+mod source;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -29,13 +29,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::identity::RunKey;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::journal::Journal;
-use flm_checkpoint::write::sidecar::copy_side_files;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::Journal;
+use flm_checkpoint::RunKey;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::copy_side_files;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -49,7 +49,7 @@ use crate::execute::run::Run;
 use crate::execute::source::Source;
 use crate::plan::GrowthPlan;
 use crate::tensor_plan::TensorPlan;
-use flm_checkpoint::checksums::{CHECKSUMS_FILE, Checksums, FileDigest};
+use flm_checkpoint::{CHECKSUMS_FILE, Checksums, FileDigest};
 
 /// How to write.
 #[derive(Debug, Clone)]

@@ -6,8 +6,8 @@
 //! noise tells copies apart, nearly); so the first moment takes 1/(c·n), the second its square. What is
 //! new, and what is stored as 0, starts with 0. The step is kept.
 
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::Writer;
 
 use crate::error::{GrowthError, Result};
 use crate::execute::disk::disk_need;
@@ -58,7 +58,7 @@ impl OptimizerGrowth {
     /// Writes the state into the staging directory of the weights.
     pub fn run(
         &self,
-        config: &flm_checkpoint::config::TeleFlmConfig,
+        config: &flm_checkpoint::TeleFlmConfig,
         digest: &str,
         writer: &Writer,
         options: &ExecuteOptions,

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use flm_checkpoint::config::masks::GrowthMasks;
-use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::GrowthMasks;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
@@ -11,7 +11,7 @@ use crate::operator::Operator;
 use crate::placement::{LayerSource, Placement};
 use crate::plan::{ConfigChange, GrowthPlan};
 use crate::shape::Shape;
-use flm_checkpoint::checksums::FileDigest;
+use flm_checkpoint::FileDigest;
 
 /// Name of the file in a checkpoint that tells where it came from.
 pub const PROVENANCE_FILE: &str = "provenance.json";

@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::Writer;
 
 use crate::error::{GrowthError, Result};
 use crate::execute::compose::Composer;
 use crate::execute::digests::{Bytes, Digests};
 use crate::execute::source::Source;
-use flm_checkpoint::checksums::Checksums;
+use flm_checkpoint::Checksums;
 
 /// Buffers of one thread.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-use flm_checkpoint::read::{Checkpoint, TensorEntry};
+use flm_checkpoint::{Checkpoint, TensorEntry};
 
 use crate::error::{GrowthError, Result};
 use crate::fill::sample::sample_std;

@@ -8,8 +8,8 @@
 //! The distribution is the normal one in steps of 1/65536 of probability: values are within ±4.325
 //! standard deviations, and a tensor of any dtype holds at most 65,536 different ones.
 
-pub mod quantile;
-pub mod sample;
+mod quantile;
+pub(crate) mod sample;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -21,8 +21,8 @@ use crate::precision::Precision;
 /// Draws the elements of one tensor, any range at a time.
 ///
 /// ```
-/// use flm_growth::fill::NormalFill;
-/// use flm_growth::precision::Precision;
+/// use flm_growth::{NormalFill};
+/// use flm_growth::{Precision};
 ///
 /// let fill = NormalFill::new(7, "lm_head.weight", Precision::Bf16, 0.02)?;
 /// let (mut whole, mut tail) = (vec![0; 2000], vec![0; 500]);

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use flm_candle::tokenizer::error::TokenizerError;
-use flm_checkpoint::error::CheckpointError;
+use flm_candle::TokenizerError;
+use flm_checkpoint::CheckpointError;
 
 /// What can be wrong with an export.
 #[derive(Debug, thiserror::Error)]

@@ -7,14 +7,14 @@
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
-pub mod container;
-pub mod error;
-pub mod plan;
-pub mod tensor;
+mod container;
+pub(crate) mod error;
+pub(crate) mod plan;
+pub(crate) mod tensor;
 #[cfg(test)]
 pub(crate) mod tests;
-pub mod vocabulary;
-pub mod write;
+pub(crate) mod vocabulary;
+mod write;
 
 use crate::gguf::error::ExportError;
 use crate::gguf::plan::{Folding, GgufOptions, GgufPlan, Rounding};

@@ -13,10 +13,10 @@ use crate::gguf::container;
 use crate::gguf::container::{ALIGNMENT, Metadata};
 use crate::gguf::error::ExportError;
 use crate::gguf::{Result, vocabulary};
-use flm_candle::tokenizer::vocabulary::Vocabulary;
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::read::{Checkpoint, TensorEntry};
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_candle::Vocabulary;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{Checkpoint, TensorEntry};
+use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 
 /// How to export.
 #[derive(Debug, Clone, Default)]

@@ -12,13 +12,13 @@ use candle_transformers::models::quantized_llama::ModelWeights;
 use serde_json::json;
 
 use super::*;
-use flm_candle::model::causal_lm::{CausalLm, Residency};
-use flm_candle::tokenizer::vocabulary::{TokenKind, Vocabulary, VocabularyModel};
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
-use flm_checkpoint::write::writer::Writer;
+use flm_candle::{CausalLm, Residency};
+use flm_candle::{TokenKind, Vocabulary, VocabularyModel};
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
+use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
@@ -363,7 +363,7 @@ fn keys(
     rows: usize,
     pre: Option<&str>,
 ) -> Result<(HashMap<String, Value>, Vec<String>)> {
-    let mut config = flm_checkpoint::config::preset::preset("nano-52b").unwrap();
+    let mut config = flm_checkpoint::preset("nano-52b").unwrap();
     config.vocab_size = rows;
     let (keys, notes) = crate::gguf::vocabulary::metadata(vocabulary, &config, pre)?;
     Ok((keys.into_iter().collect(), notes))
@@ -377,7 +377,7 @@ fn a_sentencepiece_model_is_written_piece_by_piece() {
     let config = json!({ "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": true,
         "chat_template": "{{ messages[0]['content'] }}" });
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    let tokenizer = flm_candle::tokenizer::Tokenizer::from_dir(dir.path()).unwrap();
+    let tokenizer = flm_candle::Tokenizer::from_dir(dir.path()).unwrap();
     let vocabulary = vocabulary_of(dir.path()).unwrap();
     let rows = tokenizer.len() + 3;
     let (found, notes) = keys(&vocabulary, rows, None).unwrap();
@@ -437,7 +437,7 @@ fn byte_level(use_regex: bool) -> serde_json::Value {
 }
 
 fn vocabulary(json: &[u8]) -> Vocabulary {
-    flm_candle::tokenizer::Tokenizer::from_json(json).unwrap().vocabulary().unwrap()
+    flm_candle::Tokenizer::from_json(json).unwrap().vocabulary().unwrap()
 }
 
 #[test]
@@ -504,7 +504,7 @@ fn a_pre_tokenizer_is_named_or_refused() {
 fn a_tokenizer_json_made_from_sentencepiece_needs_the_model_beside_it() {
     let dir = tempfile::tempdir().unwrap();
     let model = std::fs::read(fixture("spm/tokenizer_llama.model")).unwrap();
-    let tokenizer = flm_candle::tokenizer::Tokenizer::from_sentencepiece(&model).unwrap();
+    let tokenizer = flm_candle::Tokenizer::from_sentencepiece(&model).unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), tokenizer.save_json().unwrap()).unwrap();
     let error = vocabulary_of(dir.path()).unwrap_err().to_string();
     assert!(error.contains("tokenizer.model"), "{error}");

@@ -7,10 +7,10 @@ use candle_core::quantized::gguf_file::Value;
 use crate::gguf::Result;
 use crate::gguf::container::Metadata;
 use crate::gguf::error::ExportError;
-use flm_candle::tokenizer::Tokenizer;
-use flm_candle::tokenizer::error::TokenizerError;
-use flm_candle::tokenizer::vocabulary::{TokenKind, Vocabulary, VocabularyModel};
-use flm_checkpoint::config::TeleFlmConfig;
+use flm_candle::Tokenizer;
+use flm_candle::TokenizerError;
+use flm_candle::{TokenKind, Vocabulary, VocabularyModel};
+use flm_checkpoint::TeleFlmConfig;
 
 /// The vocabulary of a checkpoint's folder.
 ///

@@ -15,8 +15,8 @@ use crate::gguf::error::ExportError;
 use crate::gguf::error::io;
 use crate::gguf::plan::GgufPlan;
 use crate::gguf::tensor::GgufTensor;
-use flm_checkpoint::cast::cast;
-use flm_checkpoint::read::{Checkpoint, TensorEntry};
+use flm_checkpoint::cast;
+use flm_checkpoint::{Checkpoint, TensorEntry};
 
 /// Bytes of the source that are read at a time, where a head or a row is not larger.
 const CHUNK: usize = 4 << 20;

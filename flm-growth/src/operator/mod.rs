@@ -1,15 +1,15 @@
 //! The rules that new weights follow, one module an operator.
 
-pub mod clone;
-pub mod msg;
-pub mod stack;
-pub mod zero;
+mod clone;
+mod msg;
+mod stack;
+mod zero;
 
 use std::fmt;
 use std::str::FromStr;
 
-use flm_checkpoint::config::masks::GrowthMasks;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_checkpoint::GrowthMasks;
+use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};

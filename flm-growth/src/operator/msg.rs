@@ -1,7 +1,7 @@
 //! Masked Structural Growth (arXiv 2305.02869): new weights are noise everywhere, new gains 1, new layers
 //! copies; masks of 0 in config.json keep the function, and training raises them to 1.
 
-use flm_checkpoint::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
+use flm_checkpoint::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
 
 use crate::operator::{Context, Role, Rule};
 use crate::placement::LayerSource;

@@ -1,5 +1,5 @@
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, LM_HEAD};
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
 
 use crate::error::{GrowthError, Result};
 use crate::operator::{Context, Operator, Role, Rule};

@@ -3,14 +3,14 @@
 //! A plan is made from shapes alone, serialises to JSON, and is the same for the same input: dry run,
 //! execution, verification and provenance all read it.
 
-pub mod build;
-pub mod source;
-pub mod summary;
+mod build;
+pub(crate) mod source;
+pub(crate) mod summary;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::masks::GrowthMasks;
+use flm_checkpoint::GrowthMasks;
+use flm_checkpoint::TeleFlmConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::source::SourceModel;

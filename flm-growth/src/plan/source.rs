@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::DType;
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::LM_HEAD;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::LM_HEAD;
+use flm_checkpoint::TeleFlmConfig;
 
 use crate::error::{GrowthError, Result};
 use crate::precision::Precision;
@@ -82,7 +82,7 @@ impl SourceModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flm_checkpoint::config::preset::preset;
+    use flm_checkpoint::preset;
 
     fn with(extra: &str, shape: &[usize], dtype: DType, remove: &str) -> Result<SourceModel> {
         let config = preset("nano-52b").unwrap();

@@ -1,5 +1,5 @@
 use candle_core::DType;
-use flm_checkpoint::config::preset::preset;
+use flm_checkpoint::preset;
 
 use super::*;
 use crate::precision::Precision;

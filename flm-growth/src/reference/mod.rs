@@ -1,17 +1,17 @@
 //! For tests: a model in memory and its forward pass in plain f64 loops, written from the model's
 //! definition and sharing nothing with the code under test.
 
-pub mod forward;
-pub mod gradients;
-pub mod preservation;
+mod forward;
+mod gradients;
+mod preservation;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::tensor_id::TensorSpec;
-use flm_checkpoint::write::writer::Writer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::TensorSpec;
+use flm_checkpoint::Writer;
 
 use crate::error::GrowthError;
 use crate::execute::compose::Composer;

@@ -528,7 +528,7 @@ proptest! {
 
 #[test]
 fn every_mask_is_needed_and_where_it_begins() {
-    use flm_checkpoint::config::masks::GrowthMasks;
+    use flm_checkpoint::GrowthMasks;
     let (source, grown) = masked(Precision::F64, false, 0.0);
     let broken = |change: &dyn Fn(&mut GrowthMasks)| {
         let mut model = grown.clone();

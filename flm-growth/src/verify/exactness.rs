@@ -92,20 +92,12 @@ fn both_paths_agree_on_masked_models() {
     for mask in [0.0, 0.3, 1.0] {
         let target = with_mask(&stored.target, mask);
         let logits = |path| {
-            let model = flm_candle::model::causal_lm::CausalLm::load(
-                &target,
-                &Device::Cpu,
-                DType::F32,
-                Residency::Resident,
-            )
-            .unwrap();
+            let model =
+                flm_candle::CausalLm::load(&target, &Device::Cpu, DType::F32, Residency::Resident).unwrap();
             let logits = model.with_path(path).logits(&texts()[0]).unwrap();
             logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
-        let (fused, plain) = (
-            logits(flm_candle::model::kernels::Path::Fused),
-            logits(flm_candle::model::kernels::Path::Differentiable),
-        );
+        let (fused, plain) = (logits(flm_candle::Path::Fused), logits(flm_candle::Path::Differentiable));
         let norm: f32 = fused.iter().map(|v| v * v).sum::<f32>().sqrt();
         let difference: f32 = fused.iter().zip(&plain).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
         assert!(difference / norm < 1e-5, "{mask}: {}", difference / norm);

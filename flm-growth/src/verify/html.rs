@@ -7,7 +7,7 @@ use crate::execute::record::Provenance;
 use crate::picture::{Scale, layer_chart};
 use crate::shape::Shape;
 use crate::verify::report::VerifyReport;
-use flm_candle::html::escape;
+use flm_candle::escape;
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
 table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}\

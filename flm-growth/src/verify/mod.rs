@@ -6,18 +6,18 @@
 
 #[cfg(test)]
 pub(crate) mod exactness;
-pub mod html;
-pub mod metrics;
-pub mod report;
-pub mod runner;
+mod html;
+mod metrics;
+pub(crate) mod report;
+mod runner;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use flm_candle::model::causal_lm::Residency;
-use flm_checkpoint::read::Checkpoint;
+use flm_candle::Residency;
+use flm_checkpoint::Checkpoint;
 
 use crate::verify::report::{Bounds, LayerDifference, VerifyReport};
 

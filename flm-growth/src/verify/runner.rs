@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use flm_candle::model::causal_lm::{CausalLm, Residency};
-use flm_candle::model::forward_context::Pass;
-use flm_checkpoint::read::Checkpoint;
+use flm_candle::Pass;
+use flm_candle::{CausalLm, Residency};
+use flm_checkpoint::Checkpoint;
 
 use crate::error::{GrowthError, Result};
 use crate::verify::values;

@@ -1,13 +1,13 @@
 use candle_core::{DType, Device, Result, Tensor};
 
-use flm_candle::model::attention::Attention;
-use flm_candle::model::block::Block;
-use flm_candle::model::linear::Linear;
-use flm_candle::model::masks::BlockMasks;
-use flm_candle::model::mlp::Mlp;
-use flm_candle::model::rms_norm::RmsNorm;
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::masks::GrowthMasks;
+use flm_candle::Attention;
+use flm_candle::Block;
+use flm_candle::BlockMasks;
+use flm_candle::Linear;
+use flm_candle::Mlp;
+use flm_candle::RmsNorm;
+use flm_checkpoint::GrowthMasks;
+use flm_checkpoint::TeleFlmConfig;
 
 /// Block `layer` of the given tensors, in the order of [`TeleFlmConfig::block_tensors`], under the masks
 /// of a model that is still growing. It computes in `dtype` on `device`.

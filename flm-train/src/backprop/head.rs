@@ -7,10 +7,10 @@ use crate::backprop::backward_from::backward_from;
 use crate::data::batch::{IGNORED, MicroBatch};
 use crate::error::TrainError;
 use crate::sums;
-use flm_candle::model::kernels::Path;
-use flm_candle::model::kernels::matmul::{Matrix, Output, multiply};
-use flm_candle::model::masks::NormMask;
-use flm_candle::model::rms_norm::RmsNorm;
+use flm_candle::NormMask;
+use flm_candle::Path;
+use flm_candle::RmsNorm;
+use flm_candle::{Matrix, Output, multiply};
 
 /// Bytes of logits that exist at once.
 const LOGITS_BYTES: usize = 64 << 20;
@@ -70,7 +70,7 @@ impl Head<'_> {
         };
         let (Some(dz), Some(gradients)) = (dz, gradients) else { return Ok((sum, None)) };
         let mut store = backward_from(&z, &dz)?;
-        let lost = || TrainError::MissingGradient(flm_checkpoint::tensor_id::FINAL_NORM.into());
+        let lost = || TrainError::MissingGradient(flm_checkpoint::FINAL_NORM.into());
         add_tensor(gradients.gain, &store.remove(self.gain).ok_or_else(lost)?)?;
         let dh = store.remove(hidden.as_tensor()).ok_or_else(lost)?;
         let dx = Tensor::zeros((b * t, d), x.dtype(), x.device())?.index_add(&positions, &dh, 0)?;
@@ -167,7 +167,7 @@ fn cross_entropy(row: &mut [f32], label: usize, scale: f64, weight: Option<f64>)
     for chunk in row.chunks_mut(64) {
         let mut part = 0f32;
         for x in chunk.iter_mut() {
-            *x = flm_candle::model::kernels::matmul::Real::exponential(*x - max);
+            *x = flm_candle::Real::exponential(*x - max);
             part += *x;
         }
         sum += f64::from(part);

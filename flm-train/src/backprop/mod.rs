@@ -1,6 +1,6 @@
-pub mod backward_from;
-pub mod block;
-pub mod head;
+mod backward_from;
+mod block;
+mod head;
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -12,11 +12,11 @@ use crate::error::TrainError;
 use crate::params::Layout;
 use crate::store::ParameterStore;
 use crate::sums::sum_of_squares;
-use flm_candle::model::block::Block;
-use flm_candle::model::forward_context::Pass;
-use flm_candle::model::masks::{hidden_mask, norm_mask};
-use flm_candle::model::rotary::Rotary;
-use flm_checkpoint::config::masks::GrowthMasks;
+use flm_candle::Block;
+use flm_candle::Pass;
+use flm_candle::Rotary;
+use flm_candle::{hidden_mask, norm_mask};
+use flm_checkpoint::GrowthMasks;
 
 /// Loss and gradients of a step, layer by layer.
 #[derive(Debug, Clone)]
@@ -212,7 +212,7 @@ impl Backprop {
             let (gain, rest) = gradient.split_at_mut(1);
             let matrix = rest.first_mut().or(embedding.as_mut().and_then(|e| e.first_mut()));
             let (Some(gain), Some(matrix)) = (gain.first_mut(), matrix) else {
-                return Err(TrainError::MissingGradient(flm_checkpoint::tensor_id::LM_HEAD.into()));
+                return Err(TrainError::MissingGradient(flm_checkpoint::LM_HEAD.into()));
             };
             let mut gradients = HeadGradients { gain, matrix, weight };
             for lane in lanes {

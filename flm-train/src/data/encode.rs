@@ -1,7 +1,7 @@
 use crate::data::format::Content;
 use crate::data::{DataStatistics, Document};
-use flm_candle::tokenizer::Tokenizer;
-use flm_candle::tokenizer::chat_template::{ChatMessage, ChatTemplate};
+use flm_candle::Tokenizer;
+use flm_candle::{ChatMessage, ChatTemplate};
 
 /// Turns samples into token ids and marks those that are learned.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::{
 use serde_json::Value;
 
 use crate::error::TrainError;
-use flm_candle::tokenizer::chat_template::ChatMessage;
+use flm_candle::ChatMessage;
 
 /// What a sample holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Training data: files of conversations or text become packed rows of token ids.
 
-pub mod batch;
-pub mod encode;
-pub mod format;
-pub mod pack;
-pub mod shuffle;
+pub(crate) mod batch;
+pub(crate) mod encode;
+pub(crate) mod format;
+pub(crate) mod pack;
+mod shuffle;
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-use flm_candle::random::Stream;
+use flm_candle::Stream;
 
 /// The numbers `0..len` in random order.
 pub fn permutation(len: usize, seed: u64, stream: u64) -> Vec<usize> {

@@ -1,4 +1,4 @@
-pub mod adamw;
-pub mod clip;
-pub mod schedule;
-pub mod stochastic_rounding;
+pub(crate) mod adamw;
+pub(crate) mod clip;
+pub(crate) mod schedule;
+pub(crate) mod stochastic_rounding;

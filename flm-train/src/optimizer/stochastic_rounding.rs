@@ -1,4 +1,4 @@
-use flm_candle::random::Stream;
+use flm_candle::Stream;
 
 /// Rounds f32 to the two neighbouring values of bf16, each as probable as it is near, so that the mean of
 /// many roundings is the value itself and updates smaller than half a step of bf16 are not lost.

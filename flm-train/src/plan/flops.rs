@@ -1,5 +1,5 @@
 use crate::data::batch::Packed;
-use flm_checkpoint::config::TeleFlmConfig;
+use flm_checkpoint::TeleFlmConfig;
 
 /// Floating-point operations that a forward and a backward pass over `rows` need, for model FLOP
 /// utilisation (Chowdhery et al., arXiv 2204.02311, appendix B).
@@ -27,7 +27,7 @@ pub fn model_operations<'a>(config: &TeleFlmConfig, rows: impl IntoIterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flm_checkpoint::config::preset::preset;
+    use flm_checkpoint::preset;
 
     #[test]
     fn a_case_counted_by_hand() {

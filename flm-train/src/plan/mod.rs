@@ -1,6 +1,6 @@
-pub mod calibration;
-pub mod estimate;
-pub mod flops;
+mod calibration;
+pub(crate) mod estimate;
+pub(crate) mod flops;
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use crate::params::Layout;
 use crate::plan::estimate::{Estimate, StepShape, choose};
 use crate::plan::flops::model_operations;
 use crate::recipe::{Placement, Recipe, Recompute, WeightDtype};
-use flm_candle::tokenizer::Tokenizer;
-use flm_candle::tokenizer::chat_template::ChatTemplate;
-use flm_checkpoint::machine::available_memory;
-use flm_checkpoint::read::Checkpoint;
+use flm_candle::ChatTemplate;
+use flm_candle::Tokenizer;
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::available_memory;
 
 /// A run that is about to start: data read, placement chosen, nothing written.
 #[derive(Debug)]
@@ -130,9 +130,7 @@ impl Plan {
             .flat_map(|row| &row.packed.ids)
             .find(|&&id| id as usize >= config.vocab_size)
         {
-            return Err(
-                flm_candle::model::error::ModelError::TokenId { id: *id, rows: config.vocab_size }.into()
-            );
+            return Err(flm_candle::ModelError::TokenId { id: *id, rows: config.vocab_size }.into());
         }
         let shape = StepShape {
             rows: recipe.train.batch_size.min(dataset.rows.len()),

@@ -1,4 +1,4 @@
-pub mod keys;
+mod keys;
 #[cfg(test)]
 pub(crate) mod tests;
 

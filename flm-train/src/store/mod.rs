@@ -1,7 +1,7 @@
 //! Where parameters, gradients and optimizer state live.
 
-pub mod disk;
-pub mod memory;
+pub(crate) mod disk;
+pub(crate) mod memory;
 
 use candle_core::{DType, Var};
 use half::{bf16, f16};
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::error::TrainError;
 use crate::params::{Layout, Parameter, Slices};
 use crate::sums::CHUNK;
-use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::Checkpoint;
 
 /// Which of a parameter's four arrays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Where a block's weights come from: resident on the device, or streamed from the checkpoint.
 
-pub mod resident;
-pub mod streamed;
+pub(crate) mod resident;
+pub(crate) mod streamed;
 
 use std::sync::Arc;
 

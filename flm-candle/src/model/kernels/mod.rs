@@ -4,12 +4,12 @@
 //! copy and widen at every step. Each operation here has a forward and an analytic backward that
 //! finite differences check.
 
-pub mod attention;
-pub mod bf16_matmul;
-pub mod linear;
-pub mod matmul;
-pub mod rms_norm;
-pub mod swiglu;
+pub(crate) mod attention;
+pub(crate) mod bf16_matmul;
+pub(crate) mod linear;
+pub(crate) mod matmul;
+pub(crate) mod rms_norm;
+pub(crate) mod swiglu;
 #[cfg(test)]
 pub(crate) mod tests;
 

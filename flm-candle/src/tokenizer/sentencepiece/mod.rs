@@ -4,16 +4,16 @@
 //! model_interface.cc, sentencepiece_processor.cc). Goldens from the library are in
 //! `tests/fixtures/spm`.
 
-pub mod bpe;
-pub mod charsmap;
-pub mod decoder;
-pub mod export;
-pub mod normalizer;
-pub mod pieces;
-pub mod proto;
+mod bpe;
+mod charsmap;
+pub(crate) mod decoder;
+mod export;
+mod normalizer;
+mod pieces;
+mod proto;
 #[cfg(test)]
 pub(crate) mod tests;
-pub mod vocabulary;
+mod vocabulary;
 
 use prost::Message;
 

@@ -8,14 +8,14 @@ use crate::arguments::{RunArgs, local_model};
 use crate::commands::eval::judge;
 use crate::commands::eval::judge::JudgeArgs;
 use crate::output::Output;
-use flm_eval::answer::{AnswerOptions, Answered, answer};
-use flm_eval::benchmark::Questions;
-use flm_eval::journal::write_whole;
-use flm_eval::judge::run::{Judged, read_answers, run};
-use flm_eval::model::Decoding;
-use flm_eval::provenance::Identity;
-use flm_eval::score::rows::read_rows;
-use flm_eval::score::{Scores, score};
+use flm_eval::Decoding;
+use flm_eval::Identity;
+use flm_eval::Questions;
+use flm_eval::read_rows;
+use flm_eval::write_whole;
+use flm_eval::{AnswerOptions, Answered, answer};
+use flm_eval::{Judged, read_answers, run};
+use flm_eval::{Scores, score};
 
 /// Answer the questions of AlignBench, or of any file in its format; with a judge, also judge and score.
 ///

@@ -5,14 +5,14 @@ use clap::{Args, ValueEnum};
 
 use crate::arguments::{RunArgs, local_model};
 use crate::output::Output;
-use flm_eval::benchmark::Questions;
-use flm_eval::judge::Judge;
-use flm_eval::judge::endpoint::{Endpoint, EndpointOptions};
-use flm_eval::judge::local::LocalJudge;
-use flm_eval::judge::prompt::Prompt;
-use flm_eval::judge::rule::RuleJudge;
-use flm_eval::judge::run::{Judged, read_answers, run};
-use flm_eval::rubric::Rubric;
+use flm_eval::Judge;
+use flm_eval::LocalJudge;
+use flm_eval::Prompt;
+use flm_eval::Questions;
+use flm_eval::Rubric;
+use flm_eval::RuleJudge;
+use flm_eval::{Endpoint, EndpointOptions};
+use flm_eval::{Judged, read_answers, run};
 
 /// Have answers judged, each on a scale of 1 to 10.
 ///

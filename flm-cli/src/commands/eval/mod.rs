@@ -10,7 +10,7 @@ pub(crate) mod texts;
 use clap::Subcommand;
 
 use crate::output::{Output, size};
-use flm_eval::model::{Decoding, Progress};
+use flm_eval::{Decoding, Progress};
 
 /// Evaluate a model: answer questions, have the answers judged, score them, report; or measure perplexity.
 ///
@@ -54,7 +54,7 @@ pub(crate) fn bar<'a>(output: &'a Output, what: &str) -> impl FnMut(Progress) + 
     }
 }
 
-fn describe(cost: &flm_eval::model::Cost, questions: usize, decoding: &Decoding) -> String {
+fn describe(cost: &flm_eval::Cost, questions: usize, decoding: &Decoding) -> String {
     let hours = cost.seconds / 3600.0;
     let total = if hours >= 1.0 { format!("{hours:.1} h") } else { format!("{:.0} s", cost.seconds) };
     format!(

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::arguments::{RunArgs, open, tokenizer};
 use crate::commands::eval::texts::TextFile;
 use crate::output::{Output, count, table};
-use flm_eval::perplexity::{Cut, Measures, Sums, Tokenised};
+use flm_eval::{Cut, Measures, Sums, Tokenised};
 
 /// Measure how well a model predicts texts: perplexity and bits per byte, by domain.
 ///

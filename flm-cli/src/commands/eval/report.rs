@@ -6,8 +6,8 @@ use clap::Args;
 use crate::output::{Output, size};
 use crate::report::markdown::markdown;
 use crate::report::page::page;
-use flm_eval::journal::write_whole;
-use flm_eval::report::{Report, find};
+use flm_eval::write_whole;
+use flm_eval::{Report, find};
 
 /// Show saved judgments as one HTML page for the browser, which loads nothing.
 ///

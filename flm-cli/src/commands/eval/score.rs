@@ -5,11 +5,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::output::{Output, table};
-use flm_eval::benchmark::Questions;
-use flm_eval::provenance::Identity;
-use flm_eval::score::aggregate::{Ratios, Totals};
-use flm_eval::score::rows::read_rows;
-use flm_eval::score::{Scores, score};
+use flm_eval::Identity;
+use flm_eval::Questions;
+use flm_eval::read_rows;
+use flm_eval::{Ratios, Totals};
+use flm_eval::{Scores, score};
 
 /// Turn saved judgments into scores: by category, by dimension, overall, with intervals.
 ///

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use flm_train::data::format::{Content, read_samples};
+use flm_train::{Content, read_samples};
 
 use crate::arguments::read_text;
 

@@ -3,10 +3,10 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use anyhow::Context;
 use candle_core::quantized::{GgmlDType, gguf_file::Value};
 use clap::Args;
-use flm_candle::tokenizer::error::TokenizerError;
-use flm_growth::gguf::error::ExportError;
-use flm_growth::gguf::plan::{Folding, GgufOptions, GgufPlan, Rounding};
-use flm_growth::gguf::vocabulary::vocabulary_of;
+use flm_candle::TokenizerError;
+use flm_growth::ExportError;
+use flm_growth::vocabulary_of;
+use flm_growth::{Folding, GgufOptions, GgufPlan, Rounding};
 use serde::Serialize;
 
 use crate::arguments::open;
@@ -123,7 +123,7 @@ impl Gguf {
             bar.finish_and_clear();
             summary.overflowed = report.overflowed;
             summary.seconds = start.elapsed().as_secs_f64();
-            summary.peak_memory_bytes = flm_checkpoint::machine::peak_memory();
+            summary.peak_memory_bytes = flm_checkpoint::peak_memory();
         }
         output.warn_of_overflow(summary.overflowed);
         output.result(&summary, human)?;
@@ -131,10 +131,7 @@ impl Gguf {
     }
 }
 
-fn source_bytes(
-    src: &flm_checkpoint::read::Checkpoint,
-    tensor: &flm_growth::gguf::tensor::GgufTensor,
-) -> u64 {
+fn source_bytes(src: &flm_checkpoint::Checkpoint, tensor: &flm_growth::GgufTensor) -> u64 {
     src.entry(&tensor.source).map_or(0, |entry| entry.nbytes)
 }
 

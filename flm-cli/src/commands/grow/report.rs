@@ -1,17 +1,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use flm_checkpoint::config::masks::GrowthMasks;
-use flm_growth::execute::disk::DiskNeed;
-use flm_growth::execute::{ExecuteOptions, ExecuteReport};
-use flm_growth::plan::GrowthPlan;
-use flm_growth::plan::summary::{PlanSummary, Preservation};
-use flm_growth::shape::Shape;
-use flm_growth::tensor_plan::{Block, TensorPlan};
+use flm_checkpoint::GrowthMasks;
+use flm_growth::DiskNeed;
+use flm_growth::GrowthPlan;
+use flm_growth::Shape;
+use flm_growth::{Block, TensorPlan};
+use flm_growth::{ExecuteOptions, ExecuteReport};
+use flm_growth::{PlanSummary, Preservation};
 use serde::Serialize;
 
 use crate::output::{Output, count, size, table};
-use flm_growth::execute::disk::disk_need;
+use flm_growth::disk_need;
 
 /// What one stage comes to.
 #[derive(Debug, Serialize)]

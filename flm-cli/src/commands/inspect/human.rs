@@ -1,6 +1,6 @@
 //! The report for people.
 
-use flm_checkpoint::config::masks::{GrowthMasks, ScheduleKind};
+use flm_checkpoint::{GrowthMasks, ScheduleKind};
 
 use crate::commands::inspect::report::{Report, Statistics, Values};
 use crate::output::{count, size, table};

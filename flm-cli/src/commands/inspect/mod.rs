@@ -13,14 +13,14 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
-use flm_checkpoint::read::Checkpoint;
+use flm_checkpoint::Checkpoint;
 
 use crate::arguments::{has_tokenizer, open, tokenizer};
 use crate::commands::inspect::report::{Report, Transferred};
 use crate::output::Output;
-use flm_hub::client::{Access, Hub};
-use flm_hub::manifest::Manifest;
-use flm_hub::remote_checkpoint::{HubCheckpoint, repository_of};
+use flm_hub::Manifest;
+use flm_hub::{Access, Hub};
+use flm_hub::{HubCheckpoint, repository_of};
 
 /// Show a checkpoint's shape, dtypes, files and problems, without reading its weights.
 ///

@@ -1,16 +1,16 @@
 //! What is told about a checkpoint.
 
-use flm_checkpoint::read::statistics::ValueStatistics;
+use flm_checkpoint::ValueStatistics;
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use flm_checkpoint::config::TeleFlmConfig;
-use flm_checkpoint::config::masks::GrowthMasks;
-use flm_checkpoint::read::{Checkpoint, Format, TensorEntry};
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, LM_HEAD};
+use flm_checkpoint::GrowthMasks;
+use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{Checkpoint, Format, TensorEntry};
+use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]

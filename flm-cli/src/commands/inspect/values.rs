@@ -2,9 +2,9 @@
 
 use crate::commands::inspect::report::Padding;
 
-use flm_checkpoint::read::Checkpoint;
-use flm_checkpoint::read::statistics::ValueStatistics;
-use flm_checkpoint::tensor_id::{EMBED_TOKENS, LM_HEAD};
+use flm_checkpoint::Checkpoint;
+use flm_checkpoint::ValueStatistics;
+use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
 
 use crate::commands::inspect::report::{Report, Values, part_of};
 use crate::output::{Output, count};

@@ -14,7 +14,7 @@ const LOCK: &str = ".lock";
 
 /// The directory `.NAME.partial` beside `NAME`.
 #[derive(Debug)]
-pub struct Staging {
+pub(crate) struct Staging {
     dst: PathBuf,
     dir: PathBuf,
     /// Keeps the lock.
@@ -25,14 +25,14 @@ pub struct Staging {
 
 impl Staging {
     /// Makes the staging directory of `dst`, empty; one that a dead process left is taken over.
-    pub fn create(dst: &Path) -> Result<Self> {
+    pub(crate) fn create(dst: &Path) -> Result<Self> {
         let staging = Self::take_over(dst)?;
         staging.clear()?;
         Ok(staging)
     }
 
     /// The staging directory of `dst` with whatever a dead process left in it.
-    pub fn take_over(dst: &Path) -> Result<Self> {
+    pub(crate) fn take_over(dst: &Path) -> Result<Self> {
         let dir = Self::path(dst)?;
         require_free(dst)?;
         let parent = parent(dst);
@@ -42,7 +42,7 @@ impl Staging {
     }
 
     /// Where the staging directory of `dst` is.
-    pub fn path(dst: &Path) -> Result<PathBuf> {
+    pub(crate) fn path(dst: &Path) -> Result<PathBuf> {
         let name = dst.file_name().ok_or_else(|| CheckpointError::BadDestination { path: dst.into() })?;
         let mut staging_name = OsString::from(".");
         staging_name.push(name);
@@ -51,7 +51,7 @@ impl Staging {
     }
 
     /// The directory.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
@@ -70,7 +70,7 @@ impl Staging {
     }
 
     /// Makes the staging directory `dst`: fsyncs its files and itself, renames it, fsyncs the parent.
-    pub fn publish(mut self) -> Result<()> {
+    pub(crate) fn publish(mut self) -> Result<()> {
         sync_tree(&self.dir)?;
         require_free(&self.dst)?;
         fs::rename(&self.dir, &self.dst).map_err(|e| match e.kind() {
@@ -105,7 +105,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Fsyncs the directory that holds `path`.
-pub fn sync_parent(path: &Path) -> Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     sync(parent(path))
 }
 

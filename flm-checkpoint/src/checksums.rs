@@ -120,7 +120,7 @@ impl TensorSource {
 }
 
 /// The last part of a path.
-pub fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
@@ -307,7 +307,7 @@ impl Checksums {
 }
 
 /// BLAKE3 of a tensor's bytes, in hexadecimal.
-pub fn tensor_digest(
+pub(crate) fn tensor_digest(
     checkpoint: &Checkpoint,
     entry: &TensorEntry,
     progress: &(dyn Fn(u64) + Sync),

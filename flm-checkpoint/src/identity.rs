@@ -6,7 +6,6 @@ use serde::Deserialize;
 use serde::Serialize;
 use std::fmt::Display;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
 /// What two runs must have in common for one to go on where the other stopped.

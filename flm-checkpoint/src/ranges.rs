@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 /// A set of bytes as disjoint ranges that do not touch.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Ranges {
+pub(crate) struct Ranges {
     /// Start → end.
     map: BTreeMap<u64, u64>,
 }
 
 impl Ranges {
     /// Adds `start..end`; returns how many of its bytes were new.
-    pub fn insert(&mut self, start: u64, end: u64) -> u64 {
+    pub(crate) fn insert(&mut self, start: u64, end: u64) -> u64 {
         if start >= end {
             return 0;
         }
@@ -32,7 +32,7 @@ impl Ranges {
     }
 
     /// Number of bytes in the set.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.map.iter().map(|(start, end)| end - start).sum()
     }
 }

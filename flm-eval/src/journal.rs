@@ -24,7 +24,7 @@ type Rows = Vec<Map<String, Value>>;
 
 /// An open journal.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
     len: u64,
@@ -33,7 +33,7 @@ pub struct Journal {
 
 impl Journal {
     /// Opens or makes a journal; returns it with the rows that are in it.
-    pub fn open(path: &Path) -> anyhow::Result<(Self, Rows)> {
+    pub(crate) fn open(path: &Path) -> anyhow::Result<(Self, Rows)> {
         Self::open_or_make(path).with_context(|| format!("cannot use {}", path.display()))
     }
 
@@ -61,7 +61,7 @@ impl Journal {
     }
 
     /// Appends a row.
-    pub fn append(&mut self, row: &impl Serialize) -> anyhow::Result<()> {
+    pub(crate) fn append(&mut self, row: &impl Serialize) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(row)?;
         line.push(b'\n');
         self.write(&line).with_context(|| format!("cannot write {}", self.path.display()))
@@ -83,7 +83,7 @@ impl Journal {
     }
 
     /// Waits until all rows are on the disk.
-    pub fn sync(&self) -> anyhow::Result<()> {
+    pub(crate) fn sync(&self) -> anyhow::Result<()> {
         self.file.sync_all().with_context(|| format!("cannot sync {}", self.path.display()))
     }
 }

@@ -10,12 +10,12 @@ use crate::score::rows::JudgedRow;
 use flm_checkpoint::hex;
 
 /// SHA-256 in hexadecimal.
-pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(Sha256::digest(bytes))
 }
 
 /// The version of flm that writes results.
-pub fn version() -> String {
+pub(crate) fn version() -> String {
     format!("flm {}", env!("CARGO_PKG_VERSION"))
 }
 

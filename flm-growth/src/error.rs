@@ -5,7 +5,7 @@ use flm_checkpoint::CheckpointError;
 use flm_checkpoint::ConfigError;
 
 /// Result of this crate's functions.
-pub type Result<T> = std::result::Result<T, GrowthError>;
+pub(crate) type Result<T> = std::result::Result<T, GrowthError>;
 
 /// What can go wrong in a growth.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use crate::fill::NormalFill;
 use crate::precision::Precision;
 
 /// Standard deviation of the embedding's rows.
-pub const EMBEDDING_STD: f64 = 0.2;
+pub(crate) const EMBEDDING_STD: f64 = 0.2;
 
 /// Bytes drawn at a time.
 const CHUNK: usize = 4 << 20;

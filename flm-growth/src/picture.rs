@@ -6,13 +6,13 @@ use crate::error::{GrowthError, Result};
 
 /// How the vertical axis is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scale {
+pub(crate) enum Scale {
     Linear,
     Logarithmic,
 }
 
 /// A line's name and its points.
-pub type Series<'a> = (&'a str, Vec<(f64, f64)>);
+pub(crate) type Series<'a> = (&'a str, Vec<(f64, f64)>);
 
 const COLOURS: [RGBColor; 3] = [RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 160, 44)];
 
@@ -20,7 +20,7 @@ const COLOURS: [RGBColor; 3] = [RGBColor(31, 119, 180), RGBColor(214, 39, 40), R
 const FLOOR: f64 = 1e-18;
 
 /// A chart of `series` over the number of the layer.
-pub fn layer_chart(title: &str, unit: &str, scale: Scale, series: &[Series<'_>]) -> Result<String> {
+pub(crate) fn layer_chart(title: &str, unit: &str, scale: Scale, series: &[Series<'_>]) -> Result<String> {
     let points = || series.iter().flat_map(|(_, points)| points).filter(|(_, y)| y.is_finite());
     let right = points().map(|p| p.0).fold(1.0, f64::max);
     let top = points().map(|p| p.1).fold(0.0, f64::max);

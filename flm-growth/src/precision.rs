@@ -129,7 +129,7 @@ impl TryFrom<DType> for Precision {
 }
 
 /// Whether multiplying by `factor` only moves the exponent.
-pub fn is_power_of_two(factor: f64) -> bool {
+pub(crate) fn is_power_of_two(factor: f64) -> bool {
     factor.is_normal() && factor.to_bits() & ((1 << 52) - 1) == 0
 }
 

@@ -105,7 +105,7 @@ pub struct TensorPlan {
 }
 
 /// Rows and columns of a shape; a vector is one row.
-pub fn matrix(shape: &[usize]) -> (usize, usize) {
+pub(crate) fn matrix(shape: &[usize]) -> (usize, usize) {
     match shape {
         [] => (1, 1),
         [cols] => (1, *cols),
@@ -127,7 +127,7 @@ pub enum Block {
 }
 
 /// A tensor's four blocks with their numbers of elements.
-pub type Blocks = [(Block, u64); 4];
+pub(crate) type Blocks = [(Block, u64); 4];
 
 impl TensorPlan {
     /// Rows and columns of the target tensor.

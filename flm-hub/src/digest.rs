@@ -120,6 +120,6 @@ mod tests {
 pub(crate) const PIECE: usize = 1 << 20;
 
 /// Whether `text` is `digits` lower-case hexadecimal digits.
-pub fn is_digest(text: &str, digits: usize) -> bool {
+pub(crate) fn is_digest(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

@@ -103,7 +103,7 @@ pub enum HubError {
 }
 
 /// What hub functions return.
-pub type Result<T> = std::result::Result<T, HubError>;
+pub(crate) type Result<T> = std::result::Result<T, HubError>;
 
 impl From<CheckpointError> for HubError {
     fn from(error: CheckpointError) -> Self {
@@ -123,7 +123,7 @@ impl HubError {
 }
 
 /// Turns a system's error into a [`HubError::Io`].
-pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> HubError {
+pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> HubError {
     let path = path.to_path_buf();
     move |error| HubError::Io { action, path, reason: error.to_string() }
 }

@@ -20,7 +20,7 @@ use crate::transport::{Expected, Source, shown};
 const SEGMENT: u64 = 64 << 20;
 
 /// A file whose ranges are being fetched.
-pub struct Active {
+pub(crate) struct Active {
     pub file: PlannedFile,
     pub source: Source,
     pub state: Mutex<ActiveState>,
@@ -32,7 +32,7 @@ pub struct Active {
     pub hashed: AtomicU64,
 }
 
-pub struct ActiveState {
+pub(crate) struct ActiveState {
     pub part: Part,
     workers: usize,
     /// Whether the server answers ranges with the whole file: then one worker reads it from the start.
@@ -41,14 +41,14 @@ pub struct ActiveState {
 
 /// The files at hand.
 #[derive(Default)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     pub active: Vec<Arc<Active>>,
     /// Whether no file will be added.
     pub closed: bool,
 }
 
 /// What the workers share.
-pub struct Fetcher {
+pub(crate) struct Fetcher {
     pub hub: Arc<Hub>,
     pub progress: Arc<Progress>,
     pub schedule: Mutex<Schedule>,
@@ -57,7 +57,7 @@ pub struct Fetcher {
 }
 
 impl Active {
-    pub fn new(file: PlannedFile, source: Source, part: Part) -> Self {
+    pub(crate) fn new(file: PlannedFile, source: Source, part: Part) -> Self {
         let state = ActiveState { part, workers: 0, sequential: false };
         Self {
             total: AtomicU64::new(file.bytes),
@@ -70,7 +70,7 @@ impl Active {
         }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, ActiveState> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, ActiveState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,12 +87,12 @@ enum Claim {
 }
 
 impl Fetcher {
-    pub fn schedule(&self) -> MutexGuard<'_, Schedule> {
+    pub(crate) fn schedule(&self) -> MutexGuard<'_, Schedule> {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fetches until all files are complete, or the pull is stopped.
-    pub fn work(&self) {
+    pub(crate) fn work(&self) {
         while let Some((active, claim)) = self.next() {
             let done = match claim {
                 Claim::Segment(range) => self.segment(&active, range),

@@ -19,7 +19,7 @@ const NAME: &str = ".flm-pull.journal";
 /// Something that is done and need not be done again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "done")]
-pub enum Entry {
+pub(crate) enum Entry {
     /// The file has the digest; the stamp tells whether it was touched since.
     Verified { file: String, digest: String, stamp: Stamp },
     /// A shard's tensors are safe in another file.
@@ -28,7 +28,7 @@ pub enum Entry {
 
 /// What changes when a file is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
+pub(crate) struct Stamp {
     bytes: u64,
     mtime: i64,
     mtime_nsec: i64,
@@ -42,14 +42,14 @@ impl From<&Metadata> for Stamp {
 
 /// A shard whose tensors are safe.
 #[derive(Debug, Clone)]
-pub struct Converted {
+pub(crate) struct Converted {
     pub output: String,
     pub tensors: Vec<ShardTensor>,
 }
 
 /// The journal of a target directory.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     dir: PathBuf,
     state: Mutex<State>,
 }
@@ -63,7 +63,7 @@ struct State {
 
 impl Journal {
     /// Reads the journal of a directory, which need not have one; lines that a crash tore are passed over.
-    pub fn read(dir: &Path) -> Self {
+    pub(crate) fn read(dir: &Path) -> Self {
         let mut state = State::default();
         for line in std::fs::read_to_string(dir.join(NAME)).unwrap_or_default().lines() {
             if let Ok(entry) = serde_json::from_str(line) {
@@ -74,25 +74,25 @@ impl Journal {
     }
 
     /// Whether the file is there, as it was when it had that digest.
-    pub fn is_verified(&self, file: &str, digest: &str) -> bool {
+    pub(crate) fn is_verified(&self, file: &str, digest: &str) -> bool {
         let state = self.state();
         let known = state.verified.get(file).filter(|(known, _)| known == digest);
         known.is_some_and(|(_, stamp)| stamp_of(&self.dir.join(file)) == Some(*stamp))
     }
 
     /// Where the tensors of a shard with that digest are safe, if they are.
-    pub fn converted(&self, file: &str, digest: &str) -> Option<Converted> {
+    pub(crate) fn converted(&self, file: &str, digest: &str) -> Option<Converted> {
         let state = self.state();
         let (_, converted, stamp) = state.converted.get(file).filter(|(known, ..)| known == digest)?;
         (stamp_of(&self.dir.join(&converted.output)) == Some(*stamp)).then(|| converted.clone())
     }
 
-    pub fn verified(&self, file: &str, digest: &str) -> Result<()> {
+    pub(crate) fn verified(&self, file: &str, digest: &str) -> Result<()> {
         let stamp = self.stamp(file)?;
         self.append(Entry::Verified { file: file.into(), digest: digest.into(), stamp })
     }
 
-    pub fn add_converted(
+    pub(crate) fn add_converted(
         &self,
         file: &str,
         digest: &str,

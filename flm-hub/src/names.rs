@@ -1,13 +1,11 @@
 //! Names of files in a repository: what may be joined to a directory, what a glob selects, what a URL holds.
 
-use crate::digest::Digest;
-
 use crate::error::{HubError, Result};
 
 /// Refuses a name that would leave the directory that it is joined to, or that the system cannot hold.
 ///
 /// Allowed are relative paths of plain parts, as the Hub writes them: `onnx/model.onnx`.
-pub fn check(name: &str) -> Result<()> {
+pub(crate) fn check(name: &str) -> Result<()> {
     let plain = |part: &str| {
         !matches!(part, "" | "." | "..")
             && part.len() <= 240
@@ -30,7 +28,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// `name` as the path of a URL.
-pub fn url_path(name: &str) -> String {
+pub(crate) fn url_path(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for byte in name.bytes() {
         match byte {
@@ -84,10 +82,10 @@ mod tests {
     }
 }
 
-pub const NAME: &str = "flm.lock";
+pub(crate) const NAME: &str = "flm.lock";
 
 /// Whether `text` is `OWNER/NAME` as the Hub allows it.
-pub fn is_repository(text: &str) -> bool {
+pub(crate) fn is_repository(text: &str) -> bool {
     let part = |p: &str| {
         !p.is_empty()
             && p.len() <= 96
@@ -98,6 +96,6 @@ pub fn is_repository(text: &str) -> bool {
 }
 
 /// Whether a file holds weights in PyTorch's form.
-pub fn is_shard(name: &str) -> bool {
+pub(crate) fn is_shard(name: &str) -> bool {
     name.starts_with("pytorch_model") && name.ends_with(".bin")
 }

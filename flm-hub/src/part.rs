@@ -25,7 +25,7 @@ const RECORD: usize = 8 + 4 + 4 + 4;
 
 /// What of a file is on disk.
 #[derive(Debug)]
-pub struct Part {
+pub(crate) struct Part {
     path: PathBuf,
     file: File,
     log: File,
@@ -37,7 +37,7 @@ pub struct Part {
 }
 
 /// `NAME.part`
-pub fn part_path(target: &Path) -> PathBuf {
+pub(crate) fn part_path(target: &Path) -> PathBuf {
     with_suffix(target, ".part")
 }
 
@@ -53,7 +53,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 impl Part {
     /// Opens what an earlier process left for the file `target` of these bytes and digest, or begins anew.
-    pub fn open(target: &Path, bytes: u64, digest: &Digest) -> Result<Self> {
+    pub(crate) fn open(target: &Path, bytes: u64, digest: &Digest) -> Result<Self> {
         let (path, log_path) = (part_path(target), log_path(target));
         let header = header(bytes, digest);
         let records = read_records(&log_path, &header).filter(|_| path.is_file());
@@ -89,7 +89,7 @@ impl Part {
     }
 
     /// How many bytes an earlier process left, without opening anything.
-    pub fn left_behind(target: &Path, bytes: u64, digest: &Digest) -> u64 {
+    pub(crate) fn left_behind(target: &Path, bytes: u64, digest: &Digest) -> u64 {
         let records =
             read_records(&log_path(target), &header(bytes, digest)).filter(|_| part_path(target).is_file());
         let mut free = Ranges::all(bytes);
@@ -100,7 +100,7 @@ impl Part {
     }
 
     /// Bytes of disk that an earlier process took for the file.
-    pub fn reserved(target: &Path, bytes: u64) -> u64 {
+    pub(crate) fn reserved(target: &Path, bytes: u64) -> u64 {
         part_path(target).metadata().map_or(0, |meta| (meta.blocks() * 512).min(bytes))
     }
 
@@ -124,26 +124,26 @@ impl Part {
     }
 
     /// Takes out the first range to fetch, of at most `most` bytes.
-    pub fn claim(&mut self, most: u64) -> Option<Range<u64>> {
+    pub(crate) fn claim(&mut self, most: u64) -> Option<Range<u64>> {
         self.free.take_first(most)
     }
 
     /// Gives back what was claimed and not written.
-    pub fn release(&mut self, range: Range<u64>) {
+    pub(crate) fn release(&mut self, range: Range<u64>) {
         self.free.insert(range);
     }
 
-    pub fn has_free(&self) -> bool {
+    pub(crate) fn has_free(&self) -> bool {
         !self.free.is_empty()
     }
 
     /// What was neither written nor claimed.
-    pub fn free(&self) -> &Ranges {
+    pub(crate) fn free(&self) -> &Ranges {
         &self.free
     }
 
     /// Records that `bytes` were written at `offset` by [`Part::file`].
-    pub fn record(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn record(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let (len, crc) = (bytes.len() as u32, crc32fast::hash(bytes));
         let mut record = [0; RECORD];
         record[..8].copy_from_slice(&offset.to_le_bytes());
@@ -157,22 +157,22 @@ impl Part {
     }
 
     /// A handle to write pieces by position.
-    pub fn file(&self) -> Result<File> {
+    pub(crate) fn file(&self) -> Result<File> {
         self.file.try_clone().map_err(io("open", &self.path))
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The piece that holds byte `offset`, if it is on disk: its start, length, CRC-32.
-    pub fn piece_at(&self, offset: u64) -> Option<(u64, u32, u32)> {
+    pub(crate) fn piece_at(&self, offset: u64) -> Option<(u64, u32, u32)> {
         let (&start, &(len, crc)) = self.pieces.range(..=offset).next_back()?;
         (start + u64::from(len) > offset).then_some((start, len, crc))
     }
 
     /// Declares a piece to be missing.
-    pub fn forget(&mut self, start: u64) {
+    pub(crate) fn forget(&mut self, start: u64) {
         if let Some((len, _)) = self.pieces.remove(&start) {
             self.free.insert(start..start + u64::from(len));
         }
@@ -185,7 +185,7 @@ impl Part {
     }
 
     /// Throws everything away and begins anew.
-    pub fn reset(&mut self) -> Result<()> {
+    pub(crate) fn reset(&mut self) -> Result<()> {
         self.log.set_len(HEADER as u64).map_err(io("write", &self.path))?;
         std::io::Seek::seek(&mut self.log, std::io::SeekFrom::End(0)).map_err(io("write", &self.path))?;
         self.pieces.clear();
@@ -194,7 +194,7 @@ impl Part {
     }
 
     /// Fsyncs the content, gives it its final name and removes the ranges file.
-    pub fn publish(&self, target: &Path) -> Result<()> {
+    pub(crate) fn publish(&self, target: &Path) -> Result<()> {
         self.file.sync_all().map_err(io("sync", &self.path))?;
         durable::rename(&self.path, target)?;
         Ok(durable::remove(&log_path(target))?)
@@ -215,13 +215,13 @@ fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
 }
 
 /// Removes what a download left.
-pub fn discard(target: &Path) -> Result<()> {
+pub(crate) fn discard(target: &Path) -> Result<()> {
     durable::remove(&log_path(target))?;
     Ok(durable::remove(&part_path(target))?)
 }
 
 /// Fills `buf` from the part; false where that is not what `crc` says.
-pub fn read_piece(file: &File, offset: u64, buf: &mut [u8], crc: u32) -> bool {
+pub(crate) fn read_piece(file: &File, offset: u64, buf: &mut [u8], crc: u32) -> bool {
     file.read_exact_at(buf, offset).is_ok() && crc32fast::hash(buf) == crc
 }
 

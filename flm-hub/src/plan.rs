@@ -300,7 +300,7 @@ fn identity(
 }
 
 /// How many shards are on disk at once, where each goes when it is converted.
-pub const SHARDS_IN_FLIGHT: usize = 2;
+pub(crate) const SHARDS_IN_FLIGHT: usize = 2;
 
 /// More bytes than are taken now, at the peak.
 fn disk_needed(files: &[PlannedFile], delete_source: bool) -> u64 {

@@ -4,26 +4,26 @@ use std::{collections::BTreeMap, ops::Range};
 
 /// Disjoint ranges that do not touch: start → end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ranges(BTreeMap<u64, u64>);
+pub(crate) struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
     /// The bytes 0..len.
-    pub fn all(len: u64) -> Self {
+    pub(crate) fn all(len: u64) -> Self {
         let mut ranges = Self::default();
         ranges.insert(0..len);
         ranges
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Number of bytes.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.0.iter().map(|(start, end)| end - start).sum()
     }
 
-    pub fn insert(&mut self, range: Range<u64>) {
+    pub(crate) fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -39,7 +39,7 @@ impl Ranges {
         self.0.insert(start, end);
     }
 
-    pub fn remove(&mut self, range: Range<u64>) {
+    pub(crate) fn remove(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -54,7 +54,7 @@ impl Ranges {
     }
 
     /// Takes out the first range, of at most `most` bytes.
-    pub fn take_first(&mut self, most: u64) -> Option<Range<u64>> {
+    pub(crate) fn take_first(&mut self, most: u64) -> Option<Range<u64>> {
         let (&start, &end) = self.0.iter().next()?;
         let taken = start..end.min(start + most);
         self.remove(taken.clone());
@@ -62,7 +62,7 @@ impl Ranges {
     }
 
     /// The parts of `range` that are in the set, in order.
-    pub fn within(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    pub(crate) fn within(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut found: Vec<_> = self
             .0
             .range(..range.end)

@@ -12,7 +12,7 @@ const LONGEST_ASKED_WAIT: Duration = Duration::from_secs(600);
 /// Tries until it succeeds, fails for good, is stopped, or has failed more than `retries` times in a row.
 ///
 /// The attempt may set the number of failures in a row, which it is given, to zero where it got further.
-pub fn persist<T>(
+pub(crate) fn persist<T>(
     retries: u32,
     is_stopped: &dyn Fn() -> bool,
     attempt: &mut dyn FnMut(&mut u32) -> Result<T>,

@@ -1,7 +1,5 @@
 //! Turning shards into safetensors one by one, as they arrive, and putting the index on top at the end.
 
-use crate::names::is_shard;
-
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -29,7 +27,7 @@ fn output_name(shard: &str) -> Option<String> {
 }
 
 /// Converts shards in a target directory.
-pub struct Shards<'a> {
+pub(crate) struct Shards<'a> {
     pub dir: &'a Path,
     pub journal: &'a Journal,
     pub progress: &'a Progress,
@@ -38,7 +36,7 @@ pub struct Shards<'a> {
 
 impl Shards<'_> {
     /// Converts a verified shard, unless it is converted already; false where the pull was stopped.
-    pub fn convert(&self, file: &PlannedFile) -> Result<bool> {
+    pub(crate) fn convert(&self, file: &PlannedFile) -> Result<bool> {
         let (name, digest) = (file.name.as_str(), file.digest.hex());
         let source = self.dir.join(name);
         if self.journal.converted(name, digest).is_none() {
@@ -95,7 +93,7 @@ impl Shards<'_> {
     }
 
     /// Writes the index of the converted files, if all shards are converted, and checks the whole.
-    pub fn finish(&self, files: &[PlannedFile]) -> Result<()> {
+    pub(crate) fn finish(&self, files: &[PlannedFile]) -> Result<()> {
         let shards: Vec<&PlannedFile> = files.iter().filter(|f| f.convert).collect();
         if shards.is_empty() {
             return Ok(());
@@ -157,6 +155,7 @@ fn data_bytes(path: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::is_shard;
 
     #[test]
     fn shards_keep_their_numbers() {

@@ -12,13 +12,13 @@ const NAME: &str = ".flm-pull.lock";
 
 /// A directory that no other process pulls into while this lives.
 #[derive(Debug)]
-pub struct Target {
+pub(crate) struct Target {
     _lock: File,
 }
 
 impl Target {
     /// Makes the directory where needed and takes its lock; an error names the process that holds it.
-    pub fn hold(dir: &Path) -> Result<Self> {
+    pub(crate) fn hold(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(io("create", dir))?;
         let path = dir.join(NAME);
         let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
@@ -45,7 +45,7 @@ impl Target {
 }
 
 /// Bytes that a user may write to the file system of `dir`, or of its nearest parent that exists.
-pub fn free_disk(dir: &Path) -> Result<u64> {
+pub(crate) fn free_disk(dir: &Path) -> Result<u64> {
     let absolute = std::path::absolute(dir).map_err(io("look at", dir))?;
     let existing: PathBuf = absolute.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/")).into();
     let stat = rustix::fs::statvfs(&existing).map_err(|e| io("look at", &existing)(e.into()))?;

@@ -311,7 +311,7 @@ fn redirect(from: &str, headers: &HeaderMap) -> Result<String> {
 }
 
 /// A URL for people: without its query, which in signed URLs is a key.
-pub fn shown(url: &str) -> String {
+pub(crate) fn shown(url: &str) -> String {
     url.split('?').next().unwrap_or(url).to_owned()
 }
 

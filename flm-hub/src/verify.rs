@@ -16,7 +16,7 @@ const ATTEMPTS: u32 = 2;
 /// Follows a file while workers fetch it and gives it its name when its digest is right.
 ///
 /// False where the pull was stopped.
-pub fn follow(fetcher: &Fetcher, active: &Active, target: &Path) -> Result<bool> {
+pub(crate) fn follow(fetcher: &Fetcher, active: &Active, target: &Path) -> Result<bool> {
     let (file, progress) = (&active.file, &fetcher.progress);
     for attempt in 1.. {
         let Some(got) = hash(fetcher, active)? else { return Ok(false) };
@@ -83,7 +83,7 @@ fn hash(fetcher: &Fetcher, active: &Active) -> Result<Option<String>> {
 }
 
 /// Whether a file that is there already has the right content; `None` where the pull was stopped.
-pub fn check_present(progress: &Progress, file: &PlannedFile, path: &Path) -> Result<Option<bool>> {
+pub(crate) fn check_present(progress: &Progress, file: &PlannedFile, path: &Path) -> Result<Option<bool>> {
     let mut before = 0;
     let digest = file.digest.of_file(path, |done| {
         add(&progress.hashed, done - before);
@@ -94,7 +94,7 @@ pub fn check_present(progress: &Progress, file: &PlannedFile, path: &Path) -> Re
 }
 
 /// Takes a verified file from the Hub's cache: a hard link where that is possible, else a copy.
-pub fn take_from_cache(file: &PlannedFile, target: &Path) -> Result<()> {
+pub(crate) fn take_from_cache(file: &PlannedFile, target: &Path) -> Result<()> {
     let State::Cached(blob) = &file.state else { return Ok(()) };
     let part = part::part_path(target);
     flm_checkpoint::durable::remove(&part)?;

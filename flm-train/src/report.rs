@@ -16,7 +16,7 @@ const BOTTOM: f64 = 28.0;
 type Picture<'a> = (&'a str, Vec<(&'a str, Vec<(f64, f64)>)>);
 
 /// Writes pictures of the run that `metrics` (a `metrics.jsonl`) tells of.
-pub fn write(metrics: &Path, recipe: &Recipe, path: &Path) -> Result<(), TrainError> {
+pub(crate) fn write(metrics: &Path, recipe: &Recipe, path: &Path) -> Result<(), TrainError> {
     let text = fs::read_to_string(metrics).map_err(TrainError::file("read", metrics))?;
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let curve = |value: &dyn Fn(&Value) -> Option<f64>| -> Vec<(f64, f64)> {

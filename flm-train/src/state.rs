@@ -48,7 +48,7 @@ const MOMENTS: [(Array, &str); 2] = [(Array::ExpAvg, "exp_avg."), (Array::ExpAvg
 /// `optimizer/` with `exp_avg.NAME` and `exp_avg_sq.NAME`, the state, the metrics so far. It appears
 /// whole or not at all. `source` is where tokenizer and side files come from, `growth` are the masks that
 /// the weights belong to. Without a `dtype` weights are written as they are stored.
-pub fn save(
+pub(crate) fn save(
     store: &dyn ParameterStore,
     source: &Path,
     dst: &Path,
@@ -126,7 +126,7 @@ fn write(
 }
 
 /// Fills a store from a training checkpoint: weights and moments, bit for bit.
-pub fn load(store: &mut dyn ParameterStore, dir: &Path) -> Result<TrainingState, TrainError> {
+pub(crate) fn load(store: &mut dyn ParameterStore, dir: &Path) -> Result<TrainingState, TrainError> {
     let state = read_state(dir)?;
     crate::store::load_weights(store, &Checkpoint::open(dir)?)?;
     load_moments(store, dir)?;
@@ -135,7 +135,7 @@ pub fn load(store: &mut dyn ParameterStore, dir: &Path) -> Result<TrainingState,
 
 /// Takes the moments beside a model: `optimizer/` of a training checkpoint, or of one that grew with it.
 /// Returns the number of updates that they have seen.
-pub fn kept_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<u64, TrainError> {
+pub(crate) fn kept_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<u64, TrainError> {
     if !dir.join(OPTIMIZER).is_dir() {
         let message = "it has no optimizer/: set optimizer.moments = \"zero\", or grow the model with \
                        --optimizer-state";
@@ -170,19 +170,19 @@ fn load_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<(), TrainE
 }
 
 /// The state in a training checkpoint.
-pub fn read_state(dir: &Path) -> Result<TrainingState, TrainError> {
+pub(crate) fn read_state(dir: &Path) -> Result<TrainingState, TrainError> {
     let path = dir.join(STATE);
     let text = fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
     serde_json::from_str(&text).map_err(|e| TrainError::State { path, message: e.to_string() })
 }
 
 /// Name of the training checkpoint of a step.
-pub fn step_dir(output: &Path, step: u64) -> PathBuf {
+pub(crate) fn step_dir(output: &Path, step: u64) -> PathBuf {
     output.join(format!("step-{step:08}"))
 }
 
 /// The training checkpoints in an output directory, the oldest first.
-pub fn steps(output: &Path) -> Result<Vec<u64>, TrainError> {
+pub(crate) fn steps(output: &Path) -> Result<Vec<u64>, TrainError> {
     let entries = match fs::read_dir(output) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(TrainError::file("list", output))?,
@@ -197,7 +197,7 @@ pub fn steps(output: &Path) -> Result<Vec<u64>, TrainError> {
 }
 
 /// Removes all training checkpoints but the last `keep` and the best.
-pub fn prune(output: &Path, keep: usize, best: Option<u64>) -> Result<(), TrainError> {
+pub(crate) fn prune(output: &Path, keep: usize, best: Option<u64>) -> Result<(), TrainError> {
     for entry in fs::read_dir(output).map_err(TrainError::file("list", output))? {
         let entry = entry.map_err(TrainError::file("list", output))?;
         // left by a process that ended in between

@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 /// Values that one task takes; fixed, so that sums do not depend on the number of threads.
-pub const CHUNK: usize = 1 << 16;
+pub(crate) const CHUNK: usize = 1 << 16;
 
 /// Σ x², in f64.
-pub fn sum_of_squares(values: &[f32]) -> f64 {
+pub(crate) fn sum_of_squares(values: &[f32]) -> f64 {
     let squares = |chunk: &[f32]| {
         let mut lanes = [0f64; 8];
         let (chunks, tail) = chunk.as_chunks::<8>();
@@ -22,7 +22,7 @@ pub fn sum_of_squares(values: &[f32]) -> f64 {
 }
 
 /// `target += values`.
-pub fn add(target: &mut [f32], values: &[f32]) {
+pub(crate) fn add(target: &mut [f32], values: &[f32]) {
     target.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(target, values)| {
         for (t, v) in target.iter_mut().zip(values) {
             *t += v;

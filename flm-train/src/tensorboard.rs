@@ -13,14 +13,14 @@ use crate::error::TrainError;
 
 /// An event file that is open for appending.
 #[derive(Debug)]
-pub struct EventFile {
+pub(crate) struct EventFile {
     file: File,
     path: PathBuf,
 }
 
 impl EventFile {
     /// A new file in `dir`; TensorBoard reads all files of a folder as one run.
-    pub fn create(dir: &Path) -> Result<Self, TrainError> {
+    pub(crate) fn create(dir: &Path) -> Result<Self, TrainError> {
         fs::create_dir_all(dir).map_err(TrainError::file("create", dir))?;
         let path = dir.join(format!("events.out.tfevents.{:.6}.flm", now()));
         let file = File::create(&path).map_err(TrainError::file("create", &path))?;
@@ -32,7 +32,7 @@ impl EventFile {
     }
 
     /// Adds one value of a curve.
-    pub fn scalar(&mut self, tag: &str, step: u64, value: f64) -> Result<(), TrainError> {
+    pub(crate) fn scalar(&mut self, tag: &str, step: u64, value: f64) -> Result<(), TrainError> {
         let mut scalar = field_bytes(1, tag.as_bytes());
         scalar.push(2 << 3 | 5);
         scalar.extend((value as f32).to_le_bytes());

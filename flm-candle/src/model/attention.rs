@@ -106,7 +106,7 @@ impl Attention {
 }
 
 /// Turns `x`, `[b, heads, t, head_dim]`, to the positions of `pass`, in the dtype of `x`.
-pub fn rotate(x: &Tensor, pass: &Pass) -> Result<Tensor> {
+pub(crate) fn rotate(x: &Tensor, pass: &Pass) -> Result<Tensor> {
     let x = x.contiguous()?;
     match pass.path {
         Path::Fused => rotary_emb::rope(&x, &pass.cos, &pass.sin),

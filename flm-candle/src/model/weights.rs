@@ -13,7 +13,7 @@ use flm_checkpoint::Checkpoint;
 
 /// Reads the model's parts from a checkpoint to a device, in the dtype that they compute in.
 #[derive(Debug, Clone)]
-pub struct WeightLoader {
+pub(super) struct WeightLoader {
     checkpoint: Arc<Checkpoint>,
     device: Device,
     compute: DType,
@@ -24,7 +24,11 @@ impl WeightLoader {
     ///
     /// # Errors
     /// [`ModelError::ComputeDtype`] for any other dtype.
-    pub fn new(checkpoint: Arc<Checkpoint>, device: &Device, compute: DType) -> Result<Self, ModelError> {
+    pub(super) fn new(
+        checkpoint: Arc<Checkpoint>,
+        device: &Device,
+        compute: DType,
+    ) -> Result<Self, ModelError> {
         match compute {
             DType::F32 | DType::BF16 | DType::F64 => Ok(Self { checkpoint, device: device.clone(), compute }),
             other => Err(ModelError::ComputeDtype(other)),
@@ -32,29 +36,29 @@ impl WeightLoader {
     }
 
     /// The dtype of activations.
-    pub fn compute(&self) -> DType {
+    pub(super) fn compute(&self) -> DType {
         self.compute
     }
 
     /// Where the weights go.
-    pub fn device(&self) -> &Device {
+    pub(super) fn device(&self) -> &Device {
         &self.device
     }
 
     /// The checkpoint.
-    pub fn checkpoint(&self) -> &Checkpoint {
+    pub(super) fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
     /// A matrix. On a CPU, bf16 stays bf16 where the arithmetic is f32.
-    pub fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
+    pub(super) fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
         let stored = self.checkpoint.tensor(name, &self.device)?;
         let keep = stored.dtype() == DType::BF16 && self.compute == DType::F32 && self.device.is_cpu();
         Ok(if keep { stored } else { stored.to_dtype(self.compute)? })
     }
 
     /// A norm; its gain has the compute dtype, except that a gain stored in f32 stays f32 in bf16.
-    pub fn norm(&self, name: &str, eps: f64) -> Result<RmsNorm, ModelError> {
+    pub(super) fn norm(&self, name: &str, eps: f64) -> Result<RmsNorm, ModelError> {
         let stored = self.checkpoint.tensor(name, &self.device)?;
         let wide = matches!(stored.dtype(), DType::F32 | DType::F64);
         let dtype = if self.compute == DType::BF16 && wide { DType::F32 } else { self.compute };
@@ -62,7 +66,7 @@ impl WeightLoader {
     }
 
     /// Block `layer`.
-    pub fn block(&self, layer: usize) -> Result<Block, ModelError> {
+    pub(super) fn block(&self, layer: usize) -> Result<Block, ModelError> {
         let config = self.checkpoint.config();
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         let linear = |part: &str| self.matrix(&name(part)).map(Linear::new);

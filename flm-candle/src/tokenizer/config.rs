@@ -6,7 +6,7 @@ use crate::tokenizer::error::TokenizerError;
 
 /// The keys of tokenizer_config.json that this crate reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TokenizerConfig {
+pub(super) struct TokenizerConfig {
     /// `bos_token`, `eos_token`, `unk_token`, `pad_token` where given, with their texts.
     pub tokens: Vec<(&'static str, String)>,
     /// Whether texts begin with the BOS token.
@@ -20,7 +20,7 @@ pub struct TokenizerConfig {
 }
 
 impl TokenizerConfig {
-    pub fn from_json(text: &str) -> Result<Self, TokenizerError> {
+    pub(super) fn from_json(text: &str) -> Result<Self, TokenizerError> {
         let raw: Map<String, Value> =
             serde_json::from_str(text).map_err(|e| TokenizerError::Config(e.to_string()))?;
         let mut tokens = Vec::new();
@@ -49,7 +49,7 @@ impl TokenizerConfig {
     }
 
     /// The text of a special token.
-    pub fn token(&self, key: &str) -> Option<&str> {
+    pub(super) fn token(&self, key: &str) -> Option<&str> {
         self.tokens.iter().find(|(name, _)| *name == key).map(|(_, token)| token.as_str())
     }
 }

@@ -12,7 +12,7 @@ use crate::tokenizer::error::TokenizerError;
 /// Truncation and padding that the file asks for are switched off: they are for training batches,
 /// and a prompt must never be cut silently.
 #[derive(Debug)]
-pub struct JsonTokenizer {
+pub(crate) struct JsonTokenizer {
     /// Special tokens named in the text are parsed.
     parsing: Tokenizer,
     /// The same with special tokens as ordinary text; made when first needed.
@@ -22,7 +22,7 @@ pub struct JsonTokenizer {
 }
 
 impl JsonTokenizer {
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
         let json = |e: tokenizers::Error| TokenizerError::Json(e.to_string());
         let mut parsing = Tokenizer::from_bytes(bytes).map_err(json)?;
         parsing.with_truncation(None).map_err(json)?;
@@ -40,7 +40,7 @@ impl JsonTokenizer {
         Ok(Self { parsing, literal: OnceLock::new(), len, byte_fallback })
     }
 
-    pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
+    pub(crate) fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
         let tokenizer = if parse_special { &self.parsing } else { self.literal() };
         let encoding = tokenizer.encode_fast(text, false).map_err(backend)?;
         Ok(encoding.get_ids().to_vec())
@@ -54,7 +54,7 @@ impl JsonTokenizer {
         })
     }
 
-    pub fn decode(&self, ids: &[u32], with_special: bool) -> Result<String, TokenizerError> {
+    pub(crate) fn decode(&self, ids: &[u32], with_special: bool) -> Result<String, TokenizerError> {
         for &id in ids {
             self.known(id)?;
         }
@@ -65,19 +65,19 @@ impl JsonTokenizer {
         self.parsing.id_to_token(id).ok_or(TokenizerError::UnknownId { id, len: self.len })
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+    pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
         self.parsing.token_to_id(token)
     }
 
-    pub fn id_to_token(&self, id: u32) -> Option<String> {
+    pub(crate) fn id_to_token(&self, id: u32) -> Option<String> {
         self.parsing.id_to_token(id)
     }
 
-    pub fn to_json(&self) -> Result<String, TokenizerError> {
+    pub(crate) fn to_json(&self) -> Result<String, TokenizerError> {
         self.parsing.to_string(false).map_err(|e| TokenizerError::Json(e.to_string()))
     }
 }
@@ -118,7 +118,7 @@ fn backend(e: tokenizers::Error) -> TokenizerError {
 /// it ends in U+FFFD, and, where bytes fall back to `<0xHH>` tokens, until another token follows,
 /// since one bad byte turns the whole run into U+FFFD.
 #[derive(Debug, Clone, Default)]
-pub struct JsonDecodeState {
+pub(crate) struct JsonDecodeState {
     /// Ids whose text was given out, kept as context, then ids whose text was not.
     window: Vec<u32>,
     /// How many of them are context.
@@ -129,7 +129,7 @@ pub struct JsonDecodeState {
 
 impl JsonTokenizer {
     /// Decodes one more id; new text goes to `out`.
-    pub fn decode_step(
+    pub(crate) fn decode_step(
         &self,
         state: &mut JsonDecodeState,
         id: u32,
@@ -159,7 +159,7 @@ impl JsonTokenizer {
     }
 
     /// Gives out what decoding held back.
-    pub fn decode_rest(
+    pub(crate) fn decode_rest(
         &self,
         state: &mut JsonDecodeState,
         with_special: bool,

@@ -24,14 +24,12 @@ pub(crate) mod vocabulary;
 
 use std::path::Path;
 
-use crate::tokenizer::chat_template::{ChatMessage, ChatTemplate};
+use crate::tokenizer::chat_template::ChatTemplate;
 use crate::tokenizer::config::TokenizerConfig;
 use crate::tokenizer::error::TokenizerError;
-use crate::tokenizer::fast_files::write_llama_files;
 use crate::tokenizer::json::JsonTokenizer;
 use crate::tokenizer::sentencepiece::SentencePiece;
 use crate::tokenizer::stream::TextStream;
-use crate::tokenizer::vocabulary::{TokenKind, Vocabulary, VocabularyModel, VocabularyToken};
 
 /// A tokenizer with the settings of its folder.
 #[derive(Debug)]

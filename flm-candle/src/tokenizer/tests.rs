@@ -10,11 +10,11 @@ use serde_json::json;
 use std::path::PathBuf;
 
 /// The models of `tests/fixtures/spm`: SentencePiece's defaults, a Llama-like one, one without prefix.
-pub const MODELS: [&str; 3] = ["tokenizer", "tokenizer_llama", "tokenizer_noprefix"];
+pub(crate) const MODELS: [&str; 3] = ["tokenizer", "tokenizer_llama", "tokenizer_noprefix"];
 
 /// One line of a golden file.
 #[derive(Deserialize)]
-pub struct Row {
+pub(crate) struct Row {
     pub text: String,
     pub ids: Vec<u32>,
     pub pieces: Vec<String>,
@@ -22,15 +22,15 @@ pub struct Row {
     pub normalized: String,
 }
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
 
-pub fn model_bytes(name: &str) -> Vec<u8> {
+pub(crate) fn model_bytes(name: &str) -> Vec<u8> {
     std::fs::read(fixture(&format!("spm/{name}.model"))).unwrap()
 }
 
-pub fn golden(name: &str) -> Vec<Row> {
+pub(crate) fn golden(name: &str) -> Vec<Row> {
     let text = std::fs::read_to_string(fixture(&format!("spm/{name}.golden.jsonl"))).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -15,8 +15,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
-use crate::config::preset::{PRESETS, preset};
+use crate::config::masks::GrowthMasks;
 
 /// What can be wrong with a `config.json`.
 #[derive(Debug, thiserror::Error)]

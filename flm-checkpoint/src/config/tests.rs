@@ -1,4 +1,6 @@
 use super::*;
+use crate::PRESETS;
+use crate::preset;
 
 fn released(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/configs").join(name);

@@ -32,10 +32,10 @@ pub enum IndexError {
 }
 
 /// Tensor name → file name; every file name is plain: no directory, no `..`, no NUL.
-pub type WeightMap = BTreeMap<String, String>;
+pub(crate) type WeightMap = BTreeMap<String, String>;
 
 /// Reads the text of an index.
-pub fn parse(text: &[u8]) -> Result<WeightMap, IndexError> {
+pub(crate) fn parse(text: &[u8]) -> Result<WeightMap, IndexError> {
     let index: Index = serde_json::from_slice(text)?;
     let pairs = index.weight_map.ok_or(IndexError::NoWeightMap)?.0;
     let mut map = WeightMap::new();

@@ -16,7 +16,7 @@ use crate::dtype::byte_count;
 use crate::format::pickle::error::PickleError;
 
 /// Longest pickle that is read; that of the largest 1T shard has some 20 kB.
-pub const MAX_PICKLE: u64 = 16 << 20;
+pub(crate) const MAX_PICKLE: u64 = 16 << 20;
 const MAX_STACK: usize = 1 << 20;
 pub(crate) const MAX_MEMO: usize = 1 << 20;
 const MAX_ITEMS: usize = 1 << 24;
@@ -28,7 +28,7 @@ type Result<T> = std::result::Result<T, PickleError>;
 
 /// A tensor as the pickle describes it: contiguous, inside its storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PickledTensor {
+pub(crate) struct PickledTensor {
     pub name: String,
     pub dtype: DType,
     pub shape: Vec<usize>,
@@ -111,7 +111,7 @@ struct Machine<'a> {
 }
 
 /// The tensors of a pickled dict, in its order.
-pub fn read(bytes: &[u8]) -> Result<Vec<PickledTensor>> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Vec<PickledTensor>> {
     if bytes.len() as u64 > MAX_PICKLE {
         return Err(PickleError::TooLong(bytes.len() as u64));
     }

@@ -19,7 +19,7 @@ use crate::format::{RawTensor, is_skipped};
 
 /// What can be wrong with a PyTorch file.
 #[derive(Debug)]
-pub enum PyTorchError {
+pub(crate) enum PyTorchError {
     Zip(ZipError),
     Pickle(PickleError),
 }
@@ -38,13 +38,13 @@ impl From<PickleError> for PyTorchError {
 
 /// The tensors of a file, and the archive's entries that hold them, each in the order of the file.
 #[derive(Debug)]
-pub struct PyTorchFile {
+pub(crate) struct PyTorchFile {
     pub tensors: Vec<RawTensor>,
     pub storages: Vec<ZipEntry>,
 }
 
 /// Reads the archive's directory and the pickle.
-pub fn read(source: &impl Source) -> Result<PyTorchFile, PyTorchError> {
+pub(crate) fn read(source: &impl Source) -> Result<PyTorchFile, PyTorchError> {
     let entries = zip::read(source)?;
     let mut pickles = entries.iter().filter_map(|e| Some((e.name.strip_suffix("data.pkl")?, e)));
     let not = |reason| PyTorchError::Pickle(PickleError::Archive(reason));

@@ -18,7 +18,7 @@ use crate::format::Source;
 use crate::format::{RawTensor, is_skipped};
 
 /// Most bytes that a header may have, by the format.
-pub const MAX_HEADER: u64 = 100_000_000;
+pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 /// What can be wrong with a safetensors file.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,7 @@ pub enum HeaderError {
 }
 
 /// Reads and checks the header; the result is in the order of the file, offsets count from its start.
-pub fn read(source: &impl Source) -> Result<Vec<RawTensor>, HeaderError> {
+pub(crate) fn read(source: &impl Source) -> Result<Vec<RawTensor>, HeaderError> {
     let size = source.size();
     if size < 8 {
         return Err(HeaderError::Truncated { size, needed: 8 });

@@ -100,7 +100,7 @@ const MAX_DIRECTORY: u64 = 256 << 20;
 ///
 /// Of a distant source the headers in front of storages (`NAME/data/KEY`), which stand all over the file,
 /// are not read: the offsets of those entries are that of the header then.
-pub fn read(source: &impl Source) -> Result<Vec<ZipEntry>, ZipError> {
+pub(crate) fn read(source: &impl Source) -> Result<Vec<ZipEntry>, ZipError> {
     let mut magic = [0; 4];
     if source.size() < 4 {
         return Err(ZipError::NotZip);

@@ -41,10 +41,10 @@ impl Source for OpenFile {
 }
 
 /// The largest JSON file that is read; the 1T's index has 110 kB.
-pub const MAX_JSON: u64 = 64 << 20;
+pub(crate) const MAX_JSON: u64 = 64 << 20;
 
 /// The bytes of a JSON file, if it is a regular file of sensible size.
-pub fn read_json_file(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read_json_file(path: &Path) -> Result<Vec<u8>> {
     let source = OpenFile::open(path)?;
     if source.size > MAX_JSON {
         return Err(CheckpointError::TooLarge { path: path.into(), size: source.size, limit: MAX_JSON });

@@ -3,8 +3,6 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::os::unix::fs::FileExt;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -166,7 +164,7 @@ impl Files for Directory {
 }
 
 /// The tensors of a file and, for PyTorch, the archive's entries that hold them.
-pub fn read_headers(
+pub(crate) fn read_headers(
     format: Format,
     path: &Path,
     file: &impl Source,

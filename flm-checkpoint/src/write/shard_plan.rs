@@ -1,7 +1,5 @@
 //! Where each tensor of a new checkpoint will lie: shards, headers and offsets, from shapes alone.
 
-use std::os::unix::fs::FileExt;
-
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use safetensors::tensor::{Metadata, TensorInfo};

@@ -7,7 +7,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 ///
 /// `base · 2^failures`, at most a minute, of which the upper half is left to chance so that workers do
 /// not come back together; or what the server asked for, if that is longer.
-pub fn wait(base: Duration, failures: u32, retry_after: Option<Duration>, chance: u64) -> Duration {
+pub(super) fn wait(base: Duration, failures: u32, retry_after: Option<Duration>, chance: u64) -> Duration {
     let full = base.saturating_mul(1 << failures.min(16)).min(Duration::from_secs(60));
     let chance = (chance.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 11) as f64 / (1u64 << 53) as f64;
     let wait = full.mul_f64(0.5 + 0.5 * chance);
@@ -15,7 +15,7 @@ pub fn wait(base: Duration, failures: u32, retry_after: Option<Duration>, chance
 }
 
 /// A Retry-After header: seconds. Dates are rare and left to the ordinary wait.
-pub fn retry_after(header: &str) -> Option<Duration> {
+pub(super) fn retry_after(header: &str) -> Option<Duration> {
     let seconds: f64 = header.trim().parse().ok()?;
     (seconds.is_finite() && seconds >= 0.0).then(|| Duration::from_secs_f64(seconds.min(1e6)))
 }

@@ -36,7 +36,7 @@ pub struct Verdict {
 }
 
 /// Takes verdicts as they come; the number is the case's index.
-pub type Sink<'a> = dyn FnMut(usize, Result<Verdict, String>) -> anyhow::Result<()> + 'a;
+pub(crate) type Sink<'a> = dyn FnMut(usize, Result<Verdict, String>) -> anyhow::Result<()> + 'a;
 
 /// Someone who judges answers.
 pub trait Judge {

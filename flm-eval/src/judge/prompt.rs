@@ -74,7 +74,7 @@ impl Prompt {
 mod tests {
     use super::*;
 
-    pub fn case(question: &str, answer: &str) -> Case {
+    pub(super) fn case(question: &str, answer: &str) -> Case {
         let rubric = Rubric::built_in();
         let kind = rubric.kind("数学计算", "").to_owned();
         Case {

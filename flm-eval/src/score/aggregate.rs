@@ -94,14 +94,14 @@ pub struct Ratios {
 
 /// The means above the categories.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Halves {
+pub(crate) struct Halves {
     pub reasoning: Option<f64>,
     pub language: Option<f64>,
     pub overall: Option<f64>,
 }
 
 impl Halves {
-    pub fn new(means: &BTreeMap<String, f64>) -> Self {
+    pub(crate) fn new(means: &BTreeMap<String, f64>) -> Self {
         let half = |names: &[&str]| {
             let present: Vec<f64> = names.iter().filter_map(|name| means.get(*name).copied()).collect();
             (!present.is_empty()).then(|| mean(&present))
@@ -112,7 +112,7 @@ impl Halves {
     }
 }
 
-pub fn mean(values: &[f64]) -> f64 {
+pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 

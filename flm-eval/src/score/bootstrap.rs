@@ -22,7 +22,7 @@ pub struct Intervals {
 }
 
 /// Intervals of every mean of `readings`.
-pub fn intervals(readings: &[Reading<'_>], resamples: usize, seed: u64) -> Intervals {
+pub(super) fn intervals(readings: &[Reading<'_>], resamples: usize, seed: u64) -> Intervals {
     let mut scores: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for reading in readings {
         scores.entry(reading.category).or_default().push(reading.score);

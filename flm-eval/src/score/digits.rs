@@ -18,7 +18,7 @@ fn digit(c: char) -> Option<u8> {
 }
 
 /// The digits that `text` starts with, at most `most`: as ASCII, and their length in `text` in bytes.
-pub fn leading_digits(text: &str, most: usize) -> (String, usize) {
+pub(super) fn leading_digits(text: &str, most: usize) -> (String, usize) {
     let (mut ascii, mut bytes) = (String::new(), 0);
     for c in text.chars().take(most) {
         let Some(value) = digit(c) else { break };

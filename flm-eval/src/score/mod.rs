@@ -19,10 +19,11 @@ use crate::score::rows::{JudgedRow, QuestionId};
 use crate::score::aggregate::Reading;
 
 /// The two categories that make up the reasoning half of AlignBench.
-pub const REASONING: [&str; 2] = ["数学计算", "逻辑推理"];
+pub(crate) const REASONING: [&str; 2] = ["数学计算", "逻辑推理"];
 
 /// The six categories that make up the language half.
-pub const LANGUAGE: [&str; 6] = ["基本任务", "中文理解", "综合问答", "文本写作", "角色扮演", "专业能力"];
+pub(crate) const LANGUAGE: [&str; 6] =
+    ["基本任务", "中文理解", "综合问答", "文本写作", "角色扮演", "专业能力"];
 
 /// How many resamples the intervals come from.
 const RESAMPLES: usize = 2000;

@@ -60,7 +60,7 @@ pub struct Parsed {
 }
 
 /// Reads a judgment as the released script does.
-pub fn parse(judgment: &str) -> Parsed {
+pub(crate) fn parse(judgment: &str) -> Parsed {
     let rating = last_braces(judgment).map(pairs).unwrap_or_default();
     let score = match rating.get(OVERALL).and_then(Value::as_u64) {
         Some(score) => Score::Parsed(score),

@@ -14,7 +14,7 @@ use crate::convert::{ConvertOptions, TargetLayout, stored_dtype_if_undeclared};
 
 /// A tensor of the output.
 #[derive(Debug, Clone, Copy)]
-pub struct Planned<'a> {
+pub(super) struct Planned<'a> {
     pub entry: &'a TensorEntry,
     pub to: DType,
     /// What the elements are multiplied by; 1 nearly always.
@@ -23,22 +23,22 @@ pub struct Planned<'a> {
 
 impl Planned<'_> {
     /// Whether the bytes are moved as they are.
-    pub fn is_verbatim(&self) -> bool {
+    pub(super) fn is_verbatim(&self) -> bool {
         self.to == self.entry.dtype && self.factor == 1.0
     }
 
-    pub fn spec(&self) -> TensorSpec {
+    pub(super) fn spec(&self) -> TensorSpec {
         TensorSpec { name: self.entry.name.clone(), dtype: self.to, shape: self.entry.shape.clone() }
     }
 
     /// Bytes of the output.
-    pub fn nbytes(&self) -> u64 {
+    pub(super) fn nbytes(&self) -> u64 {
         self.entry.nbytes / self.entry.dtype.size_in_bytes() as u64 * self.to.size_in_bytes() as u64
     }
 }
 
 /// The output of a conversion.
-pub struct Plan<'a> {
+pub(super) struct Plan<'a> {
     /// In the order of the forward pass, so that a shard holds neighbours.
     pub tensors: Vec<Planned<'a>>,
     pub config: TeleFlmConfig,
@@ -47,7 +47,7 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// # Errors
     /// The source's tensors are not those of its config; its multipliers do not fit the layout.
-    pub fn new(src: &'a Checkpoint, options: &ConvertOptions) -> Result<Self> {
+    pub(super) fn new(src: &'a Checkpoint, options: &ConvertOptions) -> Result<Self> {
         if let Some(problem) = src.shape_problems().into_iter().next() {
             return Err(problem);
         }

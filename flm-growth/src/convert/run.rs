@@ -19,12 +19,12 @@ use flm_checkpoint::{cast, scale};
 
 /// Bytes read at a time; small enough that what was read is in the cache when it is hashed and written,
 /// and a power of two, as the digests' tree needs it.
-pub const CHUNK: u64 = 2 << 20;
+pub(super) const CHUNK: u64 = 2 << 20;
 /// More threads only contend for the page cache.
 const MAX_THREADS: usize = 4;
 
 /// A run of bytes of one file: a tensor to write, or a storage whose checksum no tensor covers.
-pub struct Job<'a> {
+pub(super) struct Job<'a> {
     file: usize,
     offset: u64,
     nbytes: u64,
@@ -50,7 +50,7 @@ struct Chunks {
 }
 
 impl<'a> Job<'a> {
-    pub fn tensor(src: &'a Checkpoint, planned: Planned<'a>) -> Self {
+    pub(super) fn tensor(src: &'a Checkpoint, planned: Planned<'a>) -> Self {
         let entry = planned.entry;
         let storages = &src.storages[entry.file];
         let at = storages.partition_point(|s| s.offset < entry.offset);
@@ -83,7 +83,7 @@ impl<'a> Job<'a> {
     }
 
     /// Storages that none of `jobs` reads whole.
-    pub fn uncovered_storages(src: &'a Checkpoint, jobs: &[Self]) -> Vec<Self> {
+    pub(super) fn uncovered_storages(src: &'a Checkpoint, jobs: &[Self]) -> Vec<Self> {
         let covered: HashSet<(usize, u64)> =
             jobs.iter().filter_map(|j| Some((j.file, j.storage?.offset))).collect();
         let mut rest = Vec::new();
@@ -95,7 +95,7 @@ impl<'a> Job<'a> {
     }
 
     /// The tensor's name and how many of its products with a factor were rounded.
-    pub fn rounded(&self) -> Option<(&'a str, u64)> {
+    pub(super) fn rounded(&self) -> Option<(&'a str, u64)> {
         Some((&self.tensor?.entry.name, self.rounded.load(Ordering::Relaxed)))
     }
 
@@ -105,7 +105,7 @@ impl<'a> Job<'a> {
 }
 
 /// What the threads of a conversion share.
-pub struct Run<'a> {
+pub(super) struct Run<'a> {
     pub src: &'a Checkpoint,
     pub writer: &'a Writer,
     pub progress: &'a (dyn Fn(u64) + Sync),
@@ -129,7 +129,7 @@ struct Buffers {
 impl Run<'_> {
     /// Does all jobs but those of tensors that are finished, chunk by chunk in their order; the first
     /// error stops the others.
-    pub fn all(&self, jobs: &[Job<'_>]) -> Result<()> {
+    pub(super) fn all(&self, jobs: &[Job<'_>]) -> Result<()> {
         let finished = lock(&self.digests).clone();
         let jobs: Vec<&Job<'_>> = jobs.iter().filter(|job| !job.is_finished(&finished)).collect();
         let mut starts = Vec::with_capacity(jobs.len());
@@ -286,6 +286,6 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// The value of a mutex whose holders only do single steps, so that a panic leaves it whole.
-pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

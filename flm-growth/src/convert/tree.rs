@@ -7,7 +7,7 @@ use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, me
 use blake3::{Hash, Hasher};
 
 /// The value of chunk `index` of `count`, all but the last `size` bytes long; `size` is 2ⁿ KiB.
-pub fn chunk_value(index: u64, count: u64, size: u64, bytes: &[u8]) -> ChainingValue {
+pub(super) fn chunk_value(index: u64, count: u64, size: u64, bytes: &[u8]) -> ChainingValue {
     if count == 1 {
         return *blake3::hash(bytes).as_bytes();
     }
@@ -15,7 +15,7 @@ pub fn chunk_value(index: u64, count: u64, size: u64, bytes: &[u8]) -> ChainingV
 }
 
 /// The digest of all bytes by the values of their chunks.
-pub fn digest(values: &[ChainingValue]) -> Hash {
+pub(super) fn digest(values: &[ChainingValue]) -> Hash {
     match values {
         [] => blake3::hash(&[]),
         [whole] => Hash::from_bytes(*whole),

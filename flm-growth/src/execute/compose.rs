@@ -7,7 +7,7 @@ use crate::tensor_plan::{Fill, Std, TailScale, TensorPlan};
 
 /// One target tensor, ready to be written row by row.
 #[derive(Debug)]
-pub struct Composer<'a> {
+pub(crate) struct Composer<'a> {
     plan: &'a TensorPlan,
     cols: usize,
     copied_rows: usize,
@@ -22,11 +22,11 @@ pub struct Composer<'a> {
 const HALVINGS: usize = 8;
 
 /// Fills a buffer from a byte offset of the source's tensor.
-pub type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<()> + 'a;
+pub(crate) type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<()> + 'a;
 
 impl<'a> Composer<'a> {
     /// `plan` names every standard deviation by its number.
-    pub fn new(plan: &'a TensorPlan, seed: u64) -> Result<Self> {
+    pub(crate) fn new(plan: &'a TensorPlan, seed: u64) -> Result<Self> {
         let ((rows, cols), (copied_rows, copied_cols)) = (plan.size(), plan.copied());
         if copied_rows > rows || copied_cols > cols {
             return Err(invalid(plan, "its source is larger than itself"));
@@ -52,17 +52,17 @@ impl<'a> Composer<'a> {
     }
 
     /// Bytes of one row of the target.
-    pub fn row_bytes(&self) -> usize {
+    pub(crate) fn row_bytes(&self) -> usize {
         self.cols * self.plan.dtype.bytes()
     }
 
     /// Whether all of rows `start..end` is zero.
-    pub fn is_zero(&self, start: usize, end: usize) -> bool {
+    pub(crate) fn is_zero(&self, start: usize, end: usize) -> bool {
         self.plan.rows_are_zero(start, end)
     }
 
     /// Writes rows `start..end` into `out`, which is theirs exactly. `scratch` is kept between calls.
-    pub fn rows(
+    pub(crate) fn rows(
         &self,
         start: usize,
         end: usize,

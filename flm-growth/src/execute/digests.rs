@@ -11,14 +11,14 @@ use crate::error::{GrowthError, Result};
 use flm_checkpoint::{Checksums, WeightFileDigest};
 
 /// A piece of the output.
-pub enum Bytes<'a> {
+pub(super) enum Bytes<'a> {
     These(&'a [u8]),
     Zeros(usize),
 }
 
 /// Digests of tensors, and of whole files where they are asked for, from chunks that threads bring in any
 /// order and that are taken in the order of the file.
-pub struct Digests<'a> {
+pub(super) struct Digests<'a> {
     writer: &'a Writer,
     state: Mutex<State>,
     turn: Condvar,
@@ -47,7 +47,7 @@ struct OpenFile {
 }
 
 impl<'a> Digests<'a> {
-    pub fn new(writer: &'a Writer, journal: Journal, files: bool) -> Self {
+    pub(super) fn new(writer: &'a Writer, journal: Journal, files: bool) -> Self {
         let earlier = journal.finished.clone();
         let state = State {
             next: 0,
@@ -65,24 +65,31 @@ impl<'a> Digests<'a> {
     }
 
     /// Whether an earlier run has written the tensor.
-    pub fn finished(&self, tensor: &str) -> bool {
+    pub(super) fn finished(&self, tensor: &str) -> bool {
         self.earlier.contains_key(tensor)
     }
 
     /// Lets no one wait any longer.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         // under the lock: no thread is between its look at the flag and its wait
         let _state = self.lock();
         self.stop.store(true, Ordering::Relaxed);
         self.turn.notify_all();
     }
 
-    pub fn stopped(&self) -> bool {
+    pub(super) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
     /// Adds chunk `index` of all, when it is its turn.
-    pub fn add(&self, index: usize, tensor: &str, bytes: Bytes<'_>, first: bool, last: bool) -> Result<()> {
+    pub(super) fn add(
+        &self,
+        index: usize,
+        tensor: &str,
+        bytes: Bytes<'_>,
+        first: bool,
+        last: bool,
+    ) -> Result<()> {
         let mut state = self.lock();
         while state.next != index {
             if self.stopped() {
@@ -130,12 +137,12 @@ impl<'a> Digests<'a> {
     }
 
     /// Forgets what the journal says is finished.
-    pub fn forget(self) -> Result<()> {
+    pub(super) fn forget(self) -> Result<()> {
         Ok(self.state.into_inner().unwrap_or_else(PoisonError::into_inner).journal.forget()?)
     }
 
     /// The digests of everything added.
-    pub fn finish(self) -> Result<Checksums> {
+    pub(super) fn finish(self) -> Result<Checksums> {
         let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.end_file();
         Ok(state.checksums)

@@ -40,9 +40,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::{GrowthError, Result};
-use crate::execute::compose::Composer;
 use crate::execute::digests::Digests;
-use crate::execute::disk::{DiskNeed, disk_need};
+use crate::execute::disk::disk_need;
 use crate::execute::moments::OptimizerGrowth;
 use crate::execute::record::{GrowthProvenance, PROVENANCE_FILE, Provenance};
 use crate::execute::run::Run;
@@ -134,7 +133,7 @@ pub fn execute(
 }
 
 /// Tensors to write and what goes with them, whatever it is for.
-pub struct Transfer<'a> {
+pub(crate) struct Transfer<'a> {
     pub tensors: &'a [TensorPlan],
     pub seed: u64,
     pub config: TeleFlmConfig,
@@ -144,7 +143,7 @@ pub struct Transfer<'a> {
 }
 
 impl Transfer<'_> {
-    pub fn run(
+    pub(crate) fn run(
         mut self,
         source: &Checkpoint,
         dst: &Path,
@@ -237,7 +236,7 @@ impl Transfer<'_> {
 }
 
 /// Name of the recipe's copy in the output.
-pub const RECIPE_FILE: &str = "recipe.toml";
+pub(crate) const RECIPE_FILE: &str = "recipe.toml";
 
 /// Digests of the source's weight files and config, by name.
 fn source_files(source: &Checkpoint) -> Result<std::collections::BTreeMap<String, FileDigest>> {

@@ -17,15 +17,15 @@ use crate::precision::Precision;
 use crate::tensor_plan::{Fill, SourceTensor, TailScale, TensorPlan};
 
 /// Folder of the optimizer's state in a training checkpoint.
-pub const OPTIMIZER: &str = "optimizer";
+pub(crate) const OPTIMIZER: &str = "optimizer";
 /// File of the step, beside the weights.
-pub const STATE: &str = "training_state.json";
+pub(crate) const STATE: &str = "training_state.json";
 
 /// The moments' names and the power of 1/c that each takes.
 const MOMENTS: [(&str, i32); 2] = [("exp_avg.", 1), ("exp_avg_sq.", 2)];
 
 /// Optimizer state to grow.
-pub struct OptimizerGrowth {
+pub(crate) struct OptimizerGrowth {
     source: Checkpoint,
     tensors: Vec<TensorPlan>,
     state: Option<Vec<u8>>,
@@ -33,7 +33,7 @@ pub struct OptimizerGrowth {
 
 impl OptimizerGrowth {
     /// The state beside the weights of `source`, to be grown as `weights` are.
-    pub fn new(source: &Checkpoint, weights: &[TensorPlan]) -> Result<Self> {
+    pub(crate) fn new(source: &Checkpoint, weights: &[TensorPlan]) -> Result<Self> {
         let dir = source.dir().join(OPTIMIZER);
         if !dir.is_dir() {
             return Err(GrowthError::NoOptimizerState(source.dir().display().to_string()));
@@ -51,12 +51,12 @@ impl OptimizerGrowth {
     }
 
     /// Refuses where the disk cannot hold it.
-    pub fn check_disk(&self, writer: &Writer) -> Result<()> {
+    pub(crate) fn check_disk(&self, writer: &Writer) -> Result<()> {
         disk_need(&self.tensors, &writer.staging_dir().join(OPTIMIZER))?.check()
     }
 
     /// Writes the state into the staging directory of the weights.
-    pub fn run(
+    pub(crate) fn run(
         &self,
         config: &flm_checkpoint::TeleFlmConfig,
         digest: &str,
@@ -100,7 +100,12 @@ fn history(source: &Checkpoint, weight: &TensorPlan, prefix: &str) -> Result<Opt
 }
 
 /// The moments of one tensor, where the gradient's `power`-th power is averaged.
-pub fn moments(weight: &TensorPlan, prefix: &str, power: i32, history: Option<SourceTensor>) -> TensorPlan {
+pub(crate) fn moments(
+    weight: &TensorPlan,
+    prefix: &str,
+    power: i32,
+    history: Option<SourceTensor>,
+) -> TensorPlan {
     let inverse = |factor: f64| if factor == 0.0 { 0.0 } else { factor.powi(-power) };
     let tail = |t: TailScale| TailScale { scale: inverse(t.scale), ..t };
     // copies have their share of the history; everything else that is new has none

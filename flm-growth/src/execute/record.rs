@@ -14,7 +14,7 @@ use crate::shape::Shape;
 use flm_checkpoint::FileDigest;
 
 /// Name of the file in a checkpoint that tells where it came from.
-pub const PROVENANCE_FILE: &str = "provenance.json";
+pub(crate) const PROVENANCE_FILE: &str = "provenance.json";
 
 /// Where a grown checkpoint came from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub struct GrowthProvenance {
 }
 
 /// What made it.
-pub const TOOL: &str = concat!("flm-growth ", env!("CARGO_PKG_VERSION"));
+pub(crate) const TOOL: &str = concat!("flm-growth ", env!("CARGO_PKG_VERSION"));
 
 impl GrowthProvenance {
     pub fn new(plan: &GrowthPlan) -> Result<Self> {

@@ -19,7 +19,7 @@ struct Buffers {
     scratch: Vec<u8>,
 }
 
-pub struct Run<'a> {
+pub(super) struct Run<'a> {
     seed: u64,
     source: &'a Checkpoint,
     writer: &'a Writer,
@@ -30,7 +30,7 @@ pub struct Run<'a> {
 }
 
 /// What a run leaves besides the files.
-pub struct Done {
+pub(super) struct Done {
     pub checksums: Checksums,
     pub hole_bytes: u64,
     pub resumed_bytes: u64,
@@ -46,7 +46,7 @@ struct Chunk {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(
+    pub(super) fn new(
         seed: u64,
         source: &'a Checkpoint,
         writer: &'a Writer,
@@ -57,7 +57,7 @@ impl<'a> Run<'a> {
     }
 
     /// Every chunk, in the order of the file so that disks see mostly sequential access.
-    pub fn all(self, tensors: &[Source<'_>], chunk_bytes: usize) -> Result<Done> {
+    pub(super) fn all(self, tensors: &[Source<'_>], chunk_bytes: usize) -> Result<Done> {
         let chunks = chunks(tensors, chunk_bytes);
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);

@@ -6,13 +6,13 @@ use crate::precision::Precision;
 use crate::tensor_plan::TensorPlan;
 
 /// A target tensor with its source found and its standard deviation measured.
-pub struct Source<'a> {
+pub(super) struct Source<'a> {
     pub plan: TensorPlan,
     pub entry: Option<&'a TensorEntry>,
 }
 
 impl<'a> Source<'a> {
-    pub fn new(plan: &TensorPlan, source: &'a Checkpoint) -> Result<Self> {
+    pub(super) fn new(plan: &TensorPlan, source: &'a Checkpoint) -> Result<Self> {
         let mut plan = plan.clone();
         let needs_std = plan.needs_std();
         let Some(tensor) = &plan.source else { return Ok(Self { plan, entry: None }) };

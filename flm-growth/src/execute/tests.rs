@@ -1,3 +1,5 @@
+use crate::DiskNeed;
+use crate::execute::compose::Composer;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;

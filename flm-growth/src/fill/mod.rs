@@ -15,7 +15,6 @@ pub(crate) mod tests;
 
 use crate::error::{GrowthError, Result};
 use crate::fill::quantile::{QUANTILES, normal_quantiles};
-use crate::fill::sample::{SAMPLE_SIZE, sample_std};
 use crate::precision::Precision;
 
 /// Draws the elements of one tensor, any range at a time.

@@ -4,13 +4,13 @@
 use std::sync::OnceLock;
 
 /// Number of equally likely values that a draw can have.
-pub const QUANTILES: usize = 1 << 16;
+pub(super) const QUANTILES: usize = 1 << 16;
 
 /// The mid-points of 65,536 equally likely slices of the standard normal distribution, scaled to a
 /// variance of exactly 1 (the raw mid-points have 0.99998): entry i is c·Φ⁻¹((i + ½)/65536).
 ///
 /// Symmetric around 0; the outermost entries are ±4.325.
-pub fn normal_quantiles() -> &'static [f64; QUANTILES] {
+pub(super) fn normal_quantiles() -> &'static [f64; QUANTILES] {
     static TABLE: OnceLock<Box<[f64; QUANTILES]>> = OnceLock::new();
     TABLE.get_or_init(|| {
         let mut table = Box::new([0.0; QUANTILES]);

@@ -4,7 +4,7 @@ use crate::error::{GrowthError, Result};
 use crate::precision::Precision;
 
 /// The most elements of a tensor that [`sample_std`] looks at.
-pub const SAMPLE_SIZE: u64 = 1 << 20;
+pub(crate) const SAMPLE_SIZE: u64 = 1 << 20;
 /// Elements that are read in one piece.
 const BLOCK: u64 = 4096;
 
@@ -16,7 +16,7 @@ const BLOCK: u64 = 4096;
 ///
 /// # Errors
 /// [`GrowthError::NotFinite`] if the sample holds NaN or infinities, and whatever `read` returns.
-pub fn sample_std(
+pub(crate) fn sample_std(
     name: &str,
     precision: Precision,
     elements: u64,

@@ -6,13 +6,13 @@ use candle_core::quantized::gguf_file::Value;
 use crate::gguf::tensor::GgufTensor;
 
 /// Tensors and the data section begin at multiples of this many bytes.
-pub const ALIGNMENT: u64 = 32;
+pub(super) const ALIGNMENT: u64 = 32;
 
 /// Keys and values in the order of the file.
-pub type Metadata = Vec<(String, Value)>;
+pub(super) type Metadata = Vec<(String, Value)>;
 
 /// The bytes in front of the data section, padding included.
-pub fn header(metadata: &[(String, Value)], tensors: &[GgufTensor]) -> Vec<u8> {
+pub(super) fn header(metadata: &[(String, Value)], tensors: &[GgufTensor]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());

@@ -87,7 +87,7 @@ pub enum ExportError {
 }
 
 /// Turns a system's error into an [`ExportError::Io`].
-pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ExportError {
+pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ExportError {
     let path = path.to_path_buf();
     move |source| ExportError::Io { action, path, source }
 }

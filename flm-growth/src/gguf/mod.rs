@@ -17,10 +17,6 @@ pub(crate) mod vocabulary;
 mod write;
 
 use crate::gguf::error::ExportError;
-use crate::gguf::plan::{Folding, GgufOptions, GgufPlan, Rounding};
-use crate::gguf::tensor::GgufTensor;
-use crate::gguf::vocabulary::vocabulary_of;
-use crate::gguf::write::GgufReport;
 
 /// What export functions return.
 pub(crate) type Result<T> = std::result::Result<T, ExportError>;

@@ -1,7 +1,7 @@
 use candle_core::quantized::GgmlDType;
 
 /// The dtypes that matrices can be written in.
-pub const NAMES: [&str; 11] =
+pub(crate) const NAMES: [&str; 11] =
     ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"];
 
 /// A tensor of the file.

@@ -1,5 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
+use crate::GgufOptions;
+use crate::GgufPlan;
+use crate::GgufTensor;
+use crate::Rounding;
+use crate::vocabulary_of;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -37,7 +37,7 @@ pub fn vocabulary_of(dir: &Path) -> std::result::Result<Vocabulary, TokenizerErr
 }
 
 /// Keys and values, and what someone should know who runs the file.
-pub fn metadata(
+pub(crate) fn metadata(
     vocabulary: &Vocabulary,
     config: &TeleFlmConfig,
     pre: Option<&str>,

@@ -10,7 +10,7 @@ use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
 
-pub fn check(from: &Shape, to: &Shape) -> Result<(), String> {
+pub(super) fn check(from: &Shape, to: &Shape) -> Result<(), String> {
     for (key, from, to) in [
         ("hidden_size", from.hidden_size, to.hidden_size),
         ("num_attention_heads", from.num_attention_heads, to.num_attention_heads),
@@ -32,11 +32,11 @@ fn hidden_copies(context: &Context) -> f64 {
     times(context.from.hidden_size, context.to.hidden_size)
 }
 
-pub fn head_scale(context: &Context) -> f64 {
+pub(super) fn head_scale(context: &Context) -> f64 {
     context.head_scale / hidden_copies(context)
 }
 
-pub fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
+pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
     let (from, to) = (&context.from, &context.to);
     let tile = |scale| Rule::copy(dtype, scale, Fill::Tile);
     let reads = |scale| Rule { noise: context.noise, ..tile(scale) };

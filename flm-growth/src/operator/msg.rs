@@ -9,7 +9,7 @@ use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
 
-pub fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
+pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
     let noise = Fill::Normal(context.std);
     let vocabulary = |scale| Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, scale, noise) };
     match role {
@@ -23,7 +23,7 @@ pub fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
 
 /// Masks of 0 over everything that is new, to be raised in `steps` optimizer steps; `None` where
 /// nothing is.
-pub fn masks(from: &Shape, to: &Shape, layers: &[LayerSource], steps: u64) -> Option<GrowthMasks> {
+pub(super) fn masks(from: &Shape, to: &Shape, layers: &[LayerSource], steps: u64) -> Option<GrowthMasks> {
     let mask = |from: usize, to: usize| (to > from).then_some(Mask { from, mask: 0.0 });
     let new: Vec<usize> = (0..layers.len()).filter(|&i| layers[i].new).collect();
     let masks = GrowthMasks {

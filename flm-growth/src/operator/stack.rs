@@ -6,12 +6,12 @@ use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
 
-pub fn check(from: &Shape, to: &Shape) -> Result<(), String> {
+pub(super) fn check(from: &Shape, to: &Shape) -> Result<(), String> {
     let deeper = Shape { num_hidden_layers: to.num_hidden_layers, vocab_size: to.vocab_size, ..*from };
     if deeper == *to { Ok(()) } else { Err("grows only the number of layers: use `zero` for widths".into()) }
 }
 
-pub fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
+pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
     let vocabulary =
         |scale| Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, scale, Fill::Zero) };
     match role {

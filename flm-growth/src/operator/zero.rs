@@ -16,7 +16,7 @@ use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
 
-pub fn rms_norm_eps(eps: f64, from: &Shape, to: &Shape) -> f64 {
+pub(super) fn rms_norm_eps(eps: f64, from: &Shape, to: &Shape) -> f64 {
     eps * from.hidden_size as f64 / to.hidden_size as f64
 }
 
@@ -25,7 +25,7 @@ fn gain_scale(context: &Context) -> f64 {
     (context.from.hidden_size as f64 / context.to.hidden_size as f64).sqrt()
 }
 
-pub fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
+pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
     let noise = Fill::Normal(context.std);
     match role {
         Role::Embedding => {

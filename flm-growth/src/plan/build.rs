@@ -10,7 +10,7 @@ use crate::shape::Shape;
 use crate::tensor_plan::Std;
 use crate::tensor_plan::{SourceTensor, TensorPlan, matrix};
 
-pub fn build(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan> {
+pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan> {
     let config = source.config();
     let from = Shape::of(config);
     if config.growth.is_some() {

@@ -14,8 +14,7 @@ use flm_checkpoint::TeleFlmConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::source::SourceModel;
-use crate::plan::summary::{PlanSummary, Preservation};
-use crate::tensor_plan::{Block, Blocks, Fill, SourceTensor, Std, TailScale, TensorPlan};
+use crate::tensor_plan::{Std, TensorPlan};
 
 use crate::error::Result;
 use crate::operator::Operator;

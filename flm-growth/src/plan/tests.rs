@@ -1,3 +1,5 @@
+use crate::Preservation;
+use crate::tensor_plan::Fill;
 use candle_core::DType;
 use flm_checkpoint::preset;
 

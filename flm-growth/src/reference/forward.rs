@@ -27,7 +27,7 @@ fn add(x: &mut [f64], y: &[f64]) {
 
 impl Model {
     /// Logits of every position, one vector of `vocab_size` each.
-    pub fn logits(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
+    pub(crate) fn logits(&self, tokens: &[usize]) -> Vec<Vec<f64>> {
         let c = &self.config;
         let (d, hd) = (c.hidden_size, c.head_dim);
         let masks = c.growth.clone();

@@ -27,13 +27,13 @@ use crate::tensor_plan::TensorPlan;
 
 /// Weights in memory, as they would be stored.
 #[derive(Debug, Clone)]
-pub struct Model {
+pub(crate) struct Model {
     pub config: TeleFlmConfig,
     pub tensors: BTreeMap<String, (Precision, Vec<u8>)>,
 }
 
 /// A config of these sizes.
-pub fn config(shape: Shape, tied: bool, use_mup: bool) -> TeleFlmConfig {
+pub(crate) fn config(shape: Shape, tied: bool, use_mup: bool) -> TeleFlmConfig {
     let json = serde_json::json!({
         "model_type": "TeleFLM",
         "num_hidden_layers": shape.num_hidden_layers,
@@ -56,7 +56,7 @@ pub fn config(shape: Shape, tied: bool, use_mup: bool) -> TeleFlmConfig {
 }
 
 /// Grouped queries, 12 = 2 heads × 6, an FFN width that nothing divides.
-pub const SMALL: Shape = Shape {
+pub(crate) const SMALL: Shape = Shape {
     num_hidden_layers: 3,
     hidden_size: 12,
     num_attention_heads: 4,
@@ -68,7 +68,7 @@ pub const SMALL: Shape = Shape {
 
 impl Model {
     /// Random weights, embeddings small enough that RMSNorm's eps matters.
-    pub fn random(config: TeleFlmConfig, precision: Precision, seed: u64) -> Self {
+    pub(crate) fn random(config: TeleFlmConfig, precision: Precision, seed: u64) -> Self {
         let tensors = config
             .tensors()
             .map(|t| {
@@ -92,25 +92,25 @@ impl Model {
         Self { config, tensors }
     }
 
-    pub fn plan(&self, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan, GrowthError> {
+    pub(crate) fn plan(&self, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan, GrowthError> {
         let (precision, _) = self.tensors["model.norm.weight"];
         GrowthPlan::new(&SourceModel::from_config(&self.config, precision.into())?, target, options)
     }
 
     /// The plan carried out in memory, `rows` rows at a time.
-    pub fn grow(&self, plan: &GrowthPlan, rows: usize) -> Self {
+    pub(crate) fn grow(&self, plan: &GrowthPlan, rows: usize) -> Self {
         let config = plan.target_config(&self.config).unwrap();
         Self { tensors: self.carried_out(&plan.tensors, plan.seed, rows), config }
     }
 
     /// The plan of folding the model's masks.
-    pub fn fold(&self, dtype: Option<Precision>) -> FoldPlan {
+    pub(crate) fn fold(&self, dtype: Option<Precision>) -> FoldPlan {
         let (precision, _) = self.tensors["model.norm.weight"];
         FoldPlan::new(&SourceModel::from_config(&self.config, precision.into()).unwrap(), dtype).unwrap()
     }
 
     /// The fold carried out in memory.
-    pub fn folded(&self, plan: &FoldPlan, rows: usize) -> Self {
+    pub(crate) fn folded(&self, plan: &FoldPlan, rows: usize) -> Self {
         let config = plan.target_config(&self.config).unwrap();
         Self { tensors: self.carried_out(&plan.tensors, 0, rows), config }
     }
@@ -149,7 +149,7 @@ impl Model {
     }
 
     /// As a checkpoint in `dir`, in shards of at most `shard` bytes.
-    pub fn save(&self, dir: &Path, shard: u64) -> Checkpoint {
+    pub(crate) fn save(&self, dir: &Path, shard: u64) -> Checkpoint {
         let specs: Vec<TensorSpec> = self
             .config
             .tensors()
@@ -164,7 +164,7 @@ impl Model {
     }
 
     /// What a checkpoint holds.
-    pub fn load(checkpoint: &Checkpoint) -> Self {
+    pub(crate) fn load(checkpoint: &Checkpoint) -> Self {
         let tensors = checkpoint
             .entries()
             .map(|e| (e.name.clone(), (Precision::try_from(e.dtype).unwrap(), checkpoint.read(e).unwrap())));
@@ -172,7 +172,7 @@ impl Model {
     }
 
     /// A tensor's values.
-    pub fn values(&self, name: &str) -> Vec<f64> {
+    pub(crate) fn values(&self, name: &str) -> Vec<f64> {
         let (precision, bytes) = &self.tensors[name];
         bytes.chunks_exact(precision.bytes()).map(|b| precision.decode(b)).collect()
     }

@@ -39,7 +39,7 @@ fn f64_model() -> Model {
 }
 
 /// Sizes that divide nothing, all at once.
-pub const LARGER: Shape = Shape {
+pub(super) const LARGER: Shape = Shape {
     num_hidden_layers: 5,
     hidden_size: 17,
     num_attention_heads: 6,
@@ -50,7 +50,7 @@ pub const LARGER: Shape = Shape {
 };
 
 /// New weights large enough that one in a wrong place shows.
-pub fn loud() -> GrowthOptions {
+pub(super) fn loud() -> GrowthOptions {
     GrowthOptions { operator: Operator::Zero, std: Std::Value(0.5), seed: 9, ..Default::default() }
 }
 
@@ -427,7 +427,7 @@ fn msg() -> GrowthOptions {
 }
 
 /// A model grown by `msg`, tied or not, with its masks at `mask`.
-pub fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Model) {
+pub(super) fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Model) {
     let model = Model::random(config(SMALL, tied, true), precision, 6);
     let plan = model.plan(&LARGER, &msg()).unwrap();
     let mut grown = model.grow(&plan, 4);

@@ -165,7 +165,7 @@ pub fn verify(
 const POSITIONS: usize = 128;
 
 /// Texts of the same length together, in the order of their first appearance.
-pub fn groups(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
+pub(crate) fn groups(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
     let mut groups: Vec<Vec<&[u32]>> = Vec::new();
     for text in texts.iter().filter(|t| !t.is_empty()) {
         match groups.iter_mut().find(|g| g[0].len() == text.len()) {

@@ -9,7 +9,7 @@ use crate::error::{GrowthError, Result};
 use crate::verify::values;
 
 /// A model that stops after any layer.
-pub struct Runner {
+pub(super) struct Runner {
     model: CausalLm,
     run: Option<Run>,
 }
@@ -24,7 +24,7 @@ struct Run {
 }
 
 impl Runner {
-    pub fn load(
+    pub(super) fn load(
         checkpoint: &Arc<Checkpoint>,
         device: &Device,
         dtype: DType,
@@ -33,16 +33,16 @@ impl Runner {
         Ok(Self { model: CausalLm::load(checkpoint, device, dtype, residency)?, run: None })
     }
 
-    pub fn layers(&self) -> usize {
+    pub(super) fn layers(&self) -> usize {
         self.model.num_layers()
     }
 
-    pub fn dtype(&self) -> DType {
+    pub(super) fn dtype(&self) -> DType {
         self.model.dtype()
     }
 
     /// Embeds texts of one length.
-    pub fn start(&mut self, texts: &[&[u32]]) -> Result<()> {
+    pub(super) fn start(&mut self, texts: &[&[u32]]) -> Result<()> {
         let ids = self.model.tokens(texts)?;
         let (rows, len) = ids.dims2()?;
         let pass = self.model.pass(&vec![0; rows], 0, len)?;
@@ -51,7 +51,7 @@ impl Runner {
     }
 
     /// Runs up to `layer` layers in all; returns how many were run now.
-    pub fn run_to(&mut self, layer: usize) -> Result<usize> {
+    pub(super) fn run_to(&mut self, layer: usize) -> Result<usize> {
         let run = self.run.as_mut().ok_or(GrowthError::NothingToVerify)?;
         let first = run.layer;
         while run.layer < layer {
@@ -62,12 +62,12 @@ impl Runner {
     }
 
     /// The residual stream, `[b, t, hidden_size]`.
-    pub fn stream(&self) -> Result<&Tensor> {
+    pub(super) fn stream(&self) -> Result<&Tensor> {
         Ok(&self.run.as_ref().ok_or(GrowthError::NothingToVerify)?.stream)
     }
 
     /// The first `vocab` logits of positions `start..end` of text `row`.
-    pub fn logits(&self, row: usize, start: usize, end: usize, vocab: usize) -> Result<Vec<f64>> {
+    pub(super) fn logits(&self, row: usize, start: usize, end: usize, vocab: usize) -> Result<Vec<f64>> {
         let stream = self.stream()?.narrow(0, row, 1)?.narrow(1, start, end - start)?.contiguous()?;
         values(&self.model.head(&stream)?.narrow(2, 0, vocab)?)
     }

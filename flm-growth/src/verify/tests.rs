@@ -10,7 +10,7 @@ use crate::reference::{Model, SMALL, config};
 use crate::tensor_plan::Std;
 
 /// Sizes that every kernel takes: grouped queries, widths of whole SIMD registers.
-pub const SOURCE: Shape = Shape {
+pub(crate) const SOURCE: Shape = Shape {
     num_hidden_layers: 3,
     hidden_size: 64,
     num_attention_heads: 4,
@@ -19,7 +19,7 @@ pub const SOURCE: Shape = Shape {
     intermediate_size: 160,
     vocab_size: 100,
 };
-pub const TARGET: Shape = Shape {
+pub(crate) const TARGET: Shape = Shape {
     num_hidden_layers: 5,
     hidden_size: 96,
     num_attention_heads: 6,
@@ -29,7 +29,7 @@ pub const TARGET: Shape = Shape {
     vocab_size: 128,
 };
 
-pub struct Pair {
+pub(crate) struct Pair {
     _dir: tempfile::TempDir,
     model: Model,
     pub source: Arc<Checkpoint>,
@@ -37,7 +37,7 @@ pub struct Pair {
 }
 
 /// A random model and what a plan, changed by `mutate`, makes of it.
-pub fn pair(
+pub(crate) fn pair(
     precision: Precision,
     options: &GrowthOptions,
     to: Shape,
@@ -54,12 +54,12 @@ pub fn pair(
     Pair { _dir: dir, model, source: Arc::new(source), target }
 }
 
-pub fn texts() -> Vec<Vec<u32>> {
+pub(crate) fn texts() -> Vec<Vec<u32>> {
     let text = |n: u32, step: u32| (0..n).map(|i| (i * i * step + 3) % 97).collect();
     vec![text(30, 7), text(30, 5), text(11, 1), vec![]]
 }
 
-pub fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyReport {
+pub(crate) fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyReport {
     let mut options = VerifyOptions::new(texts());
     change(&mut options);
     let mut last = (0, 0);
@@ -69,7 +69,7 @@ pub fn run(pair: &Pair, change: impl Fn(&mut VerifyOptions)) -> VerifyReport {
     report
 }
 
-pub fn loud() -> GrowthOptions {
+pub(crate) fn loud() -> GrowthOptions {
     GrowthOptions { std: Std::Value(0.3), placement: Placement::After(vec![0, 0]), ..Default::default() }
 }
 

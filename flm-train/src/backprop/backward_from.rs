@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, b
 ///
 /// candle's `backward` starts from a scalar with gradient 1: `Σ y · dy` is one whose gradient by `y` is
 /// `dy`. On a CPU that sum is not computed, only its gradient.
-pub fn backward_from(y: &Tensor, dy: &Tensor) -> Result<GradStore> {
+pub(super) fn backward_from(y: &Tensor, dy: &Tensor) -> Result<GradStore> {
     let dy = dy.detach();
     if y.device().is_cpu() {
         return y.apply_op1(Seed(dy))?.backward();

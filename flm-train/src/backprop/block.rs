@@ -13,7 +13,7 @@ use flm_checkpoint::TeleFlmConfig;
 /// of a model that is still growing. It computes in `dtype` on `device`.
 ///
 /// The one place where a block under training is put together.
-pub fn block(
+pub(super) fn block(
     config: &TeleFlmConfig,
     growth: Option<&GrowthMasks>,
     layer: usize,

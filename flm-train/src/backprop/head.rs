@@ -18,7 +18,7 @@ const LOGITS_BYTES: usize = 64 << 20;
 /// Final norm, head and loss, with a backward of their own: logits exist for a few positions at a time,
 /// and only for positions that are learned.
 #[derive(Debug)]
-pub struct Head<'a> {
+pub(super) struct Head<'a> {
     /// The norm's gain.
     pub gain: &'a Var,
     /// Added to the norm's mean square.
@@ -33,7 +33,7 @@ pub struct Head<'a> {
 
 /// Where the head's gradients are added up, on the host.
 #[derive(Debug)]
-pub struct HeadGradients<'a> {
+pub(super) struct HeadGradients<'a> {
     pub gain: &'a mut [f32],
     pub matrix: &'a mut [f32],
     /// Multiplies the loss: 1 / number of targets of the step.
@@ -43,7 +43,7 @@ pub struct HeadGradients<'a> {
 impl Head<'_> {
     /// The sum of the negative log-likelihoods of the targets, and, where gradients are wanted, the
     /// gradient by `x`, `[b, t, hidden_size]`.
-    pub fn run(
+    pub(super) fn run(
         &self,
         x: &Tensor,
         batch: &MicroBatch,
@@ -183,7 +183,7 @@ fn cross_entropy(row: &mut [f32], label: usize, scale: f64, weight: Option<f64>)
 }
 
 /// `target += tensor`, wherever the tensor is.
-pub fn add_tensor(target: &mut [f32], tensor: &Tensor) -> Result<(), TrainError> {
+pub(super) fn add_tensor(target: &mut [f32], tensor: &Tensor) -> Result<(), TrainError> {
     let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let values = host_slice(&storage)?;

@@ -15,7 +15,7 @@ const OPEN: usize = 256;
 
 /// Puts documents into rows of at most `context` tokens, each into the open row that it leaves the
 /// least room in; without `packing` each has its own.
-pub fn pack(documents: Vec<Document>, context: usize, packing: bool) -> Vec<Row> {
+pub(crate) fn pack(documents: Vec<Document>, context: usize, packing: bool) -> Vec<Row> {
     if !packing {
         return documents.into_iter().map(Row::from).collect();
     }

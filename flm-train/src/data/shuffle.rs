@@ -1,7 +1,7 @@
 use flm_candle::Stream;
 
 /// The numbers `0..len` in random order.
-pub fn permutation(len: usize, seed: u64, stream: u64) -> Vec<usize> {
+pub(super) fn permutation(len: usize, seed: u64, stream: u64) -> Vec<usize> {
     let (mut order, numbers): (Vec<usize>, _) = ((0..len).collect(), Stream::new(seed, stream));
     // Fisher and Yates; the product's upper half is uniform to 2⁻⁶⁴ · len
     for i in (1..len).rev() {
@@ -12,7 +12,7 @@ pub fn permutation(len: usize, seed: u64, stream: u64) -> Vec<usize> {
 }
 
 /// The items in random order.
-pub fn shuffled<T>(items: Vec<T>, seed: u64, stream: u64) -> Vec<T> {
+pub(super) fn shuffled<T>(items: Vec<T>, seed: u64, stream: u64) -> Vec<T> {
     let order = permutation(items.len(), seed, stream);
     let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
     order.into_iter().filter_map(|i| items[i].take()).collect()

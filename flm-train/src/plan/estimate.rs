@@ -83,7 +83,7 @@ impl Estimate {
 }
 
 /// The fastest placement whose estimate is within the budget, with the choice to recompute.
-pub fn choose(
+pub(crate) fn choose(
     layout: &Layout,
     shape: StepShape,
     budget: u64,

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use crate::error::TrainError;
 
 /// The keys that a recipe may have, sections as `section.key`.
-pub const KEYS: &[&str] = &[
+pub(super) const KEYS: &[&str] = &[
     "model",
     "output",
     "data.files",
@@ -57,7 +57,7 @@ const PATHS: [&str; 6] =
     ["model", "output", "data.files", "data.validation_files", "data.chat_template", "memory.work_dir"];
 
 /// Takes the paths of a recipe as relative to `dir`.
-pub fn make_absolute(table: &mut Table, dir: &Path) {
+pub(super) fn make_absolute(table: &mut Table, dir: &Path) {
     for key in PATHS {
         if let Some(value) = find(table, key) {
             relative_to(value, dir);
@@ -81,7 +81,7 @@ fn relative_to(value: &mut Value, dir: &Path) {
 }
 
 /// Sets `section.key=value`; a value that is no TOML is a string.
-pub fn set(table: &mut Table, change: &str) -> Result<(), TrainError> {
+pub(super) fn set(table: &mut Table, change: &str) -> Result<(), TrainError> {
     let Some((key, text)) = change.split_once('=') else {
         return Err(TrainError::Recipe(format!("{change:?} is not of the form key=value")));
     };
@@ -103,7 +103,7 @@ pub fn set(table: &mut Table, change: &str) -> Result<(), TrainError> {
 }
 
 /// Fails at the first key that no recipe has.
-pub fn check_keys(table: &Table, prefix: &str) -> Result<(), TrainError> {
+pub(super) fn check_keys(table: &Table, prefix: &str) -> Result<(), TrainError> {
     for (key, value) in table {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         let section = KEYS.iter().any(|known| known.starts_with(&format!("{path}.")));

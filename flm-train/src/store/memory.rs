@@ -60,7 +60,7 @@ impl MemoryStore {
 }
 
 /// A variable for computing: matrices in `dtype`, gains in f32 (f64 for a model in f64).
-pub fn compute_copy(
+pub(crate) fn compute_copy(
     weight: &Tensor,
     group: ParameterGroup,
     dtype: DType,

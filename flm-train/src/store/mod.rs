@@ -53,7 +53,7 @@ pub trait ParameterStore: Send + std::fmt::Debug {
 }
 
 /// Changes a part of a parameter.
-pub type Update<'a> = dyn FnMut(&Parameter, Slices<'_>) + Send + 'a;
+pub(crate) type Update<'a> = dyn FnMut(&Parameter, Slices<'_>) + Send + 'a;
 
 /// One array of one parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +115,7 @@ fn values(bytes: &[u8], dtype: DType) -> Vec<f32> {
 }
 
 /// The values of a CPU tensor's storage.
-pub fn host_slice(storage: &candle_core::Storage) -> Result<&[f32], TrainError> {
+pub(crate) fn host_slice(storage: &candle_core::Storage) -> Result<&[f32], TrainError> {
     match storage {
         candle_core::Storage::Cpu(storage) => Ok(storage.as_slice::<f32>()?),
         _ => Err(candle_core::Error::Msg("expected a tensor in host memory".into()).into()),

@@ -11,7 +11,7 @@ use crate::model::error::ModelError;
 /// Hands out blocks by their index.
 ///
 /// A model asks for blocks in order, one at a time, and drops each before it asks for the next.
-pub trait BlockSource: Send + Sync + std::fmt::Debug {
+pub(super) trait BlockSource: Send + Sync + std::fmt::Debug {
     /// Block `layer`, counted from 0.
     fn block(&self, layer: usize) -> Result<Arc<Block>, ModelError>;
 

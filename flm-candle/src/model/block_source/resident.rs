@@ -7,11 +7,11 @@ use crate::model::weights::WeightLoader;
 
 /// All blocks in the device's memory.
 #[derive(Debug)]
-pub struct Resident(Vec<Arc<Block>>);
+pub(crate) struct Resident(Vec<Arc<Block>>);
 
 impl Resident {
     /// Loads every block.
-    pub fn load(loader: &WeightLoader) -> Result<Self, ModelError> {
+    pub(crate) fn load(loader: &WeightLoader) -> Result<Self, ModelError> {
         let layers = loader.checkpoint().config().num_hidden_layers;
         (0..layers).map(|layer| loader.block(layer).map(Arc::new)).collect::<Result<_, _>>().map(Self)
     }

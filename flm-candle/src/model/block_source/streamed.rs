@@ -12,7 +12,7 @@ use crate::model::weights::WeightLoader;
 ///
 /// Memory: the block in use and the one being read, whatever the number of layers.
 #[derive(Debug)]
-pub struct Streamed {
+pub(crate) struct Streamed {
     loader: WeightLoader,
     layers: usize,
     ahead: Mutex<Option<Ahead>>,
@@ -26,7 +26,7 @@ struct Ahead {
 
 impl Streamed {
     /// Reads nothing yet.
-    pub fn new(loader: WeightLoader) -> Self {
+    pub(crate) fn new(loader: WeightLoader) -> Self {
         let layers = loader.checkpoint().config().num_hidden_layers;
         Self { loader, layers, ahead: Mutex::new(None) }
     }

@@ -13,7 +13,7 @@ const TILE: usize = 64;
 
 /// Numbers of heads and their width.
 #[derive(Debug, Clone, Copy)]
-pub struct Heads {
+pub(crate) struct Heads {
     pub query: usize,
     pub key_value: usize,
     pub dim: usize,
@@ -25,7 +25,13 @@ pub struct Heads {
 /// Scores exist for [`TILE`] queries of one head at a time, and only for keys of the tile's documents.
 /// Backward computes them again: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP − Σ dP P)`, `dQ = dS K`,
 /// `dK = dSᵀ Q`, and turns `dQ` and `dK` back.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, documents: &Documents, heads: Heads) -> Result<Tensor> {
+pub(crate) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &Documents,
+    heads: Heads,
+) -> Result<Tensor> {
     let (b, t, _) = q.dims3()?;
     if b * t != documents.starts.len() || !heads.query.is_multiple_of(heads.key_value) {
         bail!("attention over {b} × {t} tokens does not fit the pass or the heads");

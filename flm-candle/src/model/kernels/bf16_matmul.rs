@@ -9,7 +9,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 /// `[m, k]` f32 times the transpose of `[n, k]` bf16, to `[m, n]` f32; both contiguous.
-pub struct WideningMatmul;
+pub(crate) struct WideningMatmul;
 
 impl CustomOp2 for WideningMatmul {
     fn name(&self) -> &'static str {

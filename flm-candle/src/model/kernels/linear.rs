@@ -6,7 +6,7 @@ use candle_core::{
 ///
 /// Backward: `dx = dy · W`, `dW = dyᵀ · x`; candle's own goes through the transpose of `W` and adds a
 /// strided copy of `dW`.
-pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.apply_op2(weight, Linear)
 }
 

@@ -19,15 +19,9 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
 use crate::model::kernels::matmul::Real;
-use crate::model::masks::NormMask;
-
-use crate::model::kernels::attention::{Heads, attention};
-use crate::model::kernels::linear::linear;
-use crate::model::kernels::rms_norm::rms_norm;
-use crate::model::kernels::swiglu::swiglu;
 
 /// Whether these operations take a tensor: others go through candle's compositions.
-pub fn supports(x: &Tensor) -> bool {
+pub(crate) fn supports(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
 }
 

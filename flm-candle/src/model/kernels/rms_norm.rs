@@ -9,7 +9,7 @@ use crate::model::masks::NormMask;
 /// without a mask.
 ///
 /// Backward, with `a = dy · gain`: `dx = r · (a − h · x · r² · Σ (a · x) / Σ h)`, `d gain = Σ dy · x · r`.
-pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64, mask: Option<NormMask>) -> Result<Tensor> {
+pub(crate) fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64, mask: Option<NormMask>) -> Result<Tensor> {
     let d = gain.elem_count();
     let mask = mask.unwrap_or(NormMask { from: d, mask: 1.0 });
     let weights = mask.from as f64 + mask.mask * (d - mask.from) as f64;

@@ -8,7 +8,7 @@ use crate::model::kernels::{TASK, values, with_values};
 ///
 /// Backward: with `s = 1 / (1 + e^(−gate))`: `d gate = dy · up · s · (1 + gate · (1 − s))`,
 /// `d up = dy · gate · s`.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
 }
 

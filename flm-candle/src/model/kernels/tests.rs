@@ -1,10 +1,14 @@
 //! Every backward against central differences in f64.
 
+use crate::NormMask;
+use crate::model::kernels::attention::attention;
+use crate::model::kernels::linear::linear;
+use crate::model::kernels::rms_norm::rms_norm;
+use crate::model::kernels::swiglu::swiglu;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::*;
 use crate::model::attention::Attention;
 use crate::model::block::Block;
 use crate::model::forward_context::Pass;

@@ -52,7 +52,7 @@ impl Eq for Candidate {}
 /// Cuts a normalised text into the texts of its pieces; what has no piece stays one character.
 ///
 /// O(n log n) in the length of the text.
-pub fn segment<'t>(pieces: &Pieces, text: &'t str) -> Vec<&'t str> {
+pub(super) fn segment<'t>(pieces: &Pieces, text: &'t str) -> Vec<&'t str> {
     let mut merger = Merger::new(pieces, text);
     for right in 1..merger.symbols.len() {
         merger.consider(Some(right - 1), Some(right));

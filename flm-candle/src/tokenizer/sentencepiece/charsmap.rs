@@ -10,7 +10,7 @@ use crate::tokenizer::error::TokenizerError;
 
 /// The rules of one model.
 #[derive(Debug)]
-pub struct Charsmap {
+pub(super) struct Charsmap {
     units: Vec<Unit>,
     replacements: String,
 }
@@ -41,7 +41,7 @@ impl Unit {
 
 impl Charsmap {
     /// Reads and checks the table: every rule that can be reached must have a replacement.
-    pub fn new(blob: &[u8]) -> Result<Self, TokenizerError> {
+    pub(super) fn new(blob: &[u8]) -> Result<Self, TokenizerError> {
         let bad = |message: &str| TokenizerError::Charsmap(message.to_owned());
         let (head, rest) = blob.split_first_chunk::<4>().ok_or_else(|| bad("shorter than its header"))?;
         let trie_len = u32::from_le_bytes(*head) as usize;
@@ -66,7 +66,7 @@ impl Charsmap {
     }
 
     /// The longest rule that `text` starts with: its replacement and its length in bytes.
-    pub fn longest_match(&self, text: &str) -> Option<(&str, usize)> {
+    pub(super) fn longest_match(&self, text: &str) -> Option<(&str, usize)> {
         let mut longest = None;
         let mut node = self.units.first()?.offset();
         for (i, byte) in text.bytes().enumerate() {

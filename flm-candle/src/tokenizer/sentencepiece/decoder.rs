@@ -8,7 +8,7 @@ use crate::tokenizer::sentencepiece::pieces::{Kind, Pieces};
 
 /// What decoding has to remember between two ids.
 #[derive(Debug, Clone)]
-pub struct DecodeState {
+pub(crate) struct DecodeState {
     /// Bytes of a character that is not complete.
     pending: Vec<u8>,
     /// No text was given out yet.
@@ -26,7 +26,7 @@ impl Default for DecodeState {
 }
 
 /// What a model's decoder needs to know.
-pub struct Rules<'m> {
+pub(crate) struct Rules<'m> {
     pub pieces: &'m Pieces,
     pub normalizer: &'m Normalizer,
     /// What the unknown piece looks like in text.
@@ -37,7 +37,7 @@ pub struct Rules<'m> {
 
 impl DecodeState {
     /// Adds one id; new text goes to `out`. False if the id is not in the vocabulary.
-    pub fn push(&mut self, rules: &Rules, id: u32, out: &mut String) -> bool {
+    pub(crate) fn push(&mut self, rules: &Rules, id: u32, out: &mut String) -> bool {
         let Some(piece) = rules.pieces.get(id) else { return false };
         if let Some(byte) = piece.byte {
             self.pending.push(byte);
@@ -75,7 +75,7 @@ impl DecodeState {
     }
 
     /// Gives out what was held back.
-    pub fn finish(&mut self, out: &mut String) {
+    pub(crate) fn finish(&mut self, out: &mut String) {
         self.drain(true, out);
     }
 

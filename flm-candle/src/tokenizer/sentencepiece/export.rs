@@ -25,7 +25,7 @@ use crate::tokenizer::sentencepiece::pieces::{Kind, Pieces};
 
 impl SentencePiece {
     /// The text of a tokenizer.json.
-    pub fn to_json(&self) -> Result<String, TokenizerError> {
+    pub(crate) fn to_json(&self) -> Result<String, TokenizerError> {
         let unknown = self.pieces.get(self.pieces.unknown()).map(|piece| piece.text.as_str());
         let vocab: Map<String, Value> =
             self.pieces.iter().map(|(id, piece)| (piece.text.clone(), id.into())).collect();

@@ -29,7 +29,7 @@ pub(crate) const BPE: i32 = 2;
 
 /// A loaded `tokenizer.model`.
 #[derive(Debug)]
-pub struct SentencePiece {
+pub(crate) struct SentencePiece {
     pieces: Pieces,
     normalizer: Normalizer,
     /// As it stands in the file, for the export.
@@ -43,7 +43,7 @@ pub struct SentencePiece {
 
 impl SentencePiece {
     /// Reads and checks the protobuf.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
         let model = ModelProto::decode(bytes).map_err(|e| TokenizerError::Protobuf(e.to_string()))?;
         let trainer = model.trainer_spec.unwrap_or_default();
         let mut spec = model.normalizer_spec.unwrap_or_default();
@@ -85,7 +85,7 @@ impl SentencePiece {
     }
 
     /// The ids of a text, as `SentencePieceProcessor::Encode` gives them.
-    pub fn encode(&self, text: &str) -> Vec<u32> {
+    pub(crate) fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 2);
         self.encode_into(text, &mut ids);
         ids
@@ -95,7 +95,7 @@ impl SentencePiece {
     ///
     /// What stands between them is encoded as texts of their own, each with its dummy prefix: the
     /// behaviour of transformers' slow (SentencePiece-backed, legacy) tokenizers.
-    pub fn encode_special(&self, text: &str) -> Vec<u32> {
+    pub(crate) fn encode_special(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 2);
         let (mut start, mut at) = (0, 0);
         while let Some(c) = text[at..].chars().next() {
@@ -130,12 +130,12 @@ impl SentencePiece {
     }
 
     /// The text as the merges see it.
-    pub fn normalize(&self, text: &str) -> String {
+    pub(crate) fn normalize(&self, text: &str) -> String {
         self.normalizer.normalize(self.pieces.user_defined(), text)
     }
 
     /// The text of ids, as `SentencePieceProcessor::Decode` gives it, or with control pieces named.
-    pub fn decode(&self, ids: &[u32], with_special: bool) -> Result<String, TokenizerError> {
+    pub(crate) fn decode(&self, ids: &[u32], with_special: bool) -> Result<String, TokenizerError> {
         let mut state = DecodeState::default();
         let mut out = String::new();
         for &id in ids {
@@ -146,7 +146,7 @@ impl SentencePiece {
     }
 
     /// Decodes one more id; new text goes to `out`.
-    pub fn decode_step(
+    pub(crate) fn decode_step(
         &self,
         state: &mut DecodeState,
         id: u32,
@@ -167,32 +167,32 @@ impl SentencePiece {
     }
 
     /// Gives out what decoding held back.
-    pub fn decode_rest(&self, state: &mut DecodeState, out: &mut String) {
+    pub(crate) fn decode_rest(&self, state: &mut DecodeState, out: &mut String) {
         state.finish(out);
     }
 
     /// The number of pieces.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.pieces.len()
     }
 
     /// The id of a piece of any kind.
-    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+    pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
         self.pieces.id(token)
     }
 
     /// The piece of an id.
-    pub fn id_to_token(&self, id: u32) -> Option<String> {
+    pub(crate) fn id_to_token(&self, id: u32) -> Option<String> {
         self.pieces.get(id).map(|piece| piece.text.clone())
     }
 
     /// The control piece that begins a text.
-    pub fn bos(&self) -> Option<u32> {
+    pub(crate) fn bos(&self) -> Option<u32> {
         self.bos
     }
 
     /// The control piece that ends a text.
-    pub fn eos(&self) -> Option<u32> {
+    pub(crate) fn eos(&self) -> Option<u32> {
         self.eos
     }
 }

@@ -9,11 +9,11 @@ use crate::tokenizer::sentencepiece::pieces::Matcher;
 use crate::tokenizer::sentencepiece::proto::NormalizerSpec;
 
 /// SentencePiece's escaped space.
-pub const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 
 /// A model's normalisation rules.
 #[derive(Debug)]
-pub struct Normalizer {
+pub(crate) struct Normalizer {
     charsmap: Option<Charsmap>,
     /// Puts a space in front of a text that is not empty.
     pub add_dummy_prefix: bool,
@@ -24,7 +24,7 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    pub fn new(spec: &NormalizerSpec) -> Result<Self, TokenizerError> {
+    pub(crate) fn new(spec: &NormalizerSpec) -> Result<Self, TokenizerError> {
         let charsmap = match spec.precompiled_charsmap() {
             [] => None,
             blob => Some(Charsmap::new(blob)?),
@@ -38,7 +38,7 @@ impl Normalizer {
     }
 
     /// The text as the merges see it.
-    pub fn normalize(&self, user_defined: &Matcher, text: &str) -> String {
+    pub(crate) fn normalize(&self, user_defined: &Matcher, text: &str) -> String {
         let mut rest = text;
         if self.remove_extra_whitespaces {
             while let Some((" ", len)) = self.step(user_defined, rest) {

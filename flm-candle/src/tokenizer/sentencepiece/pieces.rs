@@ -10,7 +10,7 @@ use crate::tokenizer::sentencepiece::proto::PieceProto;
 
 /// What a piece is for. Values: `ModelProto.SentencePiece.Type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Text.
     Normal,
     /// Stands for every character that has no piece.
@@ -27,7 +27,7 @@ pub enum Kind {
 
 /// One entry of the vocabulary.
 #[derive(Debug)]
-pub struct Piece {
+pub(crate) struct Piece {
     pub text: String,
     pub score: f32,
     pub kind: Kind,
@@ -37,7 +37,7 @@ pub struct Piece {
 
 /// All pieces, by id and by text.
 #[derive(Debug)]
-pub struct Pieces {
+pub(crate) struct Pieces {
     list: Vec<Piece>,
     ids: HashMap<String, u32>,
     unknown: u32,
@@ -47,7 +47,7 @@ pub struct Pieces {
 
 impl Pieces {
     /// Checks the list and indexes it.
-    pub fn new(protos: Vec<PieceProto>, byte_fallback: bool) -> Result<Self, TokenizerError> {
+    pub(crate) fn new(protos: Vec<PieceProto>, byte_fallback: bool) -> Result<Self, TokenizerError> {
         let bad = |message: String| Err(TokenizerError::Pieces(message));
         if protos.is_empty() {
             return bad("it has no pieces".into());
@@ -115,44 +115,44 @@ impl Pieces {
     }
 
     /// The number of pieces.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.list.len()
     }
 
     /// The piece of an id.
-    pub fn get(&self, id: u32) -> Option<&Piece> {
+    pub(crate) fn get(&self, id: u32) -> Option<&Piece> {
         self.list.get(usize::try_from(id).ok()?)
     }
 
     /// All pieces in the order of their ids.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Piece)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Piece)> {
         (0u32..).zip(&self.list)
     }
 
     /// The id of a piece of any kind.
-    pub fn id(&self, text: &str) -> Option<u32> {
+    pub(crate) fn id(&self, text: &str) -> Option<u32> {
         self.ids.get(text).copied()
     }
 
     /// The id and entry of a piece that text can become: normal, user-defined or unused.
-    pub fn textual(&self, text: &str) -> Option<(u32, &Piece)> {
+    pub(crate) fn textual(&self, text: &str) -> Option<(u32, &Piece)> {
         let id = self.id(text)?;
         let piece = self.get(id)?;
         matches!(piece.kind, Kind::Normal | Kind::UserDefined | Kind::Unused).then_some((id, piece))
     }
 
     /// The id of the unknown piece.
-    pub fn unknown(&self) -> u32 {
+    pub(crate) fn unknown(&self) -> u32 {
         self.unknown
     }
 
     /// The ids of the 256 byte pieces, if characters without a piece become bytes.
-    pub fn bytes(&self) -> Option<&[u32; 256]> {
+    pub(crate) fn bytes(&self) -> Option<&[u32; 256]> {
         self.bytes.as_deref()
     }
 
     /// Finds user-defined pieces in text.
-    pub fn user_defined(&self) -> &Matcher {
+    pub(crate) fn user_defined(&self) -> &Matcher {
         &self.user_defined
     }
 }
@@ -176,14 +176,14 @@ fn byte_value(piece: &str) -> Option<u8> {
 
 /// Finds the longest of a set of strings at the start of a text.
 #[derive(Debug, Default)]
-pub struct Matcher {
+pub(crate) struct Matcher {
     /// By first byte, the longest first.
     by_first: HashMap<u8, Vec<String>>,
 }
 
 impl Matcher {
     /// A matcher for these strings; empty ones are left out.
-    pub fn new<'s>(words: impl Iterator<Item = &'s str>) -> Self {
+    pub(crate) fn new<'s>(words: impl Iterator<Item = &'s str>) -> Self {
         let mut by_first: HashMap<u8, Vec<String>> = HashMap::new();
         for word in words {
             if let Some(&first) = word.as_bytes().first() {
@@ -197,7 +197,7 @@ impl Matcher {
     }
 
     /// The longest string that `text` starts with.
-    pub fn at_start(&self, text: &str) -> Option<&str> {
+    pub(crate) fn at_start(&self, text: &str) -> Option<&str> {
         let words = self.by_first.get(text.as_bytes().first()?)?;
         words.iter().map(String::as_str).find(|word| text.starts_with(word))
     }

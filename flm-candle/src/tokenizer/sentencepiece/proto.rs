@@ -5,7 +5,7 @@
 
 /// `sentencepiece.ModelProto`: a whole `tokenizer.model`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct ModelProto {
+pub(super) struct ModelProto {
     #[prost(message, repeated, tag = "1")]
     pub pieces: Vec<PieceProto>,
     #[prost(message, optional, tag = "2")]
@@ -18,7 +18,7 @@ pub struct ModelProto {
 
 /// `sentencepiece.ModelProto.SentencePiece`: one piece; its id is its position.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct PieceProto {
+pub(crate) struct PieceProto {
     #[prost(string, optional, tag = "1")]
     pub piece: Option<String>,
     #[prost(float, optional, tag = "2")]
@@ -29,7 +29,7 @@ pub struct PieceProto {
 
 /// `sentencepiece.TrainerSpec`: what kind of model it is and what its special pieces are called.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct TrainerSpec {
+pub(super) struct TrainerSpec {
     #[prost(int32, optional, tag = "3", default = "1")]
     pub model_type: Option<i32>,
     #[prost(bool, optional, tag = "24")]
@@ -46,7 +46,7 @@ pub struct TrainerSpec {
 
 /// `sentencepiece.NormalizerSpec`: what happens to a text before it is cut into pieces.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct NormalizerSpec {
+pub(crate) struct NormalizerSpec {
     #[prost(bytes = "vec", optional, tag = "2")]
     pub precompiled_charsmap: Option<Vec<u8>>,
     #[prost(bool, optional, tag = "3", default = "true")]

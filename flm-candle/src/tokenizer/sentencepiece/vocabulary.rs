@@ -6,7 +6,7 @@ use crate::tokenizer::vocabulary::{TokenKind, VocabularyModel, VocabularyToken};
 
 impl SentencePiece {
     /// Rules, pieces and the id of the unknown piece.
-    pub fn vocabulary(&self) -> (VocabularyModel, Vec<VocabularyToken>, u32) {
+    pub(crate) fn vocabulary(&self) -> (VocabularyModel, Vec<VocabularyToken>, u32) {
         let rules = &self.normalizer;
         let model = VocabularyModel::SentencePiece {
             add_dummy_prefix: rules.add_dummy_prefix,

@@ -1,6 +1,7 @@
 //! Opening a checkpoint's folder.
 
 use super::*;
+use crate::ChatMessage;
 
 fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -11,7 +11,6 @@ use crate::format::pickle::error::PickleError;
 use crate::format::safetensors::HeaderError;
 use crate::format::zip::ZipError;
 use crate::read::Checkpoint;
-use crate::read::Format;
 use flm_tests::files::{Saved, fixture, pytorch, safetensors};
 
 /// A directory with the config of a small model and no weights.

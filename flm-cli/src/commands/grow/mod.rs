@@ -12,7 +12,6 @@ use flm_growth::Placement;
 use flm_growth::Provenance;
 use flm_growth::SourceModel;
 use flm_growth::Std;
-use flm_growth::disk_need;
 use flm_growth::{Distances, Metric};
 use flm_growth::{ExecuteOptions, execute};
 use flm_growth::{GrowthOptions, GrowthPlan, Multipliers};

@@ -112,7 +112,7 @@ impl TensorSource {
         Self::of_raw(file, storage.map(|s| s.name.clone()), &tensor)
     }
 
-    pub fn of_raw(file: String, entry: Option<String>, tensor: &RawTensor) -> Self {
+    pub(crate) fn of_raw(file: String, entry: Option<String>, tensor: &RawTensor) -> Self {
         let (offset, bytes, shape) = (tensor.offset, tensor.nbytes, tensor.shape.clone());
         let dtype = dtype::torch_name(tensor.dtype).into();
         Self { file, entry, offset, bytes, dtype, shape, factor: None }
@@ -148,6 +148,7 @@ impl FileDigest {
 }
 
 impl WeightFileDigest {
+    /// A file of `bytes` bytes that begins with `header`; its weights are covered by their tensors' digests.
     pub fn new(bytes: u64, header: &[u8]) -> Self {
         Self { bytes, header_blake3: blake3::hash(header).to_hex().to_string(), blake3: None }
     }

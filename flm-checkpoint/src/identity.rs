@@ -11,9 +11,11 @@ use std::os::unix::fs::MetadataExt;
 /// What two runs must have in common for one to go on where the other stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunKey {
+    /// Command and version, as in `flm convert 0.1.0`.
     pub tool: String,
     /// Name and value of everything that decides what is written.
     pub options: Vec<(String, String)>,
+    /// The files that are read, with size and modification time.
     pub source: Vec<SourceFile>,
 }
 

@@ -1,3 +1,14 @@
+//! Checkpoint files: opened by their headers, read by position, written whole or not at all.
+//!
+//! Knows nothing about models, tokenizers or the network. In the order to read it:
+//!
+//! - `config`: [`TeleFlmConfig`], the Hub's config.json without loss, presets, masks of a growing model
+//! - `format`: parsers of untrusted bytes: safetensors headers, zip directories, pickles, indexes
+//! - `read`: [`Checkpoint`], one table of tensors whatever the files are; [`RemoteFiles`] for ranges of a server
+//! - `write`: [`Writer`], sharded safetensors in a staging directory, resumed by a [`Journal`]
+//! - `checksums`, `identity`: what was written, and whether this is the same run ([`RunKey`])
+//! - [`durable`], `atomic`: files that appear complete and fsynced, or not at all
+
 mod atomic;
 mod cast;
 mod checksums;

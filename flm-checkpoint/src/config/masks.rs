@@ -130,6 +130,7 @@ impl GrowthMasks {
         self.layers.as_ref().filter(|l| l.new.binary_search(&layer).is_ok()).map_or(1.0, |l| l.mask)
     }
 
+    /// The masks that the value of config.json's key `growth` describes.
     pub fn from_value(value: &Value) -> Result<Self, ConfigError> {
         serde_json::from_value(value.clone())
             .map_err(|e| ConfigError::Unsupported(format!("`growth` as it is written ({e})")))

@@ -9,7 +9,6 @@ pub(crate) mod zip;
 use candle_core::DType;
 
 use std::io;
-use std::os::unix::fs::FileExt;
 
 /// Something of known length that can be read at any position.
 pub trait Source {

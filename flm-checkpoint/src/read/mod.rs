@@ -69,7 +69,9 @@ pub struct WeightFile {
 pub struct Checkpoint {
     dir: PathBuf,
     format: Format,
+    /// config.json as it was read.
     pub config: TeleFlmConfig,
+    /// The weight files, in the order of their names.
     pub files: Vec<WeightFile>,
     /// One for each of `files`; none where only headers were read.
     pub handles: Vec<OpenFile>,
@@ -116,6 +118,7 @@ impl Checkpoint {
         self.find(name).is_some()
     }
 
+    /// The tensor of this name.
     pub fn find(&self, name: &str) -> Option<&TensorEntry> {
         self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok().map(|i| &self.entries[i])
     }

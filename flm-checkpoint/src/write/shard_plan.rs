@@ -14,6 +14,7 @@ use crate::tensor_id::TensorSpec;
 /// The shards of a checkpoint.
 #[derive(Debug)]
 pub struct Layout {
+    /// The files, in order.
     pub shards: Vec<Shard>,
     /// Bytes of all tensors.
     pub total_size: u64,

@@ -130,7 +130,7 @@ pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
 
 /// Runs every step in the directory `dir`, and none after the last of the kind `until`.
 pub(crate) fn run_steps(dir: &Path, until: Kind, output: &Output) -> anyhow::Result<Report> {
-    let demo = Demo { dir, quiet: Output::silent() };
+    let demo = Demo { dir };
     type Work<'a> = Box<dyn Fn() -> Outcome + 'a>;
     let demo = &demo;
     let steps: Vec<(Kind, Work<'_>)> = vec![
@@ -173,7 +173,6 @@ pub(crate) fn run_steps(dir: &Path, until: Kind, output: &Output) -> anyhow::Res
 
 struct Demo<'a> {
     dir: &'a Path,
-    quiet: Output,
 }
 
 impl Demo<'_> {

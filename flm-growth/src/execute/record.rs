@@ -120,6 +120,7 @@ impl Provenance {
         None
     }
 
+    /// Writes `provenance.json` into `dir`.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(PROVENANCE_FILE);
         let mut text = serde_json::to_string_pretty(self)?;

@@ -42,6 +42,7 @@ pub struct GgufPlan {
     pub notes: Vec<String>,
     /// Length of the file in bytes.
     pub bytes: u64,
+    /// Everything before the tensors' data: metadata and the table of tensors.
     pub header: Vec<u8>,
 }
 

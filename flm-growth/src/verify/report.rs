@@ -89,6 +89,7 @@ pub struct Measured {
 }
 
 impl VerifyReport {
+    /// Judges what was measured in `dtype` by `bounds`.
     pub fn new(measured: Measured, dtype: DType, bounds: Bounds) -> Self {
         let Measured { logits: m, noise_floor, layers, texts, vocab } = measured;
         let perplexity = |nll: f64| (m.predicted > 0).then(|| (nll / m.predicted as f64).exp());

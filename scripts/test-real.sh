@@ -72,7 +72,7 @@ fi
 if [ -n "$fetch_only" ]; then exit 0; fi
 # Cargo runs a test binary in its package's folder: the path has to be absolute.
 export FLM_REAL_WEIGHTS=$dir
-set -- cargo test ${PROFILE:+--profile "$PROFILE"} --workspace --features flm-tests/real-weights --test real -- --nocapture "$@"
-cargo build ${PROFILE:+--profile "$PROFILE"} --workspace --features flm-tests/real-weights
+set -- cargo test ${PROFILE:+--profile "$PROFILE"} --workspace --features flm-cli/real-weights --test real -- --nocapture "$@"
+cargo build ${PROFILE:+--profile "$PROFILE"} --workspace --features flm-cli/real-weights
 say "FLM_REAL_WEIGHTS=$FLM_REAL_WEIGHTS $*"
 exec "$@"

@@ -14,6 +14,8 @@
 //! - [`export`]: GGUF files for llama.cpp
 //! - [`train`]: full-parameter fine-tuning and pre-training
 
+#![allow(missing_docs, reason = "being written, crate by crate")]
+
 mod generate;
 mod html;
 mod model;

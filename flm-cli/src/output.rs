@@ -18,11 +18,6 @@ impl Output {
         Self { json, progress: !quiet && std::io::stderr().is_terminal() }
     }
 
-    /// For work inside another command: no bars, no notes.
-    pub(crate) fn silent() -> Self {
-        Self { json: false, progress: false }
-    }
-
     /// Whether the result is to be JSON.
     pub(crate) fn json(&self) -> bool {
         self.json

@@ -19,8 +19,8 @@
 //! ```
 //! use flm_growth::{GrowthOptions, GrowthPlan, Shape, SourceModel};
 //!
-//! let source = flm_candle::config::preset("nano-52b").unwrap();
-//! let target = Shape::of(&flm_candle::config::preset("nano-102b").unwrap());
+//! let source = flm_checkpoint::preset("nano-52b").unwrap();
+//! let target = Shape::of(&flm_checkpoint::preset("nano-102b").unwrap());
 //! let source = SourceModel::from_config(&source, candle_core::DType::BF16)?;
 //! let plan = GrowthPlan::new(&source, &target, &GrowthOptions::default())?;
 //! assert_eq!(plan.target_config(source.config())?.hidden_size, 120);

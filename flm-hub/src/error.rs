@@ -84,8 +84,8 @@ pub enum HubError {
     Digest { file: String, algorithm: &'static str, expected: String, got: String, times: u32 },
     /// Too little room.
     #[error(
-        "{path}: {needed} bytes more are needed, {free} are free: {} short; {advice}",
-        needed.saturating_sub(*.free)
+        "{path}: {} more needed, {} free: {} short; {advice}",
+        gigabytes(*.needed), gigabytes(*.free), gigabytes(needed.saturating_sub(*.free))
     )]
     Disk { path: PathBuf, needed: u64, free: u64, advice: &'static str },
     /// Another process works in the directory.
@@ -126,4 +126,9 @@ impl HubError {
 pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> HubError {
     let path = path.to_path_buf();
     move |error| HubError::Io { action, path, reason: error.to_string() }
+}
+
+/// Decimal gigabytes, as disks are sold.
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
 }

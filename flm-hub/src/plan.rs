@@ -367,9 +367,7 @@ mod tests {
             lock: LockFile::new("o/r", "main", &"c".repeat(40)),
         };
         let error = plan.check_disk(false).unwrap_err().to_string();
-        for words in
-            ["d: 5.00 GB more are needed, 2.00 GB are free: 3.00 GB short", "--to", "--delete-source"]
-        {
+        for words in ["d: 5.00 GB more needed, 2.00 GB free: 3.00 GB short", "--to", "--delete-source"] {
             assert!(error.contains(words), "{error}");
         }
         assert!(!plan.check_disk(true).unwrap_err().to_string().contains("--delete-source"));

@@ -35,16 +35,6 @@ impl WeightLoader {
         }
     }
 
-    /// The dtype of activations.
-    pub(super) fn compute(&self) -> DType {
-        self.compute
-    }
-
-    /// Where the weights go.
-    pub(super) fn device(&self) -> &Device {
-        &self.device
-    }
-
     /// The checkpoint.
     pub(super) fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint

@@ -80,7 +80,7 @@ impl ModelType {
 /// back by [`TeleFlmConfig::to_json`], in their order.
 ///
 /// ```
-/// let config = flm_candle::config::preset("tele-flm-52b").unwrap();
+/// let config = flm_checkpoint::preset("tele-flm-52b").unwrap();
 /// assert_eq!(config.parameter_count(), 52_824_121_344);
 /// assert_eq!(config.logit_scale(), 0.03125);
 /// ```

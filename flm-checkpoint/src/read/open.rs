@@ -40,7 +40,7 @@ impl Checkpoint {
     }
 
     /// The same wherever the files of `dir` are.
-    pub fn open_in(dir: &Path, files: &dyn Files) -> Result<Self> {
+    pub(crate) fn open_in(dir: &Path, files: &dyn Files) -> Result<Self> {
         let config = parse_config(&files.json(&dir.join("config.json"))?)?;
         let found = FORMATS.iter().find(|(_, name)| files.has(&dir.join(name)));
         let &(format, name) = found.ok_or_else(|| CheckpointError::NoWeights { dir: dir.into() })?;
@@ -125,7 +125,7 @@ impl Checkpoint {
 }
 
 /// Where the files of a checkpoint are.
-pub trait Files {
+pub(crate) trait Files {
     /// Whether there is something of that name, of whatever kind.
     fn has(&self, path: &Path) -> bool;
     /// The bytes of a JSON file of sensible size.
@@ -135,7 +135,7 @@ pub trait Files {
 }
 
 /// What is known of a weight file without its weights.
-pub struct Headers {
+pub(crate) struct Headers {
     pub size: u64,
     pub tensors: Vec<RawTensor>,
     /// For PyTorch, the archive's entries that hold tensors.

@@ -1,6 +1,6 @@
 use candle_core::DType;
 
-/// A tensor that a [`Writer`] will write.
+/// A tensor that a [`Writer`](crate::Writer) will write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     /// Name.

@@ -27,7 +27,7 @@ pub struct LocalModel {
     template: Option<ChatTemplate>,
     /// The directory's name.
     pub name: String,
-    /// Digest of configuration, tokenizer and weights: see [`digest`].
+    /// Digest of configuration, tokenizer and weights: see `digest`.
     pub digest: String,
     /// Whether its blocks stay on disk.
     pub streamed: bool,

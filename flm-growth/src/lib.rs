@@ -4,17 +4,16 @@
 //! logits. It is described by a [`GrowthPlan`]: for each tensor of the target, which source tensor fills
 //! its leading corner, with which scale, and what fills the rest. Everything else reads the plan.
 //!
-//! - [`shape`]: the sizes that can grow, and whether one shape can grow to another
-//! - [`placement`]: which source layer fills each target layer
-//! - [`operator`]: the rules that make a growth preserve the function
-//! - [`plan`]: the plan and its numbers, from a checkpoint or from a `config.json` alone
-//! - [`fold`]: masked checkpoints as plain ones
-//! - [`mod@init`]: checkpoints with random weights
-//! - [`distance`]: how much each layer does, for choosing which to copy
-//! - [`checksums`]: digests of what was written
-//! - [`fill`]: reproducible random weights
-//! - [`mod@execute`]: streams a source checkpoint through a plan into a new one
-//! - [`mod@verify`]: runs source and target side by side and compares
+//! In the order to read it (knows nothing about training, the network or the command):
+//! - `shape`: the sizes that can grow ([`Shape`]); `placement`: which source layer fills each target layer
+//! - `operator`: the rules that make a growth preserve the function ([`Operator`])
+//! - `plan`: [`GrowthPlan`] and its numbers, from a checkpoint or from a `config.json` alone
+//! - `execute`: [`execute()`] streams a source checkpoint through a plan into a new one
+//! - `fold`: masked checkpoints as plain ones; `init`: random ones; `convert`: other forms and layouts;
+//!   `gguf`: one file for llama.cpp
+//! - `distance`: how much each layer does, for choosing which to copy
+//! - `verify`: [`verify()`] runs source and target side by side and compares
+//! - `reference`: an independent forward pass in f64, for tests
 //!
 //! ```
 //! use flm_growth::{GrowthOptions, GrowthPlan, Shape, SourceModel};

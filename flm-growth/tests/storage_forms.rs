@@ -1,4 +1,5 @@
 //! Whole checkpoints: the fixtures that PyTorch wrote, in every form.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 

@@ -97,6 +97,14 @@ impl Hasher {
     }
 }
 
+/// Bytes that are written, recorded and hashed at a time; what a killed worker can lose.
+pub(crate) const PIECE: usize = 1 << 20;
+
+/// Whether `text` is `digits` lower-case hexadecimal digits.
+pub(crate) fn is_digest(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,12 +122,4 @@ mod tests {
         );
         assert_eq!(of(Digest::GitSha1(String::new())), "ce013625030ba8dba906f756967f9e9ca394464a");
     }
-}
-
-/// Bytes that are written, recorded and hashed at a time; what a killed worker can lose.
-pub(crate) const PIECE: usize = 1 << 20;
-
-/// Whether `text` is `digits` lower-case hexadecimal digits.
-pub(crate) fn is_digest(text: &str, digits: usize) -> bool {
-    text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

@@ -41,6 +41,24 @@ pub(crate) fn url_path(name: &str) -> String {
     out
 }
 
+pub(crate) const NAME: &str = "flm.lock";
+
+/// Whether `text` is `OWNER/NAME` as the Hub allows it.
+pub(crate) fn is_repository(text: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty()
+            && p.len() <= 96
+            && !p.starts_with('.')
+            && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    text.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name))
+}
+
+/// Whether a file holds weights in PyTorch's form.
+pub(crate) fn is_shard(name: &str) -> bool {
+    name.starts_with("pytorch_model") && name.ends_with(".bin")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,22 +98,4 @@ mod tests {
     fn urls_are_escaped() {
         assert_eq!(url_path("a b/c?#%.bin"), "a%20b/c%3F%23%25.bin");
     }
-}
-
-pub(crate) const NAME: &str = "flm.lock";
-
-/// Whether `text` is `OWNER/NAME` as the Hub allows it.
-pub(crate) fn is_repository(text: &str) -> bool {
-    let part = |p: &str| {
-        !p.is_empty()
-            && p.len() <= 96
-            && !p.starts_with('.')
-            && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-    };
-    text.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name))
-}
-
-/// Whether a file holds weights in PyTorch's form.
-pub(crate) fn is_shard(name: &str) -> bool {
-    name.starts_with("pytorch_model") && name.ends_with(".bin")
 }

@@ -5,12 +5,14 @@
 //! too: a block's weights are brought in once per pass and serve every micro-batch.
 //!
 //! - [`Layout`]: the units of parameters that are brought in, used and written back together
-//! - [`store`]: where parameters, gradients and optimizer state live; every tier gives the same numbers
+//! - `store`: where parameters, gradients and optimizer state live; every tier gives the same numbers
 //! - [`Packed`]: rows of token ids, labels and document boundaries
 //! - [`Backprop`]: loss and gradients of a step
 //! - [`AdamW`], [`Schedule`]: the update
-//! - [`data`]: files of conversations or text, encoded and packed
+//! - `data`: files of conversations or text, encoded and packed
 //! - [`Recipe`], [`Plan`], [`Trainer`]: a whole run, with checkpoints that it resumes from
+//!
+//! Knows nothing about the network, growth or the command.
 
 #![allow(missing_docs, reason = "being written, crate by crate")]
 

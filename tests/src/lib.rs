@@ -1,6 +1,6 @@
 //! End-to-end tests of the flm binary; the tests are in `tests/`.
 
-#![allow(missing_docs, reason = "being written, crate by crate")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "for tests only")]
 
 pub mod files;
 pub mod hub_server;

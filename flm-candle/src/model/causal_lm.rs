@@ -50,7 +50,7 @@ pub struct Trace {
 
 /// Tele-FLM: embedding, blocks, final norm, head.
 ///
-/// It runs layer by layer and asks a [`BlockSource`] for each block, so that resident and streamed
+/// It runs layer by layer and asks a `BlockSource` for each block, so that resident and streamed
 /// models are the same code.
 #[derive(Debug)]
 pub struct CausalLm {

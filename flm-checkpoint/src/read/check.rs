@@ -24,7 +24,7 @@ impl Checkpoint {
         problems
     }
 
-    /// [`Checkpoint::problems`] without those of dtypes, which [`super::convert`] mends.
+    /// [`Checkpoint::problems`] without those of dtypes, which a conversion mends.
     pub fn shape_problems(&self) -> Vec<CheckpointError> {
         let tied_head = self.config.tie_word_embeddings.then(|| TensorShape {
             name: LM_HEAD.into(),

@@ -107,11 +107,11 @@ pub struct ExecuteReport {
 ///
 /// What a run that died has finished is kept, if it was the same: plan, seed, source, shards.
 /// `progress` is called, from several threads, with the bytes finished since the last call; they add
-/// up to [`crate::plan::PlanSummary::output_bytes`].
+/// up to [`PlanSummary::output_bytes`](crate::PlanSummary::output_bytes).
 ///
 /// # Errors
 /// If the source is not the one that the plan was made for,
-/// [`CheckpointError::ResumeMismatch`](flm_candle::checkpoint::CheckpointError::ResumeMismatch) where another
+/// [`CheckpointError::ResumeMismatch`](flm_checkpoint::CheckpointError::ResumeMismatch) where another
 /// run's remains are in the way, [`GrowthError::DiskSpace`] before anything is written and
 /// [`GrowthError::DiskFull`] later, and whatever reading and writing return.
 pub fn execute(

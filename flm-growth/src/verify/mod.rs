@@ -44,7 +44,7 @@ pub struct VerifyOptions {
     /// For each source layer the target layer after which the residual streams must agree. `None`
     /// takes it from the target's provenance, or pairs equal numbers of layers in order.
     pub layer_map: Option<Vec<usize>>,
-    /// What counts as the same function; `None` takes [`Bounds::of`] the dtype.
+    /// What counts as the same function; `None` takes the bounds of the dtype.
     pub bounds: Option<Bounds>,
     /// Whether to measure the noise floor, for one or two more runs of the source. It is measured in
     /// any case where the bounds need it.

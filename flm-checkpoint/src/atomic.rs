@@ -50,7 +50,7 @@ impl Staging {
         Ok(dst.with_file_name(staging_name))
     }
 
-    /// The directory.
+    /// The staging directory, beside the destination.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

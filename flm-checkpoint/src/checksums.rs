@@ -125,7 +125,7 @@ pub(crate) fn file_name(path: &Path) -> String {
 }
 
 impl FileDigest {
-    /// Of bytes.
+    /// Length and BLAKE3 of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self { bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() }
     }

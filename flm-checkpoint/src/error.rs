@@ -11,6 +11,7 @@ use crate::format::safetensors::HeaderError;
 use crate::format::zip::ZipError;
 
 /// What can be wrong with a checkpoint.
+#[allow(missing_docs, reason = "the message says what each field is")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -38,74 +39,44 @@ pub enum CheckpointError {
         "no weights in {dir}: looked for model.safetensors, model.safetensors.index.json, \
          pytorch_model.bin and pytorch_model.bin.index.json"
     )]
-    NoWeights {
-        /// The directory.
-        dir: PathBuf,
-    },
+    NoWeights { dir: PathBuf },
     /// A path that should be a file is a directory, a FIFO, a socket or a device.
     #[error("{path} is not a regular file")]
-    NotARegularFile {
-        /// The path.
-        path: PathBuf,
-    },
+    NotARegularFile { path: PathBuf },
     /// A text file of the checkpoint is far larger than such files are.
     #[error("{path} has {size} bytes; at most {limit} are read")]
     TooLarge {
-        /// The file.
         path: PathBuf,
         /// Its size.
         size: u64,
-        /// The limit.
         limit: u64,
     },
     /// An index (`*.index.json`) is malformed.
     #[error("{path}: {source}")]
-    Index {
-        /// The index.
-        path: PathBuf,
-        /// What is wrong.
-        source: IndexError,
-    },
+    Index { path: PathBuf, source: IndexError },
     /// The index names a file that is not there.
     #[error("{index} places {tensor} in {file}, which is not there: download that file")]
     MissingFile {
-        /// The index.
         index: PathBuf,
         /// A tensor of the file.
         tensor: String,
-        /// The file.
         file: String,
     },
     /// The index places a tensor in a file that does not hold it.
     #[error(
         "{file} holds no tensor {tensor}, although {index} says so: index and file are of different checkpoints"
     )]
-    NotInFile {
-        /// The index.
-        index: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The file.
-        file: PathBuf,
-    },
+    NotInFile { index: PathBuf, tensor: String, file: PathBuf },
     /// A file holds a tensor that the index does not place there.
     #[error(
         "{file} holds {tensor}, which {index} does not place there: index and file are of different checkpoints"
     )]
-    NotInIndex {
-        /// The index.
-        index: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The file.
-        file: PathBuf,
-    },
+    NotInIndex { index: PathBuf, tensor: String, file: PathBuf },
     /// A file holds a tensor that the index places in another file.
     #[error(
         "tensor {tensor} is in {second} and, by the index, in {first}: one of the files is of another checkpoint"
     )]
     DuplicateTensor {
-        /// The tensor.
         tensor: String,
         /// The file that the index names.
         first: PathBuf,
@@ -114,32 +85,16 @@ pub enum CheckpointError {
     },
     /// A safetensors header is malformed.
     #[error("{path}: {source}")]
-    Header {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: HeaderError,
-    },
+    Header { path: PathBuf, source: HeaderError },
     /// A PyTorch file's archive is malformed.
     #[error("{path}: {source}")]
-    Zip {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: ZipError,
-    },
+    Zip { path: PathBuf, source: ZipError },
     /// A PyTorch file's pickle is malformed or holds something else than tensors.
     #[error("{path}: {source}")]
-    Pickle {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: PickleError,
-    },
+    Pickle { path: PathBuf, source: PickleError },
     /// The config asks for a tensor that no file holds.
     #[error("tensor {tensor} is missing; config.json asks for it with shape {expected:?}")]
     MissingTensor {
-        /// The tensor.
         tensor: String,
         /// Its shape by the config.
         expected: Vec<usize>,
@@ -147,19 +102,15 @@ pub enum CheckpointError {
     /// A file holds a tensor that the config knows nothing of.
     #[error("{file} holds {tensor} {shape:?}, which a model of this config.json does not have")]
     UnknownTensor {
-        /// The tensor.
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
-        /// The file.
         file: PathBuf,
     },
     /// A tensor's shape is not what the config says.
     #[error("{file}: {tensor} has shape {got:?}, config.json says {expected:?}")]
     ShapeMismatch {
-        /// The tensor.
         tensor: String,
-        /// The file.
         file: PathBuf,
         /// Shape by the config.
         expected: Vec<usize>,
@@ -172,7 +123,6 @@ pub enum CheckpointError {
          set torch_dtype to {got:?}, or convert the checkpoint"
     )]
     DTypeMismatch {
-        /// A matrix.
         tensor: String,
         /// Its file.
         file: PathBuf,
@@ -184,7 +134,6 @@ pub enum CheckpointError {
     /// There is no tensor of that name.
     #[error("{dir} has no tensor {tensor}")]
     NoSuchTensor {
-        /// The checkpoint.
         dir: PathBuf,
         /// The name asked for.
         tensor: String,
@@ -192,7 +141,6 @@ pub enum CheckpointError {
     /// A read or write reaches outside its tensor.
     #[error("bytes {offset}..{offset}+{len} are outside {tensor}, which has {nbytes}")]
     OutOfRange {
-        /// The tensor.
         tensor: String,
         /// First byte.
         offset: u64,
@@ -204,9 +152,7 @@ pub enum CheckpointError {
     /// A file could not be read where a tensor lies.
     #[error("cannot read {tensor} from {path}: {source}")]
     Read {
-        /// The tensor.
         tensor: String,
-        /// The file.
         path: PathBuf,
         /// The system's error; `UnexpectedEof` where the file was cut after it was opened.
         source: std::io::Error,
@@ -216,7 +162,6 @@ pub enum CheckpointError {
         "{path}: entry {entry} (tensor {tensor}) has CRC-32 {got:08x}, the archive says {expected:08x}: download the file again"
     )]
     Checksum {
-        /// The file.
         path: PathBuf,
         /// The archive's entry.
         entry: String,
@@ -229,24 +174,13 @@ pub enum CheckpointError {
     },
     /// A tensor that was written and fsynced has other bytes when it is read again.
     #[error("{path}: {tensor} is not read back as it was written: check the disk")]
-    NotAsWritten {
-        /// The tensor.
-        tensor: String,
-        /// The file.
-        path: PathBuf,
-    },
+    NotAsWritten { tensor: String, path: PathBuf },
     /// The output exists already.
     #[error("{path} exists and is not an empty directory: remove it or choose another name")]
-    DestinationExists {
-        /// The output.
-        path: PathBuf,
-    },
+    DestinationExists { path: PathBuf },
     /// The output has no name, for example `..`.
     #[error("{path} cannot be written: it has no file name")]
-    BadDestination {
-        /// The output.
-        path: PathBuf,
-    },
+    BadDestination { path: PathBuf },
     /// Another process writes the same output.
     #[error("{path} is in use: another process is writing this checkpoint")]
     InUse {
@@ -255,12 +189,7 @@ pub enum CheckpointError {
     },
     /// A JSON file that this program wrote is malformed.
     #[error("{path} cannot be read: {source}")]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
+    Json { path: PathBuf, source: serde_json::Error },
     /// The staging directory holds an unfinished run of something else.
     #[error(
         "{path} holds an unfinished run with {difference}: finish it with its own command, or start over with --restart"
@@ -275,10 +204,7 @@ pub enum CheckpointError {
     #[error(
         "{dir} has growth masks, which no other layout knows: run `flm fold` first, then convert its output"
     )]
-    Masked {
-        /// The checkpoint.
-        dir: PathBuf,
-    },
+    Masked { dir: PathBuf },
     /// A multiplier cannot be folded into weights or taken out of them.
     #[error("{what} cannot go from {from} to {to}: the factor would not be a finite number other than 0")]
     Multiplier {
@@ -295,7 +221,6 @@ pub enum CheckpointError {
     /// A tensor cannot be stored: its dtype is none of BF16, F16, F32, F64, or its size overflows.
     #[error("tensor {tensor} ({dtype:?} {shape:?}) cannot be written to safetensors: {reason}")]
     BadSpec {
-        /// The tensor.
         tensor: String,
         /// Its dtype.
         dtype: DType,
@@ -310,7 +235,6 @@ pub enum CheckpointError {
     /// A tensor of the output has bytes that were never written.
     #[error("{missing} of {nbytes} bytes of {tensor} were never written")]
     Unwritten {
-        /// The tensor.
         tensor: String,
         /// Bytes that were neither written nor skipped.
         missing: u64,
@@ -320,7 +244,6 @@ pub enum CheckpointError {
     /// The names and shapes are too many for one safetensors header.
     #[error("the header of {file} would have {size} bytes, at most {limit} are allowed: use smaller shards")]
     HeaderTooLarge {
-        /// The file.
         file: String,
         /// Bytes of the header.
         size: u64,

@@ -15,7 +15,7 @@ pub fn pickle(bytes: &[u8]) {
     let _ = crate::format::pickle::read(bytes);
 }
 
-/// An index.
+/// Parses `bytes` as model.safetensors.index.json.
 pub fn index(bytes: &[u8]) {
     let _ = crate::format::index::parse(bytes);
 }

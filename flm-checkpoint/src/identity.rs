@@ -1,3 +1,5 @@
+//! Whether a run may go on where another stopped: the same tool, options and source files.
+
 use crate::checksums::file_name;
 use crate::error::Result;
 use crate::error::io;

@@ -1,3 +1,5 @@
+//! What the machine has: memory that is free, memory that this process took.
+
 /// Memory that the machine has free, if it says so.
 pub fn available_memory() -> Option<u64> {
     kilobytes("/proc/meminfo", "MemAvailable:")

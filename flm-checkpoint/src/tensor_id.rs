@@ -1,3 +1,5 @@
+//! Names and shapes of tensors.
+
 use candle_core::DType;
 
 /// A tensor that a [`Writer`](crate::Writer) will write.

@@ -65,9 +65,9 @@ pub struct Completion {
 pub struct Cost {
     /// Of one pass over the weights with a single token.
     pub seconds_per_pass: f64,
-    /// At most.
+    /// Upper bound, reached when every prompt runs to its limit.
     pub passes: usize,
-    /// At most.
+    /// Upper bound, reached when every prompt runs to its limit.
     pub seconds: f64,
     /// Memory of the keys and values of the largest batch.
     pub kv_cache_bytes: u64,

@@ -22,7 +22,7 @@ pub(crate) fn version() -> String {
 /// What all rows of a result have in common; `None` is what its rows do not say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Identity {
-    /// The judge.
+    /// Name of the judge, as the rows give it.
     pub judge: Option<String>,
     /// SHA-256 of the judge's prompt template and rubric.
     pub prompt_sha256: Option<String>,

@@ -1,3 +1,5 @@
+//! The scores that the model card of FLM-2-52B-Instruct-2407 gives.
+
 use serde::Serialize;
 
 /// A row of the table in the model card of FLM-2-52B-Instruct-2407 (CofeAI, Hugging Face).

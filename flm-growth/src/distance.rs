@@ -46,7 +46,7 @@ pub enum Metric {
 /// The distances of a layer, averaged over tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LayerDistance {
-    /// The layer.
+    /// Number of the layer, from 0.
     pub layer: usize,
     /// See [`Metric::Angular`].
     pub angular: f64,

@@ -8,6 +8,7 @@ use flm_checkpoint::ConfigError;
 pub(crate) type Result<T> = std::result::Result<T, GrowthError>;
 
 /// What can go wrong in a growth.
+#[allow(missing_docs, reason = "the message says what each field is")]
 #[derive(Debug, thiserror::Error)]
 pub enum GrowthError {
     /// A dimension of the target is smaller than the source's.
@@ -98,12 +99,7 @@ pub enum GrowthError {
     },
     /// A plan contradicts itself; plans made by [`crate::GrowthPlan::new`] do not.
     #[error("the plan of tensor {name} is wrong: {problem}")]
-    Plan {
-        /// The tensor.
-        name: String,
-        /// What is wrong.
-        problem: &'static str,
-    },
+    Plan { name: String, problem: &'static str },
     /// A standard deviation is not usable.
     #[error("standard deviation {0}: it must be a finite number ≥ 0")]
     Std(f64),
@@ -122,7 +118,6 @@ pub enum GrowthError {
     /// A tensor has another shape than config.json says, or than the plan was made for.
     #[error("tensor {name} has shape {got:?}, expected {expected:?}")]
     TensorShape {
-        /// The tensor.
         name: String,
         /// Its shape.
         got: Vec<usize>,
@@ -132,7 +127,6 @@ pub enum GrowthError {
     /// A tensor is stored in another dtype than the plan was made for.
     #[error("tensor {name} is stored as {got}, the plan was made for {expected}: plan again")]
     TensorDtype {
-        /// The tensor.
         name: String,
         /// Its dtype.
         got: String,
@@ -162,7 +156,6 @@ pub enum GrowthError {
         "the layer map {got:?} must give, in ascending order, one of {target_layers} layers of the target for each of the {source_layers} layers of the source"
     )]
     LayerMap {
-        /// The map.
         got: Vec<usize>,
         /// Layers of the source.
         source_layers: usize,
@@ -178,7 +171,6 @@ pub enum GrowthError {
     /// A file could not be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// The file.
         path: String,
         /// The system's error.
         source: std::io::Error,
@@ -213,7 +205,6 @@ pub enum GrowthError {
     /// A file could not be written.
     #[error("cannot write {path}: {source}")]
     Write {
-        /// The file.
         path: String,
         /// The system's error.
         source: std::io::Error,

@@ -1,3 +1,6 @@
+//! What fills one target tensor: the blocks of a matrix, copied, scaled, drawn or zero. Everything else
+//! reads this.
+
 use serde::{Deserialize, Serialize};
 
 use crate::precision::{Precision, is_power_of_two};
@@ -10,7 +13,7 @@ pub enum Std {
     Match,
     /// This many times [`Std::Match`].
     Times(f64),
-    /// A number.
+    /// This standard deviation.
     Value(f64),
 }
 
@@ -36,7 +39,7 @@ pub enum Fill {
 pub struct TailScale {
     /// The first row (column) that it applies to.
     pub from: usize,
-    /// The factor.
+    /// Factor of the rows or columns from there on.
     pub scale: f64,
 }
 

@@ -22,7 +22,7 @@ pub struct Manifest {
     pub models: Vec<Model>,
 }
 
-/// A checkpoint.
+/// A checkpoint that flm knows by name.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {

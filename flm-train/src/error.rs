@@ -1,3 +1,5 @@
+//! What can go wrong while training.
+
 use std::path::PathBuf;
 
 use flm_candle::ModelError;
@@ -6,6 +8,7 @@ use flm_checkpoint::CheckpointError;
 use flm_checkpoint::ConfigError;
 
 /// What can go wrong while training.
+#[allow(missing_docs, reason = "the message says what each field is")]
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// A tensor operation failed.
@@ -28,7 +31,6 @@ pub enum TrainError {
     File {
         /// What was tried.
         action: &'static str,
-        /// The file.
         path: PathBuf,
         /// The system's error.
         source: std::io::Error,
@@ -39,7 +41,6 @@ pub enum TrainError {
          {step} of {steps}: correct them there, or fold them with `flm fold`"
     )]
     Masks {
-        /// The checkpoint.
         path: PathBuf,
         /// What the schedule says.
         mask: f64,
@@ -71,11 +72,9 @@ pub enum TrainError {
     /// Something in a line of a data file.
     #[error("{path}:{line}: {message}")]
     Line {
-        /// The file.
         path: PathBuf,
         /// Its line, counted from 1.
         line: usize,
-        /// What is wrong.
         message: String,
     },
     /// Something in the data as a whole.
@@ -86,12 +85,7 @@ pub enum TrainError {
     Recipe(String),
     /// A training state that does not fit.
     #[error("cannot resume from {path}: {message}")]
-    State {
-        /// The directory.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
+    State { path: PathBuf, message: String },
     /// There is no room left for what a run writes.
     #[error(
         "the disk is full ({source}): {kept}; make room and run the same command again, or lower save.keep"

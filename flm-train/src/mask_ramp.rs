@@ -1,3 +1,5 @@
+//! How the masks of a growing model rise in a run.
+
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::{GrowthMasks, MaskSchedule};
 

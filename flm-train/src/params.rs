@@ -1,3 +1,5 @@
+//! Which parameters a model has, in the units that are brought in, used and written back together.
+
 use candle_core::DType;
 
 use flm_checkpoint::TeleFlmConfig;
@@ -12,7 +14,7 @@ pub enum ParameterGroup {
     Matrix,
     /// Gains.
     Norm,
-    /// The head.
+    /// The output projection (`lm_head`).
     Head,
 }
 
@@ -20,13 +22,13 @@ pub enum ParameterGroup {
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct Multipliers {
-    /// The embedding.
+    /// Factor for the token embedding.
     pub embedding: f64,
     /// Matrices of the blocks.
     pub matrix: f64,
     /// Gains.
     pub norm: f64,
-    /// The head.
+    /// Factor for the output projection (`lm_head`).
     pub head: f64,
 }
 

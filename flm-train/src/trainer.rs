@@ -1,3 +1,5 @@
+//! A run: steps, validation, checkpoints, and going on from them.
+
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
@@ -150,7 +152,7 @@ impl Trainer {
         self.resumed
     }
 
-    /// What is trained.
+    /// The plan that the run follows.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }

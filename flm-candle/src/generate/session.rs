@@ -1,3 +1,5 @@
+//! A text that grows, as a conversation does: what it shares with the last prompt is not computed again.
+
 use crate::generate::{
     Finish, GenerateError, GenerateOptions, Generation, Prompt, Row, check_options, check_prompts,
 };

@@ -1,3 +1,5 @@
+//! Self-attention: projections, rotary positions, the KV cache, and the choice of an algorithm.
+
 use candle_nn::rotary_emb;
 
 use candle_core::{D, DType, Result, Tensor};

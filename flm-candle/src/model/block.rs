@@ -1,3 +1,5 @@
+//! One decoder block, with the masks of a model that is still growing.
+
 use candle_core::{Result, Tensor};
 
 use crate::model::attention::Attention;

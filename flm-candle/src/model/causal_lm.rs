@@ -1,3 +1,5 @@
+//! The whole model: embedding, blocks, final norm, head. Read this after `forward_context` and `block`.
+
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},

@@ -1,3 +1,5 @@
+//! Negative log-likelihood of given tokens, in chunks of positions so that logits stay few.
+
 use candle_core::DType;
 use rayon::prelude::*;
 

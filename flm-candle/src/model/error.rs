@@ -1,6 +1,9 @@
+//! What can go wrong while a model is loaded or run.
+
 use flm_checkpoint::CheckpointError;
 
 /// What can go wrong while a model is loaded or run.
+#[allow(missing_docs, reason = "the message says what each field is")]
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The checkpoint could not be read.
@@ -12,7 +15,6 @@ pub enum ModelError {
     /// A token id has no row in the embedding.
     #[error("token id {id} is out of range: the embedding has {rows} rows")]
     TokenId {
-        /// The id.
         id: u32,
         /// Rows of the embedding.
         rows: usize,

@@ -1,3 +1,5 @@
+//! What the blocks of one forward pass share: positions, masks, documents, chunks of queries.
+
 use crate::model::kernels::Documents;
 use crate::model::kernels::Path;
 

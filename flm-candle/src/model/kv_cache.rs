@@ -1,3 +1,5 @@
+//! Keys and values of the tokens seen so far, per block.
+
 use candle_core::{Result, Tensor};
 
 /// By how many tokens a full cache grows: what it holds is copied once for so many.

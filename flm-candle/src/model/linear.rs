@@ -1,3 +1,5 @@
+//! A matrix without bias; bf16 weights also serve f32 activations.
+
 use candle_core::{DType, Result, Tensor};
 
 use crate::model::kernels::bf16_matmul::WideningMatmul;

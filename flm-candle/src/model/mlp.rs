@@ -1,3 +1,5 @@
+//! The feed-forward layer.
+
 use candle_core::{DType, Result, Tensor};
 
 use crate::model::kernels::supports;

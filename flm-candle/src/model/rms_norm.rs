@@ -1,3 +1,5 @@
+//! RMSNorm as a module: gain, eps, and the mask of a model that is still growing.
+
 use candle_core::{D, DType, Result, Tensor};
 
 use crate::model::kernels::rms_norm::rms_norm;

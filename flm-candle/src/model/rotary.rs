@@ -1,3 +1,5 @@
+//! Tables of the rotary position embedding.
+
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Rotary position embedding, half-split: dimension `i` turns with dimension `i + head_dim / 2`.

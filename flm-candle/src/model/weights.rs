@@ -1,3 +1,5 @@
+//! From a checkpoint's tensors to the model's parts, in the dtype that they compute in.
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -35,7 +37,7 @@ impl WeightLoader {
         }
     }
 
-    /// The checkpoint.
+    /// The checkpoint that weights are read from.
     pub(super) fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }

@@ -37,7 +37,7 @@ const TELE_FLM: &str = concat!(
 pub struct ChatMessage {
     /// Who speaks: `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// Text of the message.
     pub content: String,
 }
 

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 /// What can be wrong with a tokenizer's files or with what it is asked to do.
+#[allow(missing_docs, reason = "the message says what each field is")]
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// A file could not be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// The file.
         path: String,
         /// The system's error.
         source: std::io::Error,
@@ -16,21 +16,16 @@ pub enum TokenizerError {
     /// A file could not be written.
     #[error("cannot write {path}: {source}")]
     Write {
-        /// The file.
         path: String,
         /// The system's error.
         source: std::io::Error,
     },
     /// The folder holds no tokenizer in a known format.
     #[error("no tokenizer in {dir}: looked for tokenizer.json and tokenizer.model")]
-    NotFound {
-        /// The folder.
-        dir: String,
-    },
+    NotFound { dir: String },
     /// A file of the tokenizer's folder is wrong; the source says how.
     #[error("{path}: {source}")]
     File {
-        /// The file.
         path: String,
         /// What is wrong with it.
         source: Box<Self>,
@@ -58,7 +53,6 @@ pub enum TokenizerError {
     UnknownToken {
         /// The key of tokenizer_config.json.
         key: String,
-        /// The token.
         token: String,
         /// " at id N" where the key gives an id, else empty.
         at: String,
@@ -66,7 +60,6 @@ pub enum TokenizerError {
     /// An id is not in the vocabulary: a padding row of the model, or another tokenizer's id.
     #[error("token id {id} is outside the vocabulary of {len} pieces")]
     UnknownId {
-        /// The id.
         id: u32,
         /// The size of the vocabulary.
         len: usize,

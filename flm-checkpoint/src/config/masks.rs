@@ -1,3 +1,5 @@
+//! The key `growth` of config.json: masks of a model that is still growing, and how they rise.
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -68,7 +70,7 @@ pub struct LayerMask {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MaskSchedule {
-    /// The curve.
+    /// Shape of the rise from 0 to 1.
     pub kind: ScheduleKind,
     /// Optimizer steps until the masks are 1.
     pub steps: u64,

@@ -23,7 +23,7 @@ pub enum ConfigError {
     /// The file could not be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// The file.
+        /// Path of config.json.
         path: String,
         /// The system's error.
         source: std::io::Error,
@@ -37,7 +37,7 @@ pub enum ConfigError {
     /// A key holds something of the wrong kind or out of range.
     #[error("config.json: `{key}` is {got}, expected {expected}")]
     Invalid {
-        /// The key.
+        /// Key of config.json.
         key: &'static str,
         /// What it holds.
         got: String,

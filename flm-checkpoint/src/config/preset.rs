@@ -1,3 +1,5 @@
+//! Named shapes: the released models, the unreleased stage between them, and nano sizes for tests.
+
 use serde_json::json;
 
 use crate::config::TeleFlmConfig;

@@ -1,3 +1,5 @@
+//! Released config.json files open with their published sizes, and each wrong value names its key.
+
 use super::*;
 use crate::PRESETS;
 use crate::preset;

@@ -24,7 +24,7 @@ pub enum IndexError {
     /// It names something that is not a file inside the checkpoint's directory.
     #[error("weight_map places {tensor} in {file:?}, which is not a plain file name")]
     BadFileName {
-        /// The tensor.
+        /// Name that stands twice.
         tensor: String,
         /// What stands for the file.
         file: String,

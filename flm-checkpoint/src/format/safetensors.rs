@@ -47,7 +47,7 @@ pub enum HeaderError {
     /// A dtype that weights do not have.
     #[error("tensor {tensor} has dtype {dtype:?}; supported are BF16, F16, F32 and F64")]
     DType {
-        /// The tensor.
+        /// Name in the header.
         tensor: String,
         /// Its dtype.
         dtype: Dtype,
@@ -55,7 +55,7 @@ pub enum HeaderError {
     /// A shape whose size overflows.
     #[error("tensor {tensor} has shape {shape:?}, which is more bytes than a file can have")]
     Overflow {
-        /// The tensor.
+        /// Name in the header.
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
@@ -65,7 +65,7 @@ pub enum HeaderError {
         "tensor {tensor} lies at {got:?}, expected {expected:?}: overlapping, with a hole, or of the wrong length"
     )]
     Offsets {
-        /// The tensor.
+        /// Name in the header.
         tensor: String,
         /// First byte and end by its dtype and shape, after the tensor before it.
         expected: (u64, u64),
@@ -77,7 +77,7 @@ pub enum HeaderError {
     FileLength {
         /// By the header.
         expected: u64,
-        /// The file.
+        /// Bytes of the file.
         got: u64,
     },
 }

@@ -40,7 +40,7 @@ pub enum ZipError {
     Record {
         /// Which, from 0.
         index: u64,
-        /// What is wrong.
+        /// What the directory says that cannot be.
         reason: &'static str,
     },
     /// Two entries have the same name.
@@ -55,7 +55,7 @@ pub enum ZipError {
     /// The two headers of an entry disagree.
     #[error("entry {entry}: the header before the data and the archive's directory disagree on the {what}")]
     Disagree {
-        /// The entry.
+        /// Name of the entry.
         entry: String,
         /// On what.
         what: &'static str,
@@ -63,7 +63,7 @@ pub enum ZipError {
     /// The bytes of an entry are not those that were saved.
     #[error("entry {entry} has CRC-32 {got:08x}, the archive says {expected:08x}: download the file again")]
     Checksum {
-        /// The entry.
+        /// Name of the entry.
         entry: String,
         /// CRC-32 by the archive.
         expected: u32,

@@ -1,3 +1,5 @@
+//! Regular files, opened once and read by position; JSON files of bounded size.
+
 use crate::error::CheckpointError;
 use crate::error::Result;
 use crate::error::io;

@@ -1,3 +1,5 @@
+//! What was said, put into the chat template, and cut to what the context holds.
+
 use std::{
     fs::OpenOptions,
     io::{Read, Seek, SeekFrom, Write},

@@ -1,3 +1,5 @@
+//! Lines from a terminal, with editing and history, or from a pipe.
+
 use std::{
     io::{BufRead, IsTerminal, StdinLock},
     path::{Path, PathBuf},

@@ -1,3 +1,5 @@
+//! What a line of a chat asks for: a message, or one of the commands that begin with a slash.
+
 use std::path::PathBuf;
 
 /// What `/help` says.

@@ -1,3 +1,5 @@
+//! `flm chat`.
+
 use std::path::PathBuf;
 
 use clap::Args;

@@ -1,3 +1,5 @@
+//! `flm completions`.
+
 use clap::Args;
 use clap_complete::Shell;
 
@@ -7,7 +9,7 @@ use crate::output::Output;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  flm completions bash > /etc/bash_completion.d/flm")]
 pub(crate) struct Completions {
-    /// The shell.
+    /// Shell to print the script for.
     shell: Shell,
 }
 

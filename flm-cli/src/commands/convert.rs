@@ -1,3 +1,5 @@
+//! `flm convert`, and `--verify`.
+
 use std::{
     path::{Path, PathBuf},
     time::Instant,

@@ -1,3 +1,5 @@
+//! `flm demo`; the steps are in `crate::demo`.
+
 use std::path::PathBuf;
 
 use clap::Args;

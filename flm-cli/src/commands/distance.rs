@@ -1,3 +1,5 @@
+//! `flm distance`.
+
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context;

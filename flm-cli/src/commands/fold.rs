@@ -1,3 +1,5 @@
+//! `flm fold`.
+
 use std::path::PathBuf;
 
 use anyhow::Context;

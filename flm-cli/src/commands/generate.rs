@@ -1,3 +1,5 @@
+//! `flm generate`.
+
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
@@ -21,7 +23,7 @@ use crate::output::Output;
 pub(crate) struct Generate {
     /// Checkpoint directory.
     dir: PathBuf,
-    /// The prompt.
+    /// Text to continue; with --chat, the message to answer.
     #[arg(long, value_name = "TEXT", required_unless_present_any = ["prompt_file", "ids"])]
     prompt: Option<String>,
     /// Read the prompt from a file (- is standard input).

@@ -1,3 +1,5 @@
+//! `flm init`.
+
 use std::path::PathBuf;
 
 use anyhow::Context;

@@ -1,3 +1,5 @@
+//! `flm logits`.
+
 use std::{collections::HashMap, path::PathBuf, time::Instant};
 
 use anyhow::Context;

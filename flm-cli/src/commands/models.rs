@@ -1,3 +1,5 @@
+//! `flm models`.
+
 use std::path::PathBuf;
 
 use clap::Args;

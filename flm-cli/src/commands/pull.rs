@@ -1,3 +1,5 @@
+//! `flm pull`: options to a request, events to bars and lines.
+
 use std::{
     path::{Path, PathBuf},
     sync::{

@@ -1,3 +1,5 @@
+//! `flm sft`: a recipe to a plan, events to progress and lines.
+
 use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
 use clap::Args;

@@ -1,3 +1,5 @@
+//! `flm verify`, of two checkpoints or of one and its checksums.
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};

@@ -1,3 +1,5 @@
+//! Scores as Markdown.
+
 use std::fmt::Write;
 
 use flm_eval::published;

@@ -1,3 +1,5 @@
+//! Scores, answers and judgments as one HTML page that loads nothing.
+
 use anyhow::Context;
 use minijinja::{AutoEscape, Environment, Value, value::Serde};
 use serde_json::{Value as Json, json};

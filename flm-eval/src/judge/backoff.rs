@@ -1,3 +1,5 @@
+//! How long to wait before a judge is asked again.
+
 use std::time::Duration;
 
 /// The longest wait before a try, whatever a server asks for.

@@ -1,3 +1,5 @@
+//! A judge behind OpenAI's chat protocol.
+
 use std::{
     sync::{
         atomic::{AtomicBool, AtomicUsize, Ordering},

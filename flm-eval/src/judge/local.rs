@@ -1,3 +1,5 @@
+//! A checkpoint as the judge.
+
 use crate::judge::prompt::Prompt;
 use crate::judge::{Case, Judge, Sink, Verdict};
 use crate::model::{Decoding, Job, LocalModel};

@@ -1,3 +1,5 @@
+//! What a judge is asked: the built-in prompt or the user's template.
+
 use std::path::Path;
 
 use anyhow::Context;

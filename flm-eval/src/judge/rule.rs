@@ -1,3 +1,5 @@
+//! A judge without a model, for tests and demonstrations.
+
 use std::collections::{HashMap, HashSet};
 
 use crate::judge::prompt::Prompt;

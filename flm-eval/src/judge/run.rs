@@ -1,3 +1,5 @@
+//! A run of a judge over answers: what is done stays done, failures are kept apart.
+
 use std::{
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},

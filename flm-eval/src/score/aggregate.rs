@@ -1,3 +1,5 @@
+//! AlignBench's means: categories, halves, overall.
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

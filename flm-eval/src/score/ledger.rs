@@ -1,3 +1,5 @@
+//! What the scores are made of, and what they leave out.
+
 use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;

@@ -1,3 +1,5 @@
+//! Saved judgments, flm's own or the released scripts'.
+
 use std::{fmt, path::Path};
 
 use anyhow::{Context, bail, ensure};

@@ -1,3 +1,5 @@
+//! Digests of tensors from chunks that threads bring in any order.
+
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! Whether the disk holds what a plan will write.
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+//! provenance.json: the source's digests, the growth, the growths before it.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

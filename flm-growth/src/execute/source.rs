@@ -1,3 +1,5 @@
+//! Rows of the source that a target tensor is filled with.
+
 use flm_checkpoint::{Checkpoint, TensorEntry};
 
 use crate::error::{GrowthError, Result};

@@ -1,3 +1,5 @@
+//! Execution: the same bytes for any chunks, shards and threads, and after any death.
+
 use crate::DiskNeed;
 use crate::execute::compose::Composer;
 use std::sync::atomic::{AtomicU64, Ordering};

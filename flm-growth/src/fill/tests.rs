@@ -1,3 +1,5 @@
+//! The drawn numbers: moments, quantiles, correlations.
+
 use super::*;
 
 /// Elements `first..first + n` of a tensor, as f64.

@@ -6,6 +6,7 @@ use flm_candle::TokenizerError;
 use flm_checkpoint::CheckpointError;
 
 /// What can be wrong with an export.
+#[allow(missing_docs, reason = "the message says what each field is")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
@@ -29,7 +30,6 @@ pub enum ExportError {
     /// A number of the config that GGUF's 32 bits do not hold.
     #[error("config.json: `{key}` is {value}, more than GGUF can express")]
     TooLarge {
-        /// The key.
         key: &'static str,
         /// Its value.
         value: usize,
@@ -58,16 +58,10 @@ pub enum ExportError {
     DType(String),
     /// The output exists.
     #[error("{} exists: remove it or choose another name", path.display())]
-    DestinationExists {
-        /// The output.
-        path: PathBuf,
-    },
+    DestinationExists { path: PathBuf },
     /// The output's name has no last part, for example `..`.
     #[error("{} cannot be written: it has no file name", path.display())]
-    BadDestination {
-        /// The output.
-        path: PathBuf,
-    },
+    BadDestination { path: PathBuf },
     /// Another process writes the same output.
     #[error("{} is in use: another process is writing this file", path.display())]
     InUse {
@@ -79,7 +73,6 @@ pub enum ExportError {
     Io {
         /// What was tried.
         action: &'static str,
-        /// The file.
         path: PathBuf,
         /// The system's error.
         source: std::io::Error,

@@ -1,3 +1,5 @@
+//! A tensor of a GGUF file, and the dtypes that it can have.
+
 use candle_core::quantized::GgmlDType;
 
 /// The dtypes that matrices can be written in.

@@ -1,3 +1,5 @@
+//! GGUF files read back by candle, against the source's tensors.
+
 #![allow(clippy::unwrap_used)]
 
 use crate::GgufOptions;

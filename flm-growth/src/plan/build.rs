@@ -1,3 +1,5 @@
+//! From a source, a target shape and options to a plan.
+
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
 

@@ -1,3 +1,5 @@
+//! What a plan needs to know of its source.
+
 use std::collections::BTreeMap;
 
 use candle_core::DType;

@@ -1,3 +1,5 @@
+//! What a plan comes to: parameters, bytes, and how well the function is kept.
+
 use serde::Serialize;
 
 use crate::plan::GrowthPlan;

@@ -1,3 +1,5 @@
+//! Plans of the published stages come to their published sizes.
+
 use crate::Preservation;
 use crate::tensor_plan::Fill;
 use candle_core::DType;

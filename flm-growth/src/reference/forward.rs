@@ -1,3 +1,5 @@
+//! A forward pass in f64, written apart from the model.
+
 use crate::reference::Model;
 
 /// `[rows, cols]` · x.

@@ -1,3 +1,5 @@
+//! Differences of hidden states and logits, added up over positions.
+
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 

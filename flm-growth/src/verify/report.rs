@@ -1,3 +1,5 @@
+//! What was measured, and whether it is the same function.
+
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 

@@ -1,3 +1,5 @@
+//! A model that runs one layer at a time beside another.
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};

@@ -1,3 +1,5 @@
+//! Verification: what preserves the function passes, each mutation fails.
+
 use super::*;
 use crate::execute::{ExecuteOptions, execute};
 use crate::fill::NormalFill;

@@ -1,3 +1,5 @@
+//! candle's backward, started from a given gradient.
+
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, backprop::GradStore, bail};
 
 /// Gradients of `y`'s ancestors where the gradient of `y` is `dy`.

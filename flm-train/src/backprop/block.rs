@@ -1,3 +1,5 @@
+//! The one place where a block under training is put together.
+
 use candle_core::{DType, Device, Result, Tensor};
 
 use flm_candle::Attention;

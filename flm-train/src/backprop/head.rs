@@ -1,3 +1,5 @@
+//! Final norm, head and loss with a backward of their own.
+
 use crate::store::host_slice;
 
 use candle_core::{D, DType, Device, Tensor, Var};

@@ -1,3 +1,5 @@
+//! Loss and gradients of a step, layer by layer, all micro-batches at each layer.
+
 mod backward_from;
 mod block;
 mod head;

@@ -1,3 +1,5 @@
+//! Rows of token ids, labels and document boundaries, and rows that run together.
+
 /// The label of a position that is not learned.
 pub const IGNORED: i64 = -100;
 

@@ -1,3 +1,5 @@
+//! From a sample to token ids, and which of them are learned.
+
 use crate::data::format::Content;
 use crate::data::{DataStatistics, Document};
 use flm_candle::Tokenizer;

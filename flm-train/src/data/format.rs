@@ -1,3 +1,5 @@
+//! The forms of training data: JSON lines and plain text.
+
 use std::{
     fs::File,
     io::{BufRead, BufReader},

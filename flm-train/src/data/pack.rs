@@ -1,3 +1,5 @@
+//! Documents into rows of the context's length.
+
 use crate::data::Document;
 use crate::data::batch::Packed;
 

@@ -1,3 +1,5 @@
+//! Random orders by seed and stream.
+
 use flm_candle::Stream;
 
 /// The numbers `0..len` in random order.

@@ -1,3 +1,5 @@
+//! AdamW's update.
+
 use crate::params::Slices;
 
 use candle_core::DType;

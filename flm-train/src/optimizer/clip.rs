@@ -1,3 +1,5 @@
+//! Limits on the norm of gradients.
+
 use serde::{Deserialize, Serialize};
 
 use crate::backprop::StepLoss;

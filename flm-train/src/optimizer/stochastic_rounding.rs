@@ -1,3 +1,5 @@
+//! Rounding to bf16 that is right on average.
+
 use flm_candle::Stream;
 
 /// Rounds f32 to the two neighbouring values of bf16, each as probable as it is near, so that the mean of

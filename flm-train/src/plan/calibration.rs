@@ -1,3 +1,5 @@
+//! The time that a run will take, measured on one block.
+
 use std::time::Instant;
 
 use candle_core::{DType, Device};

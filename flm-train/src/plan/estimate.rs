@@ -1,3 +1,5 @@
+//! The memory that a step will take, by formula.
+
 use crate::params::{Layout, Unit};
 use crate::recipe::Placement;
 

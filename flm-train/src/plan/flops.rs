@@ -1,3 +1,5 @@
+//! Floating-point operations of a step.
+
 use crate::data::batch::Packed;
 use flm_checkpoint::TeleFlmConfig;
 

@@ -1,3 +1,5 @@
+//! What a run will do and need, from the recipe and the checkpoint's headers, before anything is trained.
+
 mod calibration;
 pub(crate) mod estimate;
 pub(crate) mod flops;

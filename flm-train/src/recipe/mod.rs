@@ -1,3 +1,5 @@
+//! The TOML recipe of a run: settings, defaults, overrides, checks.
+
 mod keys;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -106,7 +108,7 @@ impl Default for TrainSettings {
     }
 }
 
-/// The update.
+/// Settings of AdamW and of the learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OptimizerSettings {

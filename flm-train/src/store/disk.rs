@@ -1,3 +1,5 @@
+//! Weights, gradients and moments in files, read ahead and written behind.
+
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
@@ -137,7 +139,7 @@ impl Files {
         Ok(())
     }
 
-    /// The reverse.
+    /// Writes back what `read_weight_part` reads.
     fn write_weight_part(
         &self,
         (unit, index): (usize, usize),

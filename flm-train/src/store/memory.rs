@@ -1,3 +1,5 @@
+//! Weights, gradients and moments in memory.
+
 use std::sync::Mutex;
 
 use candle_core::{

@@ -27,7 +27,7 @@ pub enum Array {
 ///
 /// All stores give the same numbers: they move bytes, they do not compute.
 pub trait ParameterStore: Send + std::fmt::Debug {
-    /// What is stored.
+    /// The parameters that the store holds.
     fn layout(&self) -> &Layout;
 
     /// A unit's weights as variables on the device that computes, in the order of its parameters.

@@ -1,3 +1,5 @@
+//! Blocks that stay in the device's memory.
+
 use std::sync::Arc;
 
 use crate::model::block::Block;

@@ -1,3 +1,5 @@
+//! Blocks that are read from disk when they are needed, one ahead.
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,

@@ -1,3 +1,5 @@
+//! Attention with its own backward, in tiles of queries, so that no matrix of all scores exists.
+
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, WithDType, bail};

@@ -1,3 +1,5 @@
+//! `x · Wᵀ` with its own backward.
+
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, Layout, Result, Shape, Tensor, backend::BackendStorage,
 };

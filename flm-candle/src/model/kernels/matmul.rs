@@ -31,7 +31,7 @@ impl<'a, T> Matrix<'a, T> {
         Self::new(&self.data[start * self.row_stride..], len, self.columns, self.row_stride)
     }
 
-    /// The transpose.
+    /// The same values, read as the transpose.
     pub fn t(self) -> Self {
         let (rows, columns) = (self.columns, self.rows);
         Self { rows, columns, row_stride: self.column_stride, column_stride: self.row_stride, ..self }

@@ -1,3 +1,5 @@
+//! RMSNorm, masked or not, with its own backward.
+
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, WithDType};
 use rayon::prelude::*;
 

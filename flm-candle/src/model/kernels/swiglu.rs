@@ -1,3 +1,5 @@
+//! `silu(gate) · up` with its own backward.
+
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, WithDType};
 use rayon::prelude::*;
 

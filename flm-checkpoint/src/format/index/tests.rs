@@ -1,3 +1,5 @@
+//! Indexes: what is read, what is refused.
+
 use crate::format::index::{IndexError, parse};
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::format::pickle::MAX_NAME;
 
 /// What can be wrong with a pickle.
+#[allow(missing_docs, reason = "the message says what each field is")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickleError {
@@ -17,7 +18,6 @@ pub enum PickleError {
         "data.pkl has opcode {opcode:#04x} at byte {at}, which a file of tensors does not need: not read"
     )]
     Opcode {
-        /// The opcode.
         opcode: u8,
         /// Its position.
         at: usize,
@@ -38,13 +38,11 @@ pub enum PickleError {
     Malformed {
         /// Position of the opcode.
         at: usize,
-        /// What is wrong.
         reason: &'static str,
     },
     /// More values than are kept.
     #[error("data.pkl has too many {what} at byte {at}")]
     TooMany {
-        /// Of what.
         what: &'static str,
         /// Position of the opcode.
         at: usize,
@@ -55,7 +53,6 @@ pub enum PickleError {
     /// The dict holds something else than a tensor.
     #[error("data.pkl: {key} is not a tensor but {kind}: save model.state_dict()")]
     NotATensor {
-        /// The key.
         key: String,
         /// What it is.
         kind: &'static str,
@@ -69,7 +66,6 @@ pub enum PickleError {
     /// A tensor whose elements are not in row-major order without gaps.
     #[error("tensor {tensor} has shape {shape:?} and strides {stride:?}: save it with .contiguous()")]
     NotContiguous {
-        /// The tensor.
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
@@ -79,7 +75,6 @@ pub enum PickleError {
     /// A tensor that reaches past its storage.
     #[error("tensor {tensor} needs elements {offset}..{offset}+{elements} of a storage of {storage}")]
     OutsideStorage {
-        /// The tensor.
         tensor: String,
         /// First element.
         offset: u64,
@@ -91,7 +86,6 @@ pub enum PickleError {
     /// A tensor's storage is not in the archive.
     #[error("tensor {tensor} is in storage {storage}, which the archive does not have")]
     NoStorage {
-        /// The tensor.
         tensor: String,
         /// The entry's name.
         storage: String,
@@ -99,7 +93,6 @@ pub enum PickleError {
     /// A tensor's storage has another length in the archive.
     #[error("tensor {tensor}: storage {storage} has {got} bytes in the archive, data.pkl says {expected}")]
     StorageLength {
-        /// The tensor.
         tensor: String,
         /// The entry's name.
         storage: String,

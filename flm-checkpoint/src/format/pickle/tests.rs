@@ -1,3 +1,5 @@
+//! Pickles: tensors are described, everything else is refused by name, every cut is an error.
+
 use candle_core::DType;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Safetensors headers: offsets, limits, and every way to lie about them.
+
 use proptest::prelude::*;
 
 use crate::format::safetensors::{HeaderError, read};

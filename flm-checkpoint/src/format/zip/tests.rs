@@ -1,3 +1,5 @@
+//! Zip directories: where entries lie, and every way to lie about it.
+
 use proptest::prelude::*;
 
 use crate::format::zip::{ZipError, read};

@@ -1,3 +1,5 @@
+//! Opening a directory: which form is taken, and what is refused with which words.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! The writer: nothing half-written gets a name, nothing that exists is replaced.
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

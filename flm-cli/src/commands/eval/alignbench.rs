@@ -1,3 +1,5 @@
+//! `flm eval alignbench`: answers, and with a judge also judgments and scores.
+
 use std::path::PathBuf;
 
 use anyhow::ensure;

@@ -1,3 +1,5 @@
+//! `flm eval judge`, and the options that choose a judge.
+
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, ensure};

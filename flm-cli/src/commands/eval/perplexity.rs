@@ -1,3 +1,5 @@
+//! `flm eval perplexity`.
+
 use anyhow::{bail, ensure};
 use clap::Args;
 use serde::Serialize;

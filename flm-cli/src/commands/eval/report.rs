@@ -1,3 +1,5 @@
+//! `flm eval report`.
+
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};

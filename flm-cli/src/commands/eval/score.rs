@@ -1,3 +1,5 @@
+//! `flm eval score`, and the tables of scores.
+
 use std::path::PathBuf;
 
 use clap::Args;

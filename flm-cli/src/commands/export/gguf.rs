@@ -1,3 +1,5 @@
+//! `flm export gguf`.
+
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use anyhow::Context;

@@ -1,3 +1,5 @@
+//! `flm grow`: options or a recipe to stages, a plan for each, and its execution.
+
 pub(crate) mod report;
 
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+//! What `flm grow` prints of a plan and of its execution.
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;

@@ -1,3 +1,5 @@
+//! `flm inspect`, of a directory or of a repository on the Hub.
+
 pub(crate) mod human;
 pub(crate) mod report;
 pub(crate) mod values;

@@ -7,7 +7,7 @@
 - Inside a crate, a room (top-level module) uses only rooms on lower floors, and rooms form no circle.
 - No crate uses a package that it must never know (candle in the hub, clap in a library).
 - Every Rust file begins with a `//!` head; no doc comment is empty words; no path in the code leads nowhere.
-- Every path that README.md, ARCHITECTURE.md and CONTRIBUTING.md name exists; every included file is there.
+- Every path that README.md, ARCHITECTURE.md and CONTRIBUTING.md name exists; every included file and named test is there.
 """
 import json, os, re, subprocess, sys, tomllib
 from collections import defaultdict
@@ -156,6 +156,10 @@ def texts(repository):
                 if path.split("/")[0] in top - {"target"} and not re.fullmatch(r"flm-\w+/(cuda|real-weights)", path) and "*" not in path and "NAME" not in path:
                     if not os.path.exists(os.path.join(repository, path.rstrip("/."))):
                         yield f"{text}:{number}: {path} does not exist"
+            for test in re.findall(r"--test ([\w-]+)", line):
+                if not any(os.path.exists(os.path.join(repository, crate, "tests", test + end))
+                           for crate in top for end in (".rs", "/main.rs")):
+                    yield f"{text}:{number}: there is no test binary {test}"
             for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", line):
                 if not os.path.exists(os.path.join(repository, path)):
                     yield f"{text}:{number}: {path} does not exist"

@@ -37,7 +37,7 @@ impl Staging {
         require_free(dst)?;
         let parent = parent(dst);
         fs::create_dir_all(parent).map_err(io("create", parent))?;
-        let lock = lock(&dir)?;
+        let lock = lock(&dir, LOCK)?;
         Ok(Self { dst: dst.into(), dir, _lock: lock, keep: false })
     }
 
@@ -97,6 +97,23 @@ impl Drop for Staging {
     }
 }
 
+/// A directory that this process alone works in, for as long as the value lives.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    /// Creates `dir` where needed and locks its file `name`, which stays there.
+    ///
+    /// # Errors
+    /// [`CheckpointError::InUse`] where another process holds it.
+    pub fn take(dir: &Path, name: &str) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(io("create", dir))?;
+        Ok(Self { _file: lock(dir, name)? })
+    }
+}
+
 /// Writes a whole file and fsyncs it.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create(path).map_err(io("create", path))?;
@@ -128,8 +145,8 @@ fn require_free(dst: &Path) -> Result<()> {
 }
 
 /// Creates `dir` where needed and takes its lock.
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join(LOCK);
+fn lock(dir: &Path, name: &str) -> Result<File> {
+    let path = dir.join(name);
     // Another process may finish or clear the directory between the steps: then they start again.
     for _ in 0..100 {
         match fs::create_dir(dir) {

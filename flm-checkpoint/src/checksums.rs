@@ -14,6 +14,8 @@ use crate::error::CheckpointError;
 use crate::error::{Result, io};
 use crate::format::RawTensor;
 use crate::format::Source;
+use crate::format::index::is_plain_file_name;
+use crate::format::safetensors::{HeaderError, MAX_HEADER};
 use crate::read::file::{OpenFile, read_json_file};
 use crate::read::{Checkpoint, TensorEntry};
 
@@ -160,7 +162,10 @@ impl WeightFileDigest {
             .bytes_at(0, 8)
             .and_then(|length| {
                 let length = length.try_into().map_or(u64::MAX, u64::from_le_bytes);
-                file.bytes_at(0, length.saturating_add(8) as usize)
+                if length > MAX_HEADER {
+                    return Err(std::io::Error::other(HeaderError::TooLong(length)));
+                }
+                file.bytes_at(0, length as usize + 8)
             })
             .map_err(io("read the header of", path))?;
         Ok(Self::new(file.size, &header))
@@ -192,8 +197,12 @@ impl Checksums {
     /// Reads the digests of the checkpoint in `dir`.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CHECKSUMS_FILE);
-        serde_json::from_slice(&read_json_file(&path)?)
-            .map_err(|source| CheckpointError::Json { path, source })
+        let found: Self = serde_json::from_slice(&read_json_file(&path)?)
+            .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
+        match found.files.keys().chain(found.weights.keys()).find(|name| !is_plain_file_name(name)) {
+            Some(name) => Err(CheckpointError::ForeignFile { path, name: name.clone() }),
+            None => Ok(found),
+        }
     }
 
     /// Bytes of all files.

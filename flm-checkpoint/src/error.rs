@@ -34,6 +34,9 @@ pub enum CheckpointError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// checksums.json names what is not a file of its own directory.
+    #[error("{path} names {name:?}, which is not a file of its directory: refused")]
+    ForeignFile { path: PathBuf, name: String },
     /// The directory holds no weights in a known form.
     #[error(
         "no weights in {dir}: looked for model.safetensors, model.safetensors.index.json, \

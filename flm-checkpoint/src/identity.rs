@@ -1,11 +1,16 @@
-//! Whether a run may go on where another stopped: the same tool, options and source files.
+//! Whether two checkpoints are the same bytes, and whether a run may go on where another stopped.
 
-use crate::checksums::file_name;
+use crate::checksums::{CHECKSUMS_FILE, Checksums, file_name, tensor_digest};
 use crate::error::Result;
 use crate::error::io;
+use crate::hex::hex;
 use crate::read::Checkpoint;
+use crate::read::file::read_json_file;
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -64,4 +69,69 @@ impl RunKey {
         }
         None
     }
+}
+
+/// Files besides the weights that decide what a model computes and how it is prompted.
+const FILES: [&str; 5] =
+    ["config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"];
+/// The same, in folders that have them.
+const FURTHER_FILES: [&str; 3] = ["added_tokens.json", "special_tokens_map.json", "generation_config.json"];
+/// Bytes of a piece of a tensor.
+const PIECE: u64 = 4096;
+/// Pieces of a tensor.
+const PIECES: u64 = 16;
+
+/// A digest of a checkpoint: its configuration and tokenizer, and of every tensor name, dtype, shape and
+/// up to sixteen pieces spread over it, so that two terabytes take seconds. Two trainings of one model
+/// differ in every piece; it is no checksum against damage.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn fingerprint(checkpoint: &Checkpoint) -> Result<String> {
+    let mut sha = Sha256::new();
+    for name in FILES.iter().chain(&FURTHER_FILES) {
+        let path = checkpoint.dir().join(name);
+        if fs::exists(&path).map_err(io("look at", &path))? {
+            sha.update(Sha256::digest(read_json_file(&path)?));
+        } else if FILES.contains(name) {
+            sha.update(name);
+        }
+    }
+    let mut piece = vec![0; PIECE as usize];
+    for entry in checkpoint.entries() {
+        sha.update(format!("{} {} {:?}\n", entry.name, entry.dtype.as_str(), entry.shape));
+        let step = (entry.nbytes / PIECES).max(PIECE);
+        for offset in (0..entry.nbytes).step_by(step as usize) {
+            let part = &mut piece[..PIECE.min(entry.nbytes - offset) as usize];
+            checkpoint.read_at(entry, offset, part)?;
+            sha.update(&part);
+        }
+    }
+    Ok(hex(sha.finalize()))
+}
+
+/// A digest of all bytes of a checkpoint that decide what it computes: its [`fingerprint`], and the
+/// digest of every tensor, from checksums.json where it has one, else by reading them all.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn content_digest(checkpoint: &Checkpoint) -> Result<String> {
+    let recorded = match fs::exists(checkpoint.dir().join(CHECKSUMS_FILE)) {
+        Ok(true) => Checksums::read(checkpoint.dir())?.tensors,
+        _ => BTreeMap::new(),
+    };
+    let entries: Vec<_> = checkpoint.entries().collect();
+    let digests: Vec<String> = entries
+        .par_iter()
+        .map(|entry| match recorded.get(&entry.name) {
+            Some(digest) => Ok(digest.clone()),
+            None => tensor_digest(checkpoint, entry, &|_| ()),
+        })
+        .collect::<Result<_>>()?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(fingerprint(checkpoint)?.as_bytes());
+    for (entry, digest) in entries.iter().zip(&digests) {
+        hasher.update(entry.name.as_bytes()).update(b"\n").update(digest.as_bytes()).update(b"\n");
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }

@@ -26,7 +26,7 @@ mod read;
 mod tensor_id;
 mod write;
 
-pub use crate::atomic::write_file;
+pub use crate::atomic::{DirectoryLock, write_file};
 pub use crate::cast::{cast, scale};
 pub use crate::checksums::{
     CHECKSUMS_FILE, ChecksumReport, Checksums, FileDigest, TensorSource, WeightFileDigest, digest_of,
@@ -38,7 +38,7 @@ pub use crate::error::{CheckpointError, Result};
 pub use crate::format::Source;
 pub use crate::format::zip::ZipEntry;
 pub use crate::hex::hex;
-pub use crate::identity::RunKey;
+pub use crate::identity::{RunKey, content_digest, fingerprint};
 pub use crate::machine::{available_memory, peak_memory};
 pub use crate::read::open::parse_index;
 pub use crate::read::remote::RemoteFiles;

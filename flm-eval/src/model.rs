@@ -9,15 +9,6 @@ use flm_candle::{ChatMessage, ChatTemplate};
 use flm_candle::{Finish, GenerateOptions, generate_each};
 use flm_checkpoint::Checkpoint;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
-
-use flm_checkpoint::hex;
-
-/// Bytes of a tensor that its digest reads at one place.
-const SAMPLE: u64 = 4096;
-
-/// Places of a tensor that its digest reads.
-const PLACES: u64 = 16;
 
 /// A loaded checkpoint with its tokenizer.
 #[derive(Debug)]
@@ -27,7 +18,7 @@ pub struct LocalModel {
     template: Option<ChatTemplate>,
     /// The directory's name.
     pub name: String,
-    /// Digest of configuration, tokenizer and weights: see `digest`.
+    /// Digest of configuration, tokenizer and weights: see [`flm_checkpoint::fingerprint`].
     pub digest: String,
     /// Whether its blocks stay on disk.
     pub streamed: bool,
@@ -97,7 +88,8 @@ impl LocalModel {
         residency: Residency,
     ) -> anyhow::Result<Self> {
         let dir = checkpoint.dir();
-        let digest = digest(checkpoint).with_context(|| format!("cannot read {}", dir.display()))?;
+        let digest = flm_checkpoint::fingerprint(checkpoint)
+            .with_context(|| format!("cannot read {}", dir.display()))?;
         let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let name =
             whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
@@ -210,35 +202,4 @@ impl LocalModel {
         let text = text.trim_end_matches('\u{FFFD}').trim().to_owned();
         Ok(Completion { text, tokens: ids.len(), finish: finish.as_str() })
     }
-}
-
-/// A digest of a checkpoint: its configuration, its tokenizer, and of every tensor name, dtype, shape and
-/// up to sixteen pieces spread over it, so that two terabytes take seconds. Two trainings of one model
-/// differ in every piece; it is no checksum against damage.
-fn digest(checkpoint: &Checkpoint) -> anyhow::Result<String> {
-    let mut sha = Sha256::new();
-    let mut file = |name: &str| -> anyhow::Result<()> {
-        match std::fs::read(checkpoint.dir().join(name)) {
-            Ok(bytes) => sha.update(Sha256::digest(bytes)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => sha.update(name),
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
-    };
-    for name in
-        ["config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"]
-    {
-        file(name)?;
-    }
-    let mut piece = vec![0; SAMPLE as usize];
-    for entry in checkpoint.entries() {
-        sha.update(format!("{} {} {:?}\n", entry.name, entry.dtype.as_str(), entry.shape));
-        let step = (entry.nbytes / PLACES).max(SAMPLE);
-        for offset in (0..entry.nbytes).step_by(step as usize) {
-            let len = SAMPLE.min(entry.nbytes - offset) as usize;
-            checkpoint.read_at(entry, offset, &mut piece[..len])?;
-            sha.update(&piece[..len]);
-        }
-    }
-    Ok(hex(sha.finalize()))
 }

@@ -1,6 +1,7 @@
 //! Checkpoints of a run: the model, the optimizer's state, and where the run stands.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -18,6 +19,7 @@ use flm_checkpoint::GrowthMasks;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
 use flm_checkpoint::copy_side_files;
+use flm_checkpoint::{CHECKSUMS_FILE, Checksums};
 
 /// Where a run stands; `training_state.json` in a training checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,11 +48,14 @@ const MOMENTS: [(Array, &str); 2] = [(Array::ExpAvg, "exp_avg."), (Array::ExpAvg
 
 /// Writes a checkpoint that every command opens; with a state also what the run needs to go on:
 /// `optimizer/` with `exp_avg.NAME` and `exp_avg_sq.NAME`, the state, the metrics so far. It appears
-/// whole or not at all. `source` is where tokenizer and side files come from, `growth` are the masks that
-/// the weights belong to. Without a `dtype` weights are written as they are stored.
+/// whole or not at all, with checksums.json and provenance.json. `growth` are the masks that the weights
+/// belong to. Without a `dtype` weights are written as they are stored.
+///
+/// # Errors
+/// [`TrainError::State`] where a weight is not finite or overflows `dtype`: nothing is written then.
 pub(crate) fn save(
     store: &dyn ParameterStore,
-    source: &Path,
+    origin: &Origin<'_>,
     dst: &Path,
     dtype: Option<DType>,
     growth: Option<GrowthMasks>,
@@ -69,16 +74,23 @@ pub(crate) fn save(
         config.set_raw("dtype", name.into());
     }
     let writer = Writer::create(dst, &specs(layout, "", dtype), MAX_SHARD)?;
-    write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
-    copy_side_files(source, writer.staging_dir())?;
+    let digests = write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
+    copy_side_files(origin.source, writer.staging_dir())?;
+    if let Some(template) = origin.chat_template {
+        let path = writer.staging_dir().join("chat_template.jinja");
+        fs::write(&path, template).map_err(TrainError::file("write", &path))?;
+    }
+    let path = writer.staging_dir().join("provenance.json");
+    fs::write(&path, origin.provenance()?).map_err(TrainError::file("write", &path))?;
     if let Some((state, metrics)) = state {
         let moments: Vec<TensorSpec> =
             MOMENTS.iter().flat_map(|(_, prefix)| specs(layout, prefix, Some(DType::F32))).collect();
         let optimizer = Writer::create(&writer.staging_dir().join(OPTIMIZER), &moments, MAX_SHARD)?;
+        let mut digests = BTreeMap::new();
         for (array, prefix) in MOMENTS {
-            write(store, &optimizer, array, prefix, |_| DType::F32)?;
+            digests.append(&mut write(store, &optimizer, array, prefix, |_| DType::F32)?);
         }
-        optimizer.finish(&config)?;
+        optimizer.finish_with_checksums(&config, digests)?;
         let path = writer.staging_dir().join(STATE);
         let text = serde_json::to_string_pretty(state).unwrap_or_default();
         fs::write(&path, text).map_err(TrainError::file("write", &path))?;
@@ -87,7 +99,7 @@ pub(crate) fn save(
             fs::copy(metrics, &path).map_err(TrainError::file("write", &path))?;
         }
     }
-    Ok(writer.finish(&config)?)
+    Ok(writer.finish_with_checksums(&config, digests)?)
 }
 
 fn specs(layout: &Layout, prefix: &str, dtype: Option<DType>) -> Vec<TensorSpec> {
@@ -105,21 +117,91 @@ fn write(
     array: Array,
     prefix: &str,
     dtype: impl Fn(&Parameter) -> DType,
-) -> Result<(), TrainError> {
+) -> Result<BTreeMap<String, String>, TrainError> {
+    let mut digests = BTreeMap::new();
     for (unit, index, parameter) in store.layout().parameters() {
         let dtype = dtype(parameter);
         let name = format!("{prefix}{}", parameter.name);
         let place = Place { unit, parameter: index, array };
         let mut values = vec![0f32; PART.min(parameter.len())];
+        let mut hasher = blake3::Hasher::new();
         for offset in (0..parameter.len()).step_by(PART) {
             let values = &mut values[..PART.min(parameter.len() - offset)];
             store.read(place, offset, values)?;
+            let largest = if dtype == DType::F16 { f16::MAX.to_f32() } else { f32::MAX };
+            if let Some(value) = values.iter().find(|v| v.is_nan() || v.abs() > largest) {
+                let message = match value.is_finite() {
+                    true => format!(
+                        "{name} has the value {value}, beyond f16: set save.dtype to \"bf16\" or \"f32\""
+                    ),
+                    false => format!("{name} has a value that is not finite: the state was not saved"),
+                };
+                return Err(TrainError::State { path: writer.staging_dir().into(), message });
+            }
             let bytes: Vec<u8> = match dtype {
                 DType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
                 DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
                 _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             };
             writer.write_at(&name, (offset * dtype.size_in_bytes()) as u64, &bytes)?;
+            hasher.update(&bytes);
+        }
+        digests.insert(name, hasher.finalize().to_hex().to_string());
+    }
+    Ok(digests)
+}
+
+/// What a run trains, and how, for the provenance of what it writes.
+pub(crate) struct Origin<'a> {
+    /// Directory of the source: tokenizer and side files come from it.
+    pub source: &'a Path,
+    /// The template that the run was trained with, where it is not the source's own.
+    pub chat_template: Option<&'a str>,
+    /// What the run is: model, data, settings.
+    pub identity: &'a Value,
+    /// Updates made.
+    pub step: u64,
+}
+
+impl Origin<'_> {
+    /// provenance.json: the run, and the growths that the source's own provenance tells of.
+    fn provenance(&self) -> Result<String, TrainError> {
+        let path = self.source.join("provenance.json");
+        let earlier = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Value::Null,
+            read => {
+                let bytes = read.map_err(TrainError::file("read", &path))?;
+                serde_json::from_slice(&bytes)
+                    .map_err(|e| TrainError::State { path: path.clone(), message: e.to_string() })?
+            }
+        };
+        let mut growths = earlier["earlier"].as_array().cloned().unwrap_or_default();
+        growths.extend(earlier.get("growth").filter(|g| !g.is_null()).cloned());
+        let dir = self.source.canonicalize();
+        // only the last part: where it lay on this machine is nobody's business
+        let name = dir.as_deref().unwrap_or(self.source).file_name();
+        let value = serde_json::json!({
+            "tool": concat!("flm-train ", env!("CARGO_PKG_VERSION")),
+            "source": name.map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+            "earlier": growths,
+            "training": { "step": self.step, "run": self.identity, "earlier": earlier.get("training") },
+        });
+        Ok(format!("{value:#}\n"))
+    }
+}
+
+/// Compares a training checkpoint with its digests; one of an earlier version has none.
+///
+/// # Errors
+/// [`TrainError::State`] that names what is damaged.
+pub(crate) fn check(dir: &Path) -> Result<(), TrainError> {
+    for dir in [dir.to_path_buf(), dir.join(OPTIMIZER)] {
+        if !dir.join(CHECKSUMS_FILE).exists() {
+            continue;
+        }
+        let report = Checksums::read(&dir)?.check(&dir, &|_| ())?;
+        if let Some(problem) = report.problems.first() {
+            return Err(TrainError::State { path: dir, message: format!("it is damaged: {problem}") });
         }
     }
     Ok(())
@@ -190,29 +272,73 @@ pub(crate) fn steps(output: &Path) -> Result<Vec<u64>, TrainError> {
     let mut steps = Vec::new();
     for entry in entries {
         let name = entry.map_err(TrainError::file("list", output))?.file_name();
-        steps.extend(name.to_str().and_then(|n| n.strip_prefix("step-")?.parse::<u64>().ok()));
+        let step = name.to_str().and_then(|n| n.strip_prefix("step-")?.parse::<u64>().ok());
+        // a folder of that name without a state is the user's
+        steps.extend(step.filter(|&step| step_dir(output, step).join(STATE).is_file()));
     }
     steps.sort_unstable();
     Ok(steps)
 }
 
+/// The newest training checkpoint, if it is whole.
+///
+/// # Errors
+/// [`TrainError::State`] where it is damaged, with the older one to go on from.
+pub(crate) fn newest(output: &Path) -> Result<Option<u64>, TrainError> {
+    let mut steps = steps(output)?;
+    let Some(newest) = steps.pop() else { return Ok(None) };
+    let intact = |step| {
+        let dir = step_dir(output, step);
+        read_state(&dir)?;
+        check(&dir)?;
+        Checkpoint::open(&dir)?;
+        Ok::<(), TrainError>(Checkpoint::open(&dir.join(OPTIMIZER)).map(drop)?)
+    };
+    let Err(error) = intact(newest) else { return Ok(Some(newest)) };
+    let dir = step_dir(output, newest);
+    let advice = match steps.into_iter().rev().find(|&step| intact(step).is_ok()) {
+        Some(step) => format!("step-{step:08} is whole: remove {} to go on from it", dir.display()),
+        None => "no older checkpoint is whole: choose another output directory".into(),
+    };
+    Err(TrainError::State { path: dir, message: format!("{error}; {advice}") })
+}
+
 /// Removes all training checkpoints but the last `keep` and the best.
 pub(crate) fn prune(output: &Path, keep: usize, best: Option<u64>) -> Result<(), TrainError> {
     for entry in fs::read_dir(output).map_err(TrainError::file("list", output))? {
-        let entry = entry.map_err(TrainError::file("list", output))?;
-        // left by a process that ended in between
-        if entry.file_name().to_string_lossy().starts_with(".old-") {
-            let path = entry.path();
-            fs::remove_dir_all(&path).map_err(TrainError::file("remove", &path))?;
+        let path = entry.map_err(TrainError::file("list", output))?.path();
+        // left by a process that ended in between; a folder without a state is none of ours
+        let step = path.file_name().and_then(|n| n.to_str()?.strip_prefix(".old-")?.parse::<u64>().ok());
+        if step.is_some_and(|step| read_state(&path).is_ok_and(|state| state.step == step)) {
+            remove_state(&path)?;
         }
     }
     let mut old = steps(output)?;
     old.truncate(old.len().saturating_sub(keep.max(1)));
     for step in old.into_iter().filter(|&step| Some(step) != best) {
         let (dir, doomed) = (step_dir(output, step), output.join(format!(".old-{step:08}")));
+        if doomed.exists() {
+            // whatever it is, it is not ours
+            continue;
+        }
         // under its name it is whole until it is gone
         fs::rename(&dir, &doomed).map_err(TrainError::file("rename", &dir))?;
-        fs::remove_dir_all(&doomed).map_err(TrainError::file("remove", &doomed))?;
+        remove_state(&doomed)?;
     }
     Ok(())
+}
+
+/// Removes a training checkpoint; its state goes last, so that what is left after a crash is still known.
+fn remove_state(dir: &Path) -> Result<(), TrainError> {
+    for entry in fs::read_dir(dir).map_err(TrainError::file("list", dir))? {
+        let entry = entry.map_err(TrainError::file("list", dir))?;
+        let path = entry.path();
+        if entry.file_name() == STATE {
+            continue;
+        }
+        let is_dir = entry.file_type().map_err(TrainError::file("look at", &path))?.is_dir();
+        let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(TrainError::file("remove", &path))?;
+    }
+    fs::remove_dir_all(dir).map_err(TrainError::file("remove", dir))
 }

@@ -1,7 +1,7 @@
 //! A run: steps, validation, checkpoints, and going on from them.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -21,13 +21,13 @@ use crate::optimizer::stochastic_rounding::StochasticRounding;
 use crate::plan::Plan;
 use crate::plan::flops::model_operations;
 use crate::recipe::{Moments, OptimizerSettings, Placement};
-use crate::state::TrainingState;
+use crate::state::{Origin, TrainingState};
 use crate::store::disk::DiskStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{ParameterStore, load_weights};
 use crate::tensorboard::EventFile;
 use crate::{report, state};
-use flm_checkpoint::peak_memory;
+use flm_checkpoint::{DirectoryLock, peak_memory};
 
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -102,6 +102,8 @@ pub struct Trainer {
     resumed: Option<u64>,
     metrics: PathBuf,
     events: Option<EventFile>,
+    /// Nobody else works in the output directory meanwhile.
+    _lock: DirectoryLock,
 }
 
 impl Trainer {
@@ -109,29 +111,34 @@ impl Trainer {
     /// model's.
     ///
     /// # Errors
-    /// [`TrainError::State`] where the checkpoint is of a run with other settings or data.
+    /// [`TrainError::State`] where the output directory holds another run (another model, other data or
+    /// settings) or files of no run, or where the newest checkpoint is damaged; nothing is changed then.
     pub fn new(plan: Plan, device: &Device, dtype: DType) -> Result<Self, TrainError> {
         if device.is_cpu() && dtype != DType::F32 {
             return Err(TrainError::Recipe("training on a CPU computes in f32".into()));
         }
         let output = plan.recipe.output.clone();
-        fs::create_dir_all(&output).map_err(TrainError::file("create", &output))?;
+        let lock = DirectoryLock::take(&output, LOCK)?;
+        let (identity, metrics) = (plan.identity(), output.join("metrics.jsonl"));
+        let newest = state::newest(&output)?;
+        claim(&output, newest.is_some(), &identity)?;
+        if let Some(step) = newest {
+            let dir = state::step_dir(&output, step);
+            same_run(&dir, &state::read_state(&dir)?.identity, &identity)?;
+        }
         let layout = &plan.layout;
         let mut store: Box<dyn ParameterStore> = match plan.placement {
             Placement::Disk => {
-                let dir = &plan.recipe.memory.work_dir;
-                let dir = if dir.as_os_str().is_empty() { output.join(".work") } else { dir.clone() };
-                Box::new(DiskStore::new(layout, &dir, device, dtype)?)
+                let parent = &plan.recipe.memory.work_dir;
+                let parent = if parent.as_os_str().is_empty() { &output } else { parent };
+                // whoever made the folders that name this output had its lock, and is gone
+                DiskStore::sweep(parent, &output)?;
+                Box::new(DiskStore::new(layout, parent, device, dtype)?.owned_by(&output)?)
             }
             placement => Box::new(MemoryStore::new(layout, device, dtype, placement != Placement::Host)?),
         };
-        let (identity, metrics) = (plan.identity(), output.join("metrics.jsonl"));
-        let (state, resumed) = match state::steps(&output)?.pop() {
-            Some(step) => {
-                let dir = state::step_dir(&output, step);
-                same_run(&dir, &state::read_state(&dir)?.identity, &identity)?;
-                (state::load(store.as_mut(), &dir)?, Some(step))
-            }
+        let (state, resumed) = match newest {
+            Some(step) => (state::load(store.as_mut(), &state::step_dir(&output, step))?, Some(step)),
             None => {
                 load_weights(store.as_mut(), &plan.checkpoint)?;
                 let earlier_steps = match plan.recipe.optimizer.moments {
@@ -144,7 +151,7 @@ impl Trainer {
         cut_metrics(&metrics, state.step)?;
         let mut backprop = Backprop::new(layout, device, dtype, plan.recompute);
         backprop.set_masks(plan.masks.after(state.step));
-        Ok(Self { plan, store, backprop, state, resumed, metrics, events: None })
+        Ok(Self { plan, store, backprop, state, resumed, metrics, events: None, _lock: lock })
     }
 
     /// The step that the run goes on from, if it is not a new one.
@@ -182,6 +189,13 @@ impl Trainer {
     fn train(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(&Event)) -> Result<Outcome, TrainError> {
         let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
         let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
+        let model = self.plan.recipe.output.join("final");
+        if self.resumed.is_none() && model.exists() {
+            // the marker said that this very run made it; its checkpoints are gone, their work is not
+            state::check(&model)?;
+            let (loss, validation_loss) = (None, None);
+            return Ok(Outcome { step: steps, steps, stopped: false, loss, validation_loss, model });
+        }
         let (mut loss, mut validation) = (None, None);
         if self.state.step == 0 && steps > 0 && !self.plan.dataset.validation.is_empty() {
             validation = Some(self.validated(on_event)?);
@@ -199,7 +213,7 @@ impl Trainer {
             if validating && !self.plan.dataset.validation.is_empty() {
                 let value = self.validated(on_event)?;
                 validation = Some(value);
-                if saving && self.state.best.is_none_or(|(_, best)| value < best) {
+                if saving && value.is_finite() && self.state.best.is_none_or(|(_, best)| value < best) {
                     self.state.best = Some((step, value));
                 }
             }
@@ -213,11 +227,10 @@ impl Trainer {
                 return Ok(Outcome { step, steps, stopped, loss, validation_loss: validation, model });
             }
         }
-        let model = self.plan.recipe.output.join("final");
         if !model.exists() {
             let dtype = self.plan.recipe.save_dtype()?;
             let masks = self.plan.masks.after(self.state.step);
-            state::save(self.store.as_ref(), &self.plan.recipe.model, &model, Some(dtype), masks, None)?;
+            state::save(self.store.as_ref(), &self.origin(), &model, Some(dtype), masks, None)?;
             on_event(&Event::Saved(model.clone()));
         }
         let step = self.state.step;
@@ -301,13 +314,23 @@ impl Trainer {
         Ok(sum / targets.max(1) as f64)
     }
 
+    /// What the provenance of a checkpoint tells.
+    fn origin(&self) -> Origin<'_> {
+        Origin {
+            source: &self.plan.recipe.model,
+            chat_template: self.plan.chat_template.as_deref(),
+            identity: &self.state.identity,
+            step: self.state.step,
+        }
+    }
+
     /// Writes a training checkpoint and removes old ones.
     fn save(&mut self) -> Result<PathBuf, TrainError> {
         let output = self.plan.recipe.output.clone();
         let dir = state::step_dir(&output, self.state.step);
         let with = Some((&self.state, self.metrics.as_path()));
         let masks = self.plan.masks.after(self.state.step);
-        state::save(self.store.as_ref(), &self.plan.recipe.model, &dir, None, masks, with)?;
+        state::save(self.store.as_ref(), &self.origin(), &dir, None, masks, with)?;
         let save = &self.plan.recipe.save;
         let best = self.state.best.map(|(step, _)| step).filter(|_| save.keep_best);
         state::prune(&output, save.keep, best)?;
@@ -346,12 +369,45 @@ fn micro_batches<'r>(rows: impl Iterator<Item = &'r Row>, size: usize) -> Vec<Mi
     rows.chunks(size).map(MicroBatch::new).collect()
 }
 
+/// Held locked in the output directory while a run works there.
+const LOCK: &str = ".flm-sft.lock";
+/// Says which run an output directory belongs to.
+const MARKER: &str = "run.json";
+/// What a run writes into its output directory besides checkpoints.
+const OUTPUTS: [&str; 3] = ["final", "metrics.jsonl", "report.html"];
+
+/// Makes the output directory this run's, or fails where it is another's.
+///
+/// Runs of versions without a marker are told by their checkpoints, `begun`.
+fn claim(output: &Path, begun: bool, identity: &Value) -> Result<(), TrainError> {
+    let path = output.join(MARKER);
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let marker: Value = serde_json::from_slice(&bytes)
+                .map_err(|e| TrainError::State { path: path.clone(), message: e.to_string() })?;
+            return same_run(output, &marker["identity"], identity);
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(TrainError::file("read", &path)(e)),
+    }
+    if let Some(name) = OUTPUTS.iter().find(|name| !begun && output.join(name).exists()) {
+        let message = format!(
+            "there is a {name} of another run or program: choose another output directory, or move it away"
+        );
+        return Err(TrainError::State { path: output.into(), message });
+    }
+    let marker = serde_json::json!({ "version": 1, "identity": identity });
+    Ok(flm_checkpoint::durable::replace(&path, format!("{marker:#}\n").as_bytes())?)
+}
+
 /// Fails where two runs differ, and says in what.
 fn same_run(dir: &Path, saved: &Value, ours: &Value) -> Result<(), TrainError> {
     let Some(ours) = ours.as_object() else { return Ok(()) };
     // a setting that a state does not tell of had its default
     let settings = |value: &Value| OptimizerSettings::deserialize(value).ok();
     let same = |key: &str, value: &Value| match key {
+        // states of earlier versions do not tell
+        "model" | "chat_template" | "validation" if saved.get(key).is_none() => true,
         "optimizer" => settings(&saved[key]) == settings(value),
         _ => saved[key] == *value,
     };
@@ -379,7 +435,8 @@ fn cut_metrics(path: &Path, step: u64) -> Result<(), TrainError> {
     };
     let kept = text.lines().filter(|line| of_line(line).is_some_and(|s| s <= step && step > 0));
     let kept: String = kept.map(|line| format!("{line}\n")).collect();
-    File::create(path)
-        .and_then(|mut file| file.write_all(kept.as_bytes()))
-        .map_err(TrainError::file("write", path))
+    if kept == text {
+        return Ok(());
+    }
+    Ok(flm_checkpoint::durable::replace(path, kept.as_bytes())?)
 }

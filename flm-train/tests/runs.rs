@@ -184,6 +184,9 @@ fn states_of_runs_that_knew_fewer_settings_go_on() {
         identity["optimizer"].as_object_mut().unwrap().remove(key).unwrap();
     }
     fs::write(&path, state.to_string()).unwrap();
+    // nor had they digests or a marker
+    fs::remove_file(path.with_file_name("checksums.json")).unwrap();
+    fs::remove_file(dir.path().join("out/run.json")).unwrap();
     assert_eq!(start(dir.path(), &LINES, &[]).unwrap().resumed(), Some(2));
     let error = start(dir.path(), &LINES, &["optimizer.clip=block"]).unwrap_err().to_string();
     assert!(error.contains("differs in optimizer"), "{error}");
@@ -355,4 +358,216 @@ fn texts_are_cut_into_rows_and_wholly_learned() {
         assert!(row.packed.len() <= 48);
         assert_eq!(row.packed.targets(), row.packed.len() - 1);
     }
+}
+
+/// Names of everything in a folder, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Changes one bit in the middle of a file.
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(path, bytes).unwrap();
+}
+
+/// What `start` says, for a run that must not start.
+fn refusal(dir: &Path, lines: &[&str], changes: &[&str]) -> String {
+    start(dir, lines, changes).map(drop).unwrap_err().to_string()
+}
+
+/// Settings of a run with its parameters in `dir/scratch`, and others.
+fn on_disk(dir: &Path, more: &[String]) -> Vec<String> {
+    let scratch = format!("memory.work_dir={}", dir.join("scratch").display());
+    [vec!["memory.placement=disk".into(), scratch], more.to_vec()].concat()
+}
+
+fn strs(changes: &[String]) -> Vec<&str> {
+    changes.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_working_folder_of_the_users_is_left_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = dir.path().join("scratch");
+    fs::create_dir(&scratch).unwrap();
+    // the user's: a file of a name that the store uses, a folder that looks like one of its own
+    fs::write(scratch.join("weights"), "mine").unwrap();
+    fs::create_dir(scratch.join("flm-work-notes")).unwrap();
+    let before = names(&scratch);
+    let mut trainer = start(dir.path(), &LINES, &strs(&on_disk(dir.path(), &[]))).unwrap();
+    assert_eq!(names(&scratch).len(), before.len() + 1);
+    run(&mut trainer, Some(2)).0.unwrap();
+    drop(trainer);
+    assert_eq!(names(&scratch), before);
+    // refused runs as well
+    refusal(dir.path(), &LINES, &strs(&on_disk(dir.path(), &["train.seed=9".into()])));
+    assert_eq!(names(&scratch), before);
+    assert_eq!(fs::read_to_string(scratch.join("weights")).unwrap(), "mine");
+}
+
+#[test]
+fn what_a_dead_run_left_in_its_working_folder_goes_and_nothing_of_another_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = dir.path().join("scratch");
+    let output = format!("output={}", dir.path().join("other").display());
+    let other =
+        start(dir.path(), &LINES, &strs(&on_disk(dir.path(), std::slice::from_ref(&output)))).unwrap();
+    let trainer = start(dir.path(), &LINES, &strs(&on_disk(dir.path(), &[]))).unwrap();
+    assert_eq!(names(&scratch).len(), 2);
+    // killed: no destructor ran, the lock is gone with the process
+    let work = names(&scratch);
+    let saved: Vec<(String, String)> = work
+        .iter()
+        .map(|name| (name.clone(), fs::read_to_string(scratch.join(name).join("owner")).unwrap()))
+        .collect();
+    drop(trainer);
+    let ours = saved.iter().find(|(name, _)| !scratch.join(name).exists()).unwrap();
+    fs::create_dir(scratch.join(&ours.0)).unwrap();
+    fs::write(scratch.join(&ours.0).join("owner"), &ours.1).unwrap();
+    let trainer = start(dir.path(), &LINES, &strs(&on_disk(dir.path(), &[]))).unwrap();
+    assert!(!scratch.join(&ours.0).exists());
+    assert_eq!(names(&scratch).len(), 2);
+    drop((trainer, other));
+    assert_eq!(names(&scratch), [""; 0]);
+}
+
+#[test]
+fn a_run_goes_on_with_its_own_model_template_and_split_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (outcome, _) = run(&mut start(dir.path(), &LINES, &[]).unwrap(), Some(2));
+    assert!(outcome.unwrap().stopped);
+    // the same shape, other weights
+    fs::create_dir(dir.path().join("second")).unwrap();
+    for name in names(&dir.path().join("model")) {
+        fs::copy(dir.path().join("model").join(&name), dir.path().join("second").join(&name)).unwrap();
+    }
+    flip(&dir.path().join("second/model.safetensors"));
+    let said = refusal(dir.path(), &LINES, &[&format!("model={}", dir.path().join("second").display())]);
+    assert!(said.contains("differs in model"), "{said}");
+    let template = "{% for m in messages %}<_user>{{ m.content }}<_bot>{% endfor %}";
+    fs::write(dir.path().join("template.jinja"), template).unwrap();
+    let said = refusal(
+        dir.path(),
+        &LINES,
+        &[&format!("data.chat_template={}", dir.path().join("template.jinja").display())],
+    );
+    assert!(said.contains("chat_template"), "{said}");
+    let said = refusal(dir.path(), &LINES, &["data.validation=0.34"]);
+    assert!(said.contains("validation"), "{said}");
+    assert!(run(&mut start(dir.path(), &LINES, &[]).unwrap(), None).0.is_ok());
+}
+
+#[test]
+fn a_result_of_another_run_is_never_returned() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = run(&mut start(dir.path(), &LINES, &[]).unwrap(), None).0.unwrap();
+    let trained = weights(&first.model);
+    for name in names(&dir.path().join("out")) {
+        if name.starts_with("step-") {
+            fs::remove_dir_all(dir.path().join("out").join(name)).unwrap();
+        }
+    }
+    // the same run is finished: nothing is trained again
+    let (again, events) = run(&mut start(dir.path(), &LINES, &[]).unwrap(), None);
+    assert_eq!(again.unwrap().model, first.model);
+    assert_eq!(events, []);
+    let said = refusal(dir.path(), &LINES[..3], &[]);
+    assert!(said.contains("data_digest"), "{said}");
+    assert_eq!(weights(&first.model), trained);
+    // results without a marker: whose they are, nobody knows
+    fs::remove_file(dir.path().join("out/run.json")).unwrap();
+    let said = refusal(dir.path(), &LINES, &[]);
+    assert!(said.contains("final") && said.contains("move it away"), "{said}");
+}
+
+#[test]
+fn files_of_the_users_in_the_output_directory_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    fs::create_dir_all(out.join(".old-notes")).unwrap();
+    fs::create_dir_all(out.join(".old-00000002")).unwrap();
+    fs::create_dir_all(out.join("step-5")).unwrap();
+    fs::create_dir_all(out.join("step-00000007")).unwrap();
+    fs::write(out.join(".old-todo.txt"), "mine").unwrap();
+    let changes = ["save.every_steps=1", "save.keep=1"];
+    run(&mut start(dir.path(), &LINES, &changes).unwrap(), None).0.unwrap();
+    for name in [".old-notes", ".old-00000002", ".old-todo.txt", "step-5", "step-00000007"] {
+        assert!(out.join(name).exists(), "{name}");
+    }
+    // a file where the metrics would go
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("metrics.jsonl"), "mine\n").unwrap();
+    let said = refusal(dir.path(), &LINES, &[&format!("output={}", other.display())]);
+    assert!(said.contains("metrics.jsonl"), "{said}");
+    assert_eq!(fs::read_to_string(other.join("metrics.jsonl")).unwrap(), "mine\n");
+}
+
+#[test]
+fn two_runs_do_not_share_an_output_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = start(dir.path(), &LINES, &[]).unwrap();
+    let said = refusal(dir.path(), &LINES, &[]);
+    assert!(said.contains("in use"), "{said}");
+    drop(first);
+    assert!(start(dir.path(), &LINES, &[]).is_ok());
+}
+
+#[test]
+fn a_damaged_state_is_named_with_the_whole_one_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, changes) = (dir.path().join("out"), ["save.every_steps=1"]);
+    run(&mut start(dir.path(), &LINES, &changes).unwrap(), Some(3)).0.unwrap();
+    let newest = out.join("step-00000003");
+    for name in ["model.safetensors", "optimizer/model.safetensors", "training_state.json", "config.json"] {
+        let whole = fs::read(newest.join(name)).unwrap();
+        flip(&newest.join(name));
+        let said = refusal(dir.path(), &LINES, &changes);
+        assert!(said.contains("step-00000003") && said.contains("step-00000002 is whole"), "{name}: {said}");
+        fs::write(newest.join(name), &whole[..whole.len() - 5]).unwrap();
+        let said = refusal(dir.path(), &LINES, &changes);
+        assert!(said.contains("step-00000002 is whole"), "{name}: {said}");
+        fs::write(newest.join(name), whole).unwrap();
+    }
+    assert!(start(dir.path(), &LINES, &changes).is_ok());
+}
+
+#[test]
+fn results_have_digests_and_tell_where_they_come_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let growth = serde_json::json!({ "tool": "x", "source": "y", "growth": { "seed": 1 }, "earlier": [{ "seed": 0 }] });
+    model(dir.path());
+    fs::write(dir.path().join("model/provenance.json"), growth.to_string()).unwrap();
+    let outcome = run(&mut start(dir.path(), &LINES, &["save.every_steps=2"]).unwrap(), None).0.unwrap();
+    for path in [outcome.model.clone(), dir.path().join("out/step-00000002")] {
+        let report = flm_checkpoint::Checksums::read(&path).unwrap().check(&path, &|_| ()).unwrap();
+        assert!(report.passed && report.files >= 4, "{report:?}");
+        let text = fs::read_to_string(path.join("provenance.json")).unwrap();
+        let provenance: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(provenance["source"], "model");
+        assert_eq!(provenance["earlier"], serde_json::json!([{ "seed": 0 }, { "seed": 1 }]));
+        assert!(provenance["training"]["run"]["model"].is_string());
+    }
+}
+
+#[test]
+fn weights_that_half_precision_cannot_hold_are_refused_and_the_states_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let changes = [
+        "save.dtype=f16",
+        "optimizer.learning_rate=1e5",
+        "optimizer.final_learning_rate=1e5",
+        "optimizer.warmup_steps=0",
+        "train.max_steps=1",
+    ];
+    let said = run(&mut start(dir.path(), &LINES, &changes).unwrap(), None).0.unwrap_err().to_string();
+    assert!(said.contains("beyond f16"), "{said}");
+    assert!(!dir.path().join("out/final").exists());
+    assert!(dir.path().join("out/step-00000001").exists());
 }

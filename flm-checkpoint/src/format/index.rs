@@ -52,7 +52,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<WeightMap, IndexError> {
 }
 
 /// Whether joining `name` to a directory names something directly in that directory.
-fn is_plain_file_name(name: &str) -> bool {
+pub(crate) fn is_plain_file_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains(['/', '\\', '\0'])
 }
 

@@ -3,7 +3,7 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::atomic::{Staging, write_file};
-use crate::checksums::WeightFileDigest;
+use crate::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, WeightFileDigest, file_name};
 use crate::config::TeleFlmConfig;
 use crate::error::CheckpointError;
 use crate::error::{Result, io};
@@ -206,10 +206,42 @@ impl Writer {
             }
         }
         if let Some(index) = &self.index {
-            write_file(&self.staging.dir().join("model.safetensors.index.json"), index.as_bytes())?;
+            write_file(&self.staging.dir().join(INDEX_FILE), index.as_bytes())?;
         }
         write_file(&self.staging.dir().join("config.json"), config.to_json().as_bytes())?;
         self.staging.publish()
+    }
+
+    /// [`Writer::finish`] with checksums.json: `tensors` has the BLAKE3 of each tensor's bytes in
+    /// hexadecimal, what else is in the staging directory is read back. Folders in it have their own.
+    ///
+    /// # Errors
+    /// Those of [`Writer::finish`], and where a file cannot be read back.
+    pub fn finish_with_checksums(
+        self,
+        config: &TeleFlmConfig,
+        tensors: BTreeMap<String, String>,
+    ) -> Result<()> {
+        let dir = self.staging.dir().to_path_buf();
+        let weights: BTreeMap<String, WeightFileDigest> =
+            self.digests().map(|(name, digest)| (name.to_owned(), digest.clone())).collect();
+        let mut files =
+            BTreeMap::from([("config.json".to_owned(), FileDigest::of(config.to_json().as_bytes()))]);
+        if let Some(index) = &self.index {
+            files.insert(INDEX_FILE.into(), FileDigest::of(index.as_bytes()));
+        }
+        for entry in std::fs::read_dir(&dir).map_err(io("list", &dir))? {
+            let entry = entry.map_err(io("list", &dir))?;
+            let name = file_name(&entry.path());
+            let is_file = entry.file_type().map_err(io("look at", &entry.path()))?.is_file();
+            if is_file && !name.starts_with('.') && !weights.contains_key(&name) && !files.contains_key(&name)
+            {
+                files.insert(name, FileDigest::of_file(&entry.path(), &|_| ())?);
+            }
+        }
+        let checksums = Checksums { files, weights, tensors, ..Checksums::default() };
+        write_file(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
+        self.finish(config)
     }
 
     fn require_complete(&self) -> Result<()> {
@@ -257,6 +289,8 @@ fn begins_with(path: &Path, header: &[u8], size: u64) -> bool {
     read.is_ok_and(|meta| meta.len() == size) && found == header
 }
 
+/// Name of the index of a checkpoint in several files.
+const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Bytes after which the disk starts to write while more is computed.
 const WRITE_BACK: u64 = 128 << 20;
 

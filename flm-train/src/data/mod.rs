@@ -83,6 +83,8 @@ pub struct Dataset {
     pub statistics: DataStatistics,
     /// Changes when tokens, targets or their order change.
     pub digest: u32,
+    /// The same of the rows to validate on alone.
+    pub validation_digest: u32,
     files: Vec<PathBuf>,
 }
 
@@ -118,13 +120,18 @@ impl Dataset {
         };
         let rows = pack(documents, options.context, options.packing);
         let validation = pack(validation, options.context, options.packing);
-        let mut hasher = crc32fast::Hasher::new();
-        for row in rows.iter().chain(&validation) {
-            row.packed.ids.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
-            row.packed.labels.iter().for_each(|label| hasher.update(&label.to_le_bytes()));
-        }
+        let digest_of = |rows: &mut dyn Iterator<Item = &Row>| {
+            let mut hasher = crc32fast::Hasher::new();
+            for row in rows {
+                row.packed.ids.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+                row.packed.labels.iter().for_each(|label| hasher.update(&label.to_le_bytes()));
+            }
+            hasher.finalize()
+        };
+        let digest = digest_of(&mut rows.iter().chain(&validation));
+        let validation_digest = digest_of(&mut validation.iter());
         let files = options.files.iter().chain(&options.validation_files).cloned().collect();
-        Ok(Self { rows, validation, statistics, digest: hasher.finalize(), files })
+        Ok(Self { rows, validation, statistics, digest, validation_digest, files })
     }
 
     /// Rows of the training set, each with its packed tokens, in the order of `epoch`.

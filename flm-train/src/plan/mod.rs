@@ -45,6 +45,10 @@ pub struct Plan {
     pub recompute: bool,
     /// The memory to stay within.
     pub budget: u64,
+    /// The source's bytes: see [`flm_checkpoint::content_digest`].
+    pub(crate) model_digest: String,
+    /// The chat template of `data.chat_template`.
+    pub(crate) chat_template: Option<String>,
 }
 
 /// What `--dry-run` tells.
@@ -106,11 +110,13 @@ impl Plan {
         checkpoint.check()?;
         let tokenizer = Tokenizer::from_dir(&recipe.model)?;
         let mut encoder = Encoder::new(&tokenizer, recipe.data.close_turns);
+        let mut chat_template = None;
         if let Some(path) = &recipe.data.chat_template {
             let source = std::fs::read_to_string(path).map_err(TrainError::file("read", path))?;
             let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
             let (bos, eos) = (token(tokenizer.bos_id()), token(tokenizer.eos_id()));
             encoder = encoder.with_template(ChatTemplate::new(&source, bos.as_deref(), eos.as_deref())?);
+            chat_template = Some(source);
         }
         let config = checkpoint.config();
         let options = recipe.data_options(config.max_position_embeddings);
@@ -158,7 +164,21 @@ impl Plan {
         let per_epoch = dataset.rows.len().div_ceil(recipe.train.batch_size) as u64;
         let steps = (per_epoch * recipe.train.epochs).min(recipe.train.max_steps.unwrap_or(u64::MAX));
         let context = shape.context;
-        Ok(Self { recipe, checkpoint, layout, masks, dataset, context, steps, placement, recompute, budget })
+        let model_digest = flm_checkpoint::content_digest(&checkpoint)?;
+        Ok(Self {
+            recipe,
+            checkpoint,
+            layout,
+            masks,
+            dataset,
+            context,
+            steps,
+            placement,
+            recompute,
+            budget,
+            model_digest,
+            chat_template,
+        })
     }
 
     /// Updates of one pass over the data.
@@ -202,6 +222,9 @@ impl Plan {
             "optimizer": o,
             "parameters": self.layout.len(),
             "growth": self.checkpoint.config().growth,
+            "model": self.model_digest,
+            "chat_template": self.chat_template.as_deref().map(|text| blake3::hash(text.as_bytes()).to_hex().to_string()),
+            "validation": self.dataset.validation_digest,
         })
     }
 

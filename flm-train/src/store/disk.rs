@@ -3,13 +3,14 @@
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
 
 use candle_core::{DType, Device, Tensor, Var};
 use half::{bf16, slice::HalfFloatSliceExt};
+use tempfile::TempDir;
 
 use crate::error::TrainError;
 use crate::params::{Layout, Parameter, Slices};
@@ -20,6 +21,17 @@ use crate::store::{Array, ParameterStore, Place, Update, narrow, widen};
 /// disk, five parts are in memory: one that is read, one that is updated, one that is written, and one
 /// that waits on each side.
 const PART: usize = 1 << 18;
+
+/// How the names of working folders begin.
+const WORK_PREFIX: &str = "flm-work-";
+/// File in a working folder that says whose it is.
+const OWNER: &str = "owner";
+
+/// What the marker of a run with this output directory says.
+fn owner(output: &Path) -> String {
+    let path = output.canonicalize().unwrap_or_else(|_| output.into());
+    format!("flm sft {}\n", path.display())
+}
 
 /// Everything in files: gradient and moments, four bytes each, and weights, four or two.
 ///
@@ -40,7 +52,8 @@ type Read = Result<Vec<Vec<f32>>, TrainError>;
 
 #[derive(Debug)]
 struct Files {
-    dir: PathBuf,
+    /// Removed with everything in it when dropped.
+    dir: TempDir,
     weights: File,
     gradient: File,
     exp_avg: File,
@@ -52,16 +65,19 @@ struct Files {
 }
 
 impl DiskStore {
-    /// Zeros for all parameters, in files in `dir`, which is made and goes with the store.
+    /// Zeros for all parameters, in files in a new folder `flm-work-…` in `parent`. The folder goes with
+    /// the store; nothing else in `parent` is touched.
     ///
     /// # Errors
     /// When the files cannot be made.
-    pub fn new(layout: &Layout, dir: &Path, device: &Device, dtype: DType) -> Result<Self, TrainError> {
-        std::fs::create_dir_all(dir).map_err(TrainError::file("create", dir))?;
+    pub fn new(layout: &Layout, parent: &Path, device: &Device, dtype: DType) -> Result<Self, TrainError> {
+        std::fs::create_dir_all(parent).map_err(TrainError::file("create", parent))?;
+        let made = tempfile::Builder::new().prefix(WORK_PREFIX).tempdir_in(parent);
+        let dir = made.map_err(TrainError::file("create a folder in", parent))?;
         let bytes = layout.len() as u64 * 4;
         let open = |name: &str, bytes: u64| {
-            let path = dir.join(name);
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+            let path = dir.path().join(name);
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
             let file = file.map_err(TrainError::file("create", &path))?;
             file.set_len(bytes).map_err(TrainError::file("set the length of", &path))?;
             Ok::<_, TrainError>(file)
@@ -80,12 +96,42 @@ impl DiskStore {
             gradient: open("gradient.f32", bytes)?,
             exp_avg: open("exp_avg.f32", bytes)?,
             exp_avg_sq: open("exp_avg_sq.f32", bytes)?,
-            dir: dir.into(),
+            dir,
             offsets: offsets(|p| p.len() as u64 * 4),
             weight_offsets: offsets(Parameter::weight_bytes),
         };
         let layout = layout.clone();
         Ok(Self { layout, files: Arc::new(files), device: device.clone(), dtype, ahead: None, behind: None })
+    }
+
+    /// Marks the working folder as that of a run with this output directory.
+    ///
+    /// # Errors
+    /// When the marker cannot be written.
+    pub fn owned_by(self, output: &Path) -> Result<Self, TrainError> {
+        let path = self.files.dir.path().join(OWNER);
+        std::fs::write(&path, owner(output)).map_err(TrainError::file("write", &path))?;
+        Ok(self)
+    }
+
+    /// Removes from `parent` the working folders that dead runs with this output directory left. Whoever
+    /// calls it holds the lock of `output`.
+    ///
+    /// # Errors
+    /// When `parent` cannot be listed or a folder cannot be removed.
+    pub fn sweep(parent: &Path, output: &Path) -> Result<(), TrainError> {
+        let entries = match std::fs::read_dir(parent) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(TrainError::file("list", parent))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(TrainError::file("list", parent))?.path();
+            let named = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(WORK_PREFIX));
+            if named && std::fs::read(path.join(OWNER)).is_ok_and(|text| text == owner(output).as_bytes()) {
+                std::fs::remove_dir_all(&path).map_err(TrainError::file("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the gradient that is being written.
@@ -133,7 +179,7 @@ impl Files {
             let at = first + (offset + part * PART) as u64 * 2;
             let bytes = bytemuck::cast_slice_mut(stored.reinterpret_cast_mut());
             let read = self.weights.read_exact_at(bytes, at);
-            read.map_err(TrainError::file("read the parameters in", &self.dir))?;
+            read.map_err(TrainError::file("read the parameters in", self.dir.path()))?;
             widen(stored, values);
         }
         Ok(())
@@ -158,19 +204,19 @@ impl Files {
             let at = first + (offset + part * PART) as u64 * 2;
             let bytes = bytemuck::cast_slice(stored.reinterpret_cast());
             let written = self.weights.write_all_at(bytes, at);
-            written.map_err(TrainError::file("write the parameters in", &self.dir))?;
+            written.map_err(TrainError::file("write the parameters in", self.dir.path()))?;
         }
         Ok(())
     }
 
     fn read(&self, file: &File, at: u64, values: &mut [f32]) -> Result<(), TrainError> {
         let bytes = bytemuck::cast_slice_mut(values);
-        file.read_exact_at(bytes, at).map_err(TrainError::file("read the parameters in", &self.dir))
+        file.read_exact_at(bytes, at).map_err(TrainError::file("read the parameters in", self.dir.path()))
     }
 
     fn write(&self, file: &File, at: u64, values: &[f32]) -> Result<(), TrainError> {
         let bytes = bytemuck::cast_slice(values);
-        file.write_all_at(bytes, at).map_err(TrainError::file("write the parameters in", &self.dir))
+        file.write_all_at(bytes, at).map_err(TrainError::file("write the parameters in", self.dir.path()))
     }
 
     fn read_gradient(&self, layout: &Layout, unit: usize) -> Read {
@@ -233,7 +279,7 @@ impl ParameterStore for DiskStore {
             Ok(())
         };
         let spawned = std::thread::Builder::new().spawn(write);
-        self.behind = Some(spawned.map_err(TrainError::file("start a thread for", &self.files.dir))?);
+        self.behind = Some(spawned.map_err(TrainError::file("start a thread for", self.files.dir.path()))?);
         Ok(())
     }
 
@@ -333,6 +379,5 @@ impl Drop for DiskStore {
         // the threads hold the files; their results no longer matter
         let _ = self.settle();
         let _ = self.ahead.take().map(|(_, read)| read.join());
-        let _ = std::fs::remove_dir_all(&self.files.dir);
     }
 }

@@ -25,6 +25,9 @@ pub enum HubError {
     /// The Hub names a file that would lie outside the target.
     #[error("the Hub lists a file named {0:?}, which is not a plain relative path: refused")]
     BadFileName(String),
+    /// Two entries of a listing for one file.
+    #[error("the Hub lists {file} twice, with different content: refused")]
+    ListedTwice { file: String },
     /// Nothing to fetch.
     #[error("no file of {repository} at {revision} matches")]
     NothingMatches { repository: String, revision: String },
@@ -45,23 +48,36 @@ pub enum HubError {
     /// The lock is of another repository or revision.
     #[error("{path} holds this directory to {held}, not {asked}: choose another directory with --to")]
     Locked { path: PathBuf, held: String, asked: String },
+    /// HF_ENDPOINT is no place to send requests to.
+    #[error("HF_ENDPOINT {endpoint}: {reason}; it is to be like https://huggingface.co")]
+    Endpoint { endpoint: String, reason: &'static str },
+    /// A token that no header can carry.
+    #[error("the token of {source_name} holds characters that no token has: set it again")]
+    NoToken { source_name: String },
+    /// A revision that git would not allow.
+    #[error("revision {0:?} is no commit, branch or tag")]
+    BadRevision(String),
     /// The Hub wants the licence to be accepted, or the token has no access.
+    #[error("{repository} is gated: accept its licence at {page} {}", gated_advice(.token.as_deref()))]
+    Gated { repository: String, page: String, token: Option<String> },
+    /// 401 although a token was sent.
     #[error(
-        "{repository} is gated: accept its licence at {page} and set HF_TOKEN to a token of that account \
-         (https://huggingface.co/settings/tokens)"
+        "the Hub refuses the token of {token}: it has expired or was revoked; renew it \
+         (https://huggingface.co/settings/tokens) or remove it: public repositories need none"
     )]
-    Gated { repository: String, page: String },
-    /// 401 for another reason: the Hub does not tell a private repository from none.
-    #[error(
-        "{repository} does not exist or is private: check the name; for a private repository set HF_TOKEN"
-    )]
-    Unauthorized { repository: String },
+    TokenRefused { token: String },
+    /// The Hub does not tell a private repository from none.
+    #[error("{repository} does not exist or is private: check the name; {}", private_advice(.token.as_deref()))]
+    Unauthorized { repository: String, token: Option<String> },
     /// 404.
     #[error("{what} is not on the Hub: {url}")]
     NotFound { what: String, url: String },
     /// Any other status.
-    #[error("{url}: HTTP status {status}")]
-    Status { url: String, status: u16, retry_after: Option<Duration> },
+    #[error("{url}: HTTP status {status}{said}")]
+    Status { url: String, status: u16, said: String, retry_after: Option<Duration> },
+    /// Bytes came, too few to end.
+    #[error("{url}: fewer than {least} bytes a second for {seconds} s")]
+    Slow { url: String, least: u64, seconds: u64 },
     /// The connection failed, was reset, or nothing came for too long.
     #[error("{url}: {reason}")]
     Network { url: String, reason: String },
@@ -115,7 +131,7 @@ impl HubError {
     /// Whether trying again may help, and how long the server asks to wait.
     pub fn retry(&self) -> Option<Option<Duration>> {
         match self {
-            Self::Network { .. } | Self::WrongAnswer { .. } => Some(None),
+            Self::Network { .. } | Self::WrongAnswer { .. } | Self::Slow { .. } => Some(None),
             Self::Status { status: 408 | 425 | 429 | 500..=599, retry_after, .. } => Some(*retry_after),
             _ => None,
         }
@@ -126,6 +142,20 @@ impl HubError {
 pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> HubError {
     let path = path.to_path_buf();
     move |error| HubError::Io { action, path, reason: error.to_string() }
+}
+
+fn gated_advice(token: Option<&str>) -> String {
+    match token {
+        Some(token) => format!("with the account of the token of {token}, or set HF_TOKEN to another's"),
+        None => "and set HF_TOKEN to a token of that account (https://huggingface.co/settings/tokens)".into(),
+    }
+}
+
+fn private_advice(token: Option<&str>) -> String {
+    match token {
+        Some(token) => format!("the token of {token} gives no access to it"),
+        None => "for a private repository set HF_TOKEN".into(),
+    }
 }
 
 /// Decimal gigabytes, as disks are sold.

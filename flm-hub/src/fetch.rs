@@ -14,7 +14,7 @@ use crate::part::Part;
 use crate::plan::PlannedFile;
 use crate::progress::{Event, Progress, add};
 use crate::retry;
-use crate::transport::{Expected, Source, shown};
+use crate::transport::{Expected, Source};
 
 /// Bytes that one request asks for.
 const SEGMENT: u64 = 64 << 20;
@@ -141,7 +141,8 @@ impl Fetcher {
         let done = self.persist(active, &mut |failures| {
             let before = rest.start;
             let result = self.bring(active, &mut rest);
-            if rest.start > before {
+            // a server that gives a byte now and then gets nowhere
+            if rest.start > before && !matches!(result, Err(HubError::Slow { .. })) {
                 *failures = 0;
             }
             result
@@ -190,7 +191,7 @@ impl Fetcher {
             read?;
             if n < want {
                 let reason = format!("the body ended {} bytes early", rest.end - rest.start);
-                return Err(HubError::WrongAnswer { url: shown(&answer.url), reason });
+                return Err(HubError::WrongAnswer { url: answer.url.to_string(), reason });
             }
         }
         Ok(())
@@ -214,13 +215,13 @@ impl Fetcher {
                     self.keep(active, &file, r.start, &buf[(r.start - at) as usize..(r.end - at) as usize])?;
                 }
                 at += n as u64;
-                if at > furthest {
+                if at > furthest && !matches!(read, Err(HubError::Slow { .. })) {
                     (furthest, *failures) = (at, 0);
                 }
                 read?;
                 if n < want {
                     let reason = format!("the body ended {} bytes early", bytes - at);
-                    return Err(HubError::WrongAnswer { url: shown(&answer.url), reason });
+                    return Err(HubError::WrongAnswer { url: answer.url.to_string(), reason });
                 }
             }
             Ok(())

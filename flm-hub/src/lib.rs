@@ -9,6 +9,7 @@
 #![allow(missing_docs, reason = "being written, crate by crate")]
 
 mod client;
+mod credentials;
 mod digest;
 mod error;
 mod fetch;
@@ -26,6 +27,7 @@ mod retry;
 mod shards;
 mod target;
 mod transport;
+mod url;
 mod verify;
 
 pub use crate::client::{Access, Hub};

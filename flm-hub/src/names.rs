@@ -41,6 +41,15 @@ pub(crate) fn url_path(name: &str) -> String {
     out
 }
 
+/// A revision as one part of a URL's path; refuses what git allows in no name.
+pub(crate) fn revision_path(revision: &str) -> Result<String> {
+    let strange = |c: char| c.is_whitespace() || c.is_control() || "~^:?*[\\".contains(c);
+    if revision.is_empty() || revision.contains(strange) || revision.contains("..") {
+        return Err(HubError::BadRevision(revision.into()));
+    }
+    Ok(url_path(revision).replace('/', "%2F"))
+}
+
 pub(crate) const NAME: &str = "flm.lock";
 
 /// Whether `text` is `OWNER/NAME` as the Hub allows it.
@@ -97,5 +106,9 @@ mod tests {
     #[test]
     fn urls_are_escaped() {
         assert_eq!(url_path("a b/c?#%.bin"), "a%20b/c%3F%23%25.bin");
+        assert_eq!(revision_path("refs/pr/1#é").unwrap(), "refs%2Fpr%2F1%23%C3%A9");
+        for bad in ["", "a b", "x?y=1", "a\nb", "../x", "a~1"] {
+            assert!(matches!(revision_path(bad), Err(HubError::BadRevision(_))), "{bad}");
+        }
     }
 }

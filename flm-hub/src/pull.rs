@@ -227,7 +227,7 @@ impl Run {
             }
         }
         let part = Part::open(target, file.bytes, &file.digest)?;
-        let source = self.fetcher.hub.source(&self.repository, &self.commit, &file.name);
+        let source = self.fetcher.hub.source(&self.repository, &self.commit, &file.name)?;
         let active = Arc::new(Active::new(file.clone(), source, part));
         self.fetcher.schedule().active.push(Arc::clone(&active));
         self.fetcher.changed.notify_all();

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::error::{HubError, Result};
 use crate::manifest::Manifest;
 use crate::names::is_repository;
-use crate::transport::{Expected, Source, shown};
+use crate::transport::{Expected, Source};
 
 /// A repository at a commit, read in ranges.
 pub struct HubCheckpoint<'a> {
@@ -51,7 +51,7 @@ impl<'a> HubCheckpoint<'a> {
                 let described = hub.describe(repository, &commit, &file.name)?;
                 (file.bytes, file.digest) = (described.bytes, file.digest.or(described.digest));
             }
-            let source = hub.source(repository, &commit, &file.name);
+            let source = hub.source(repository, &commit, &file.name)?;
             Ok((file.name.clone(), (file, source)))
         });
         let files = files.collect::<Result<_>>()?;
@@ -87,7 +87,7 @@ impl<'a> HubCheckpoint<'a> {
         let mut answer = self.hub.transport.get(source, asked, expected)?;
         if answer.whole {
             // What follows is the whole file, which may be a shard.
-            return Err(HubError::NoRanges { file: file.name.clone(), url: shown(&answer.url) });
+            return Err(HubError::NoRanges { file: file.name.clone(), url: answer.url.to_string() });
         }
         let mut bytes = vec![0; (range.end - range.start) as usize];
         let (n, read) = answer.fill(&mut bytes);
@@ -97,7 +97,7 @@ impl<'a> HubCheckpoint<'a> {
         read?;
         if n < bytes.len() {
             let reason = format!("the body ended {} bytes early", bytes.len() - n);
-            return Err(HubError::WrongAnswer { url: shown(&answer.url), reason });
+            return Err(HubError::WrongAnswer { url: answer.url.to_string(), reason });
         }
         Ok(bytes)
     }
@@ -111,7 +111,7 @@ impl RemoteFiles for HubCheckpoint<'_> {
     fn read(&self, name: &str, range: Range<u64>) -> io::Result<Vec<u8>> {
         let Some((file, source)) = self.files.get(name) else { return Err(io::ErrorKind::NotFound.into()) };
         let bytes = file.bytes.unwrap_or(0);
-        let read = self.hub.persist(|| self.fetch(file, bytes, source, &range));
+        let read = self.hub.persist(name, || self.fetch(file, bytes, source, &range));
         read.map_err(io::Error::other)
     }
 }

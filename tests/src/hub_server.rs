@@ -45,6 +45,10 @@ pub enum Fault {
     Status(u16, Option<u64>),
     /// 401 or 403 as the Hub answers for a gated repository.
     Gated(u16),
+    /// A status with headers and a body, as something on the way answers.
+    Says(u16, Vec<(&'static str, String)>, &'static str),
+    /// The body comes in single bytes, so many milliseconds apart.
+    Drip(u64),
     /// Ranges are not understood: 200 with the whole file.
     NoRanges,
 }
@@ -62,6 +66,8 @@ pub struct Asked {
 #[derive(Debug, Clone)]
 pub struct Logged {
     pub method: String,
+    /// With its query.
+    pub target: String,
     pub path: String,
     pub authorization: Option<String>,
     pub on_cdn: bool,
@@ -107,6 +113,8 @@ pub struct Options {
     pub bare_listing: bool,
     /// A name that the listing tells in addition.
     pub evil_name: Option<&'static str>,
+    /// A file of whose size the listing tells this instead.
+    pub told_size: Option<(&'static str, u64)>,
 }
 
 pub struct HubServer {
@@ -155,6 +163,11 @@ impl HubServer {
 
     pub fn log(&self) -> Vec<Logged> {
         self.state.log.lock().unwrap().clone()
+    }
+
+    /// Where the second listener is, another origin.
+    pub fn other_origin(&self) -> String {
+        self.state.cdn.lock().unwrap().clone()
     }
 
     /// Requests that were answered with content.
@@ -218,6 +231,7 @@ fn serve(state: &State, stream: &TcpStream, on_cdn: bool) -> Option<()> {
     let path = target.split('?').next()?.to_owned();
     state.log.lock().unwrap().push(Logged {
         method: method.clone(),
+        target: target.clone(),
         path: path.clone(),
         authorization: headers.get("authorization").cloned(),
         on_cdn,
@@ -278,6 +292,7 @@ impl Answer<'_> {
         match choose(&Asked { file: String::new(), nth, on_cdn: false }) {
             Fault::Gated(status) => return self.send(status, &[("X-Error-Code", "GatedRepo".into())], b"{}"),
             Fault::Status(status, after) => return self.status(status, after),
+            Fault::Says(status, headers, body) => return self.send(status, &headers, body.as_bytes()),
             _ => {}
         }
         if revision != "main" && revision != COMMIT {
@@ -290,7 +305,8 @@ impl Answer<'_> {
                 if self.state.options.bare_listing {
                     return json!({ "rfilename": name });
                 }
-                let size = file.bytes.len();
+                let told = self.state.options.told_size.filter(|(told, _)| told == name);
+                let size = told.map_or(file.bytes.len() as u64, |(_, size)| size);
                 let lfs = json!({ "sha256": file.sha256, "size": size, "pointerSize": 134 });
                 let mut entry = json!({ "rfilename": name, "size": size, "blobId": file.git_sha1 });
                 if file.lfs {
@@ -315,6 +331,7 @@ impl Answer<'_> {
         };
         match fault {
             Fault::Status(status, after) => return self.status(status, after),
+            Fault::Says(status, headers, body) => return self.send(status, &headers, body.as_bytes()),
             Fault::Gated(status) => return self.send(status, &[("X-Error-Code", "GatedRepo".into())], b"{}"),
             _ => {}
         }
@@ -358,7 +375,9 @@ impl Answer<'_> {
     fn body(&self, bytes: &[u8], span: Range<u64>, fault: &Fault) -> Option<()> {
         let mut sent = 0;
         let body = &bytes[span.start as usize..span.end as usize];
-        for chunk in body.chunks(32 << 10) {
+        let (chunk, drip) = if let Fault::Drip(ms) = fault { (1, *ms) } else { (32 << 10, 0) };
+        for chunk in body.chunks(chunk) {
+            std::thread::sleep(Duration::from_millis(drip));
             let stop = match fault {
                 Fault::Truncate(n) | Fault::Reset(n) | Fault::Stall(n) => n.saturating_sub(sent),
                 _ => u64::MAX,

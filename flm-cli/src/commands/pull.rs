@@ -30,10 +30,12 @@ use flm_hub::{Plan, Request, State, default_dir};
 /// A file gets its name only when its digest is that of the manifest, of flm.lock or of the Hub. Interrupted
 /// anywhere, the same command goes on. With --json each line of stdout is one JSON object.
 #[derive(Debug, Args)]
-#[command(after_help = "Environment: HF_TOKEN, HF_TOKEN_PATH, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE.\n\n\
+#[command(
+    after_help = "Environment: HF_TOKEN, HF_TOKEN_PATH, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME.\n\n\
                         Examples:\n  flm pull tele-flm-52b --dry-run\n  \
                         flm pull tele-flm-52b --to /data/52b --convert --delete-source\n  \
-                        flm pull HuggingFaceTB/SmolLM2-135M --files '*.json' 'model.safetensors'")]
+                        flm pull HuggingFaceTB/SmolLM2-135M --files '*.json' 'model.safetensors'"
+)]
 pub(crate) struct Pull {
     /// A name that `flm models` lists, or OWNER/NAME.
     name: String,
@@ -128,6 +130,7 @@ impl Pull {
             timeout: Duration::from_secs(self.timeout),
             retries: self.retries,
             interrupted: Arc::clone(&interrupted),
+            tell: Arc::new(tell(*output)),
         })?;
         let request = Request {
             name: self.name.clone(),
@@ -279,8 +282,20 @@ fn line(pull: &hub::Pull, start: Instant) -> ProgressLine {
     }
 }
 
+/// Shows the waits of a plan, before there are bars.
+fn tell(output: Output) -> impl Fn(&Event) {
+    move |event| {
+        if let Err(error) = output.event(event) {
+            output.note(&format!("{error:#}"));
+        }
+        if let Some(text) = told(event) {
+            output.note(&text);
+        }
+    }
+}
+
 /// What is worth a line beside the bars.
-fn told(event: &Event) -> Option<String> {
+pub(crate) fn told(event: &Event) -> Option<String> {
     match event {
         Event::Retry { file, reason, wait_seconds } => {
             Some(format!("{file}: {reason}; again in {wait_seconds:.1} s"))

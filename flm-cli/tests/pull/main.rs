@@ -10,6 +10,7 @@ mod kills;
 mod large;
 mod protocol;
 mod run;
+mod secrets;
 
 use std::path::Path;
 

@@ -115,8 +115,15 @@ impl Inspect {
             }
         })
         .context("cannot handle Ctrl-C")?;
-        let hub = Hub::from_env(Access { timeout: Duration::from_secs(30), retries: 5, interrupted })?;
         let bar = output.requests("headers");
+        let (waits, shown) = (bar.clone(), *output);
+        let tell = move |event: &_| {
+            if let Some(text) = crate::commands::pull::told(event) {
+                waits.suspend(|| shown.note(&text));
+            }
+        };
+        let (timeout, tell) = (Duration::from_secs(30), Arc::new(tell));
+        let hub = Hub::from_env(Access { timeout, retries: 5, interrupted, tell })?;
         let step = || bar.inc(1);
         let files = HubCheckpoint::list(&hub, repository, &revision, &step)
             .with_context(|| format!("there is no directory {repository}, and on the Hub"))?;

@@ -17,7 +17,7 @@ use crate::credentials::Environment;
 use crate::digest::{Digest, is_digest};
 use crate::error::{HubError, Result};
 use crate::progress::Event;
-use crate::transport::{Source, Transport};
+use crate::transport::{Expected, Source, Transport};
 use crate::{names as file_name, retry};
 
 /// A connection to the Hub, set up as the environment says.
@@ -146,6 +146,35 @@ impl Hub {
         let source = self.source(repository, commit, name)?;
         let (bytes, digest) = self.persist(name, || self.transport.head(&source))?;
         Ok(RemoteFile { name: name.into(), bytes, digest })
+    }
+
+    /// The content of a file that is needed to plan, of its digest.
+    pub(crate) fn small_file(
+        &self,
+        repository: &str,
+        commit: &str,
+        name: &str,
+        bytes: u64,
+        digest: &Digest,
+    ) -> Result<Vec<u8>> {
+        let source = self.source(repository, commit, name)?;
+        self.persist(name, || {
+            let expected = Expected { file: name, bytes, digest };
+            let wrong = |reason: String| HubError::WrongAnswer { url: name.into(), reason };
+            if bytes > MAX_LISTING {
+                return Err(HubError::Sizes { repository: repository.into() });
+            }
+            let mut answer = self.transport.get(&source, None, expected)?;
+            let mut text = vec![0; bytes as usize];
+            let (n, read) = answer.fill(&mut text);
+            read?;
+            let mut hasher = digest.hasher(bytes);
+            hasher.update(&text);
+            if n < text.len() || hasher.finish() != digest.hex() {
+                return Err(wrong(format!("what came is not of {} {}", digest.algorithm(), digest.hex())));
+            }
+            Ok(text)
+        })
     }
 
     /// Where the Hub's cache on this machine has a blob, by its SHA-256, if it does.

@@ -28,6 +28,27 @@ pub enum HubError {
     /// Two entries of a listing for one file.
     #[error("the Hub lists {file} twice, with different content: refused")]
     ListedTwice { file: String },
+    /// A user's file where the Hub's, or a converted one, would go.
+    #[error(
+        "{files}: changed since it was verified, or never from the Hub: not replaced; move it away, leave it out \
+         with --files, or replace it with --force"
+    )]
+    Changed { files: String },
+    /// Outputs of a conversion that are names of the Hub.
+    #[error(
+        "{files}: --convert would write over the Hub's file of that name: leave it out with --files, or convert \
+         in another directory with flm convert"
+    )]
+    Collision { files: String },
+    /// A repository without a model in a form that flm reads.
+    #[error(
+        "{repository} holds no model.safetensors, no pytorch_model.bin and no shards of either{there}; --files \
+         takes other files"
+    )]
+    NoWeights { repository: String, there: String },
+    /// Sizes that are no sizes.
+    #[error("{repository}: the Hub tells sizes that no disk holds: refused")]
+    Sizes { repository: String },
     /// Nothing to fetch.
     #[error("no file of {repository} at {revision} matches")]
     NothingMatches { repository: String, revision: String },

@@ -22,6 +22,8 @@ const NAME: &str = ".flm-pull.journal";
 pub(crate) enum Entry {
     /// The file has the digest; the stamp tells whether it was touched since.
     Verified { file: String, digest: String, stamp: Stamp },
+    /// An output is begun: what will stand under this name is flm's own.
+    Begun { output: String },
     /// A shard's tensors are safe in another file.
     Converted { file: String, digest: String, output: String, tensors: Vec<ShardTensor>, stamp: Stamp },
 }
@@ -59,13 +61,18 @@ struct State {
     log: Option<File>,
     verified: HashMap<String, (String, Stamp)>,
     converted: HashMap<String, (String, Converted, Stamp)>,
+    /// Outputs, with the stamp of those that are finished.
+    outputs: HashMap<String, Option<Stamp>>,
 }
 
 impl Journal {
     /// Reads the journal of a directory, which need not have one; lines that a crash tore are passed over.
     pub(crate) fn read(dir: &Path) -> Self {
         let mut state = State::default();
-        for line in std::fs::read_to_string(dir.join(NAME)).unwrap_or_default().lines() {
+        let path = dir.join(NAME);
+        // not a pipe, which would be waited for
+        let text = path.is_file().then(|| std::fs::read_to_string(&path).unwrap_or_default());
+        for line in text.unwrap_or_default().lines() {
             if let Ok(entry) = serde_json::from_str(line) {
                 state.take(entry);
             }
@@ -78,6 +85,27 @@ impl Journal {
         let state = self.state();
         let known = state.verified.get(file).filter(|(known, _)| known == digest);
         known.is_some_and(|(_, stamp)| stamp_of(&self.dir.join(file)) == Some(*stamp))
+    }
+
+    /// Whether the file was verified once, whatever it is to be now, and was not touched since.
+    pub(crate) fn is_untouched(&self, file: &str) -> bool {
+        let state = self.state();
+        state.verified.get(file).is_some_and(|(_, stamp)| stamp_of(&self.dir.join(file)) == Some(*stamp))
+    }
+
+    /// Whether what stands under an output's name was made here and not touched since.
+    pub(crate) fn is_own_output(&self, output: &str) -> bool {
+        let state = self.state();
+        match state.outputs.get(output) {
+            Some(None) => true,
+            Some(stamp) => stamp_of(&self.dir.join(output)) == *stamp,
+            // an index or list of digests from before outputs were recorded when they are begun
+            None => output.ends_with(".json") && !state.converted.is_empty(),
+        }
+    }
+
+    pub(crate) fn begin_output(&self, output: &str) -> Result<()> {
+        self.append(Entry::Begun { output: output.into() })
     }
 
     /// Where the tensors of a shard with that digest are safe, if they are.
@@ -113,7 +141,7 @@ impl Journal {
         let path = self.dir.join(NAME);
         let mut state = self.state();
         if state.log.is_none() {
-            let log = File::options().create(true).append(true).open(&path).map_err(io("open", &path))?;
+            let log = crate::target::open_own(&path, File::options().create(true).append(true))?;
             flm_checkpoint::durable::sync_dir(&self.dir)?;
             state.log = Some(log);
         }
@@ -137,7 +165,11 @@ impl State {
             Entry::Verified { file, digest, stamp } => {
                 self.verified.insert(file, (digest, stamp));
             }
+            Entry::Begun { output } => {
+                self.outputs.insert(output, None);
+            }
             Entry::Converted { file, digest, output, tensors, stamp } => {
+                self.outputs.insert(output.clone(), Some(stamp));
                 self.converted.insert(file, (digest, Converted { output, tensors }, stamp));
             }
         }

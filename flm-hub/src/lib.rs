@@ -10,6 +10,7 @@
 
 mod client;
 mod credentials;
+mod damage;
 mod digest;
 mod error;
 mod fetch;
@@ -24,6 +25,7 @@ mod pull;
 mod ranges;
 mod remote_checkpoint;
 mod retry;
+mod selection;
 mod shards;
 mod target;
 mod transport;
@@ -37,3 +39,4 @@ pub use crate::plan::{Plan, Request, State, default_dir};
 pub use crate::progress::{Event, get};
 pub use crate::pull::{FileProgress, Held, OnDisk, Options, Pull, on_disk};
 pub use crate::remote_checkpoint::{HubCheckpoint, repository_of};
+pub use crate::selection::LeftOut;

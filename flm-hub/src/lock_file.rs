@@ -15,7 +15,7 @@ use flm_checkpoint::durable;
 /// The content of flm.lock.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LockFile {
+pub(crate) struct LockFile {
     version: u32,
     pub repository: String,
     /// What was asked for when the lock was made.
@@ -27,7 +27,7 @@ pub struct LockFile {
 
 /// A file with what it is held to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LockedFile {
+pub(crate) struct LockedFile {
     pub name: String,
     pub bytes: u64,
     #[serde(flatten)]
@@ -35,15 +35,19 @@ pub struct LockedFile {
 }
 
 impl LockFile {
-    pub fn new(repository: &str, revision: &str, commit: &str) -> Self {
+    pub(crate) fn new(repository: &str, revision: &str, commit: &str) -> Self {
         let owned = str::to_owned;
         let (repository, revision, commit) = (owned(repository), owned(revision), owned(commit));
         Self { version: 1, repository, revision, commit, files: Vec::new() }
     }
 
     /// The lock of a directory, if it has one.
-    pub fn read(dir: &Path) -> Result<Option<Self>> {
+    pub(crate) fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(NAME);
+        if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+            let (path, reason) = (path.display().to_string(), "it is no regular file: remove it".into());
+            return Err(HubError::Malformed { path, reason });
+        }
         let text = match std::fs::read_to_string(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(io("read", &path))?,
@@ -65,7 +69,7 @@ impl LockFile {
     }
 
     /// Writes the lock; nothing where it stands so already.
-    pub fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(NAME);
         let text = toml::to_string(self)
             .map_err(|e| HubError::Malformed { path: path.display().to_string(), reason: e.to_string() })?;
@@ -78,12 +82,12 @@ impl LockFile {
     }
 
     /// What a file is held to.
-    pub fn find(&self, name: &str) -> Option<&LockedFile> {
+    pub(crate) fn find(&self, name: &str) -> Option<&LockedFile> {
         self.files.iter().find(|f| f.name == name)
     }
 
     /// Takes files up that the lock did not have.
-    pub fn add(&mut self, file: LockedFile) {
+    pub(crate) fn add(&mut self, file: LockedFile) {
         if self.find(&file.name).is_none() {
             self.files.push(file);
             self.files.sort_by(|a, b| a.name.cmp(&b.name));

@@ -56,19 +56,14 @@ impl Part {
     pub(crate) fn open(target: &Path, bytes: u64, digest: &Digest) -> Result<Self> {
         let (path, log_path) = (part_path(target), log_path(target));
         let header = header(bytes, digest);
-        let records = read_records(&log_path, &header).filter(|_| path.is_file());
+        let records = read_records(&log_path, &header).filter(|_| is_file(&path));
         if records.is_none() {
             durable::remove(&log_path)?;
             durable::remove(&path)?;
         }
         let open = |path: &Path| {
-            File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)
-                .map_err(io("open", path))
+            let mut options = File::options();
+            crate::target::open_own(path, options.read(true).write(true).create(true).truncate(false))
         };
         let (file, mut log) = (open(&path)?, open(&log_path)?);
         file.set_len(bytes).map_err(io("set the length of", &path))?;
@@ -91,7 +86,7 @@ impl Part {
     /// How many bytes an earlier process left, without opening anything.
     pub(crate) fn left_behind(target: &Path, bytes: u64, digest: &Digest) -> u64 {
         let records =
-            read_records(&log_path(target), &header(bytes, digest)).filter(|_| part_path(target).is_file());
+            read_records(&log_path(target), &header(bytes, digest)).filter(|_| is_file(&part_path(target)));
         let mut free = Ranges::all(bytes);
         for (offset, len, _) in records.unwrap_or_default() {
             free.remove(offset..(offset + u64::from(len)).min(bytes));
@@ -214,6 +209,21 @@ fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
     }
 }
 
+/// Whether a file stands there itself, not a link to one.
+fn is_file(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| meta.is_file())
+}
+
+/// Removes what a process left that was killed after it had given the file its name.
+pub(crate) fn discard_stray(target: &Path) -> Result<()> {
+    let log_path = log_path(target);
+    let mut magic = [0; MAGIC.len()];
+    let ours = is_file(&log_path)
+        && File::open(&log_path).is_ok_and(|mut log| log.read_exact(&mut magic).is_ok())
+        && magic == *MAGIC;
+    if ours { discard(target) } else { Ok(()) }
+}
+
 /// Removes what a download left.
 pub(crate) fn discard(target: &Path) -> Result<()> {
     durable::remove(&log_path(target))?;
@@ -241,6 +251,7 @@ fn header(bytes: u64, digest: &Digest) -> [u8; HEADER] {
 /// Records until the first torn one; `None` where the file is absent or of another download.
 fn read_records(path: &Path, header: &[u8; HEADER]) -> Option<Vec<(u64, u32, u32)>> {
     let mut bytes = Vec::new();
+    is_file(path).then_some(())?;
     File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
     let records = bytes.strip_prefix(header.as_slice())?;
     let whole = |r: &[u8]| -> Option<(u64, u32, u32)> {
@@ -290,6 +301,29 @@ mod tests {
         part.forget(start);
         assert_eq!(part.claim(1000), Some(50..60));
         assert!(part.piece_at(55).is_none());
+    }
+
+    #[test]
+    fn links_are_not_written_through_and_strays_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, precious) = (dir.path().join("x"), dir.path().join("precious"));
+        drop(Part::open(&target, 4, &digest()).unwrap());
+        std::fs::remove_file(part_path(&target)).unwrap();
+        std::fs::write(&precious, "mine").unwrap();
+        std::os::unix::fs::symlink(&precious, part_path(&target)).unwrap();
+        let mut part = Part::open(&target, 4, &digest()).unwrap();
+        write(&mut part, 0, &[1; 4]);
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
+        // killed between the two steps of publishing
+        durable::rename(&part_path(&target), &target).unwrap();
+        drop(part);
+        assert!(target.is_file() && !target.is_symlink() && log_path(&target).exists());
+        discard_stray(&target).unwrap();
+        assert!(!log_path(&target).exists() && target.exists());
+        // not flm's
+        std::fs::write(log_path(&target), "mine").unwrap();
+        discard_stray(&target).unwrap();
+        assert!(log_path(&target).exists());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use glob::Pattern;
 use serde::Serialize;
 
 use crate::client::{Hub, Listing, RemoteFile};
+use crate::damage;
 use crate::digest::Digest;
 use crate::error::{HubError, Result};
 use crate::journal::Journal;
@@ -16,6 +17,8 @@ use crate::lock_file::{LockFile, LockedFile};
 use crate::manifest::{Manifest, ManifestFile};
 use crate::names::{is_repository, is_shard};
 use crate::part::Part;
+use crate::selection::{LeftOut, Selection};
+use crate::shards::{OUTPUT_INDEX, output_name};
 use crate::target::free_disk;
 
 /// What is asked for.
@@ -31,6 +34,8 @@ pub struct Request {
     pub delete_source: bool,
     /// Believe no file that is there already.
     pub check: bool,
+    /// Replace what a user has changed or put there.
+    pub force: bool,
 }
 
 /// What will be done.
@@ -48,8 +53,12 @@ pub struct Plan {
     pub disk_free: u64,
     /// Names of the manifest that the repository does not have, none of them essential.
     pub absent: Vec<String>,
+    /// Weights of the repository that are not of the model, and not fetched.
+    pub left_out: Vec<LeftOut>,
+    /// Files that are not flm's where converted ones would go.
+    pub in_the_way: Vec<String>,
     #[serde(skip)]
-    pub lock: LockFile,
+    pub(crate) lock: LockFile,
 }
 
 /// A file and what is to be done with it.
@@ -67,6 +76,8 @@ pub struct PlannedFile {
     reserved: u64,
     /// Whether its tensors go to safetensors.
     pub convert: bool,
+    /// Why what stands under its name may be replaced; `None`: it may not, or nothing stands there.
+    pub replaces: Option<&'static str>,
 }
 
 /// How far a file is.
@@ -81,6 +92,8 @@ pub enum State {
     Present,
     /// In the Hub's cache on this machine, to be verified and linked.
     Cached(PathBuf),
+    /// Something else, which is the user's, stands under its name.
+    Changed,
     /// Begun.
     Partial,
     /// Not begun.
@@ -102,13 +115,23 @@ impl Plan {
         let mut lock = lock.unwrap_or_else(|| LockFile::new(&repository, &revision, &listing.commit));
         let remote: BTreeMap<&str, &RemoteFile> =
             listing.files.iter().map(|f| (f.name.as_str(), f)).collect();
-        let names = select(&listing, &known, &request.globs);
         let (mut files, mut absent) = (Vec::new(), Vec::new());
         let journal = Journal::read(&request.dir);
+        let index = |name: &str| -> Result<Vec<String>> {
+            let Some(remote) = remote.get(name) else { return Ok(Vec::new()) };
+            let file = identity(hub, &repository, &listing.commit, remote, None, lock.find(name))?;
+            if journal.converted(name, file.digest.hex()).is_some() {
+                // its shards were converted and it was removed with them
+                return Ok(lock.files.iter().map(|f| f.name.clone()).filter(|name| is_shard(name)).collect());
+            }
+            shards_of(hub, &repository, &listing.commit, &request.dir, &file)
+        };
+        let Selection { names, left_out } = select(&listing, &known, &request.globs, &repository, &index)?;
         for name in names {
             let from_manifest = known.iter().find(|f| f.name == name);
             let Some(remote) = remote.get(name.as_str()) else {
                 let essential = is_shard(&name)
+                    || name.ends_with(".safetensors")
                     || name == "config.json"
                     || from_manifest.is_some_and(|f| f.sha256.is_some());
                 if essential || lock.find(&name).is_some() {
@@ -126,8 +149,13 @@ impl Plan {
         }
         // Small files first: they tell early what is wrong, and the index is needed to convert.
         files.sort_by_key(|f| (is_shard(&f.name), f.name.clone()));
-        let (bytes, missing) =
-            (files.iter().map(|f| f.bytes).sum(), files.iter().map(PlannedFile::missing).sum());
+        // within what a file's offset can be: then no later sum overflows
+        let bytes = files.iter().try_fold(0u64, |sum, f| sum.checked_add(f.bytes));
+        let Some(bytes) = bytes.filter(|bytes| *bytes <= i64::MAX as u64) else {
+            return Err(HubError::Sizes { repository });
+        };
+        let missing = files.iter().map(PlannedFile::missing).sum();
+        let in_the_way = outputs_in_the_way(&files, &lock, &journal, request)?;
         Ok(Self {
             repository,
             revision,
@@ -139,8 +167,17 @@ impl Plan {
             disk_free: free_disk(&request.dir)?,
             files,
             absent,
+            left_out,
+            in_the_way,
             lock,
         })
+    }
+
+    /// Refuses to replace what is the user's.
+    pub fn check_changed(&self) -> Result<()> {
+        let changed = self.files.iter().filter(|f| f.state == State::Changed).map(|f| f.name.as_str());
+        let names: Vec<&str> = changed.chain(self.in_the_way.iter().map(String::as_str)).collect();
+        if names.is_empty() { Ok(()) } else { Err(HubError::Changed { files: names.join(", ") }) }
     }
 
     /// Refuses to begin what the disk has no room for.
@@ -163,7 +200,15 @@ impl PlannedFile {
         let (name, bytes, digest) = (file.name.clone(), file.bytes, file.digest.clone());
         let path = request.dir.join(&name);
         let convert = request.convert && is_shard(&name);
-        let there = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == bytes);
+        // through links: a file may lie in a cache or a store
+        let on_disk = path.metadata().ok();
+        let there = on_disk.as_ref().is_some_and(|m| m.is_file() && m.len() == bytes);
+        let replaces = match &on_disk {
+            None => None,
+            Some(meta) if meta.is_file() && request.force => Some("--force"),
+            Some(_) if journal.is_untouched(&name) => Some("the disk has changed it"),
+            Some(_) => damage::seen(&path),
+        };
         let left = Part::left_behind(&path, bytes, &digest);
         let converted = journal.converted(&name, digest.hex()).is_some();
         let (state, have) = if converted && (convert || !there) {
@@ -172,6 +217,8 @@ impl PlannedFile {
             (State::Verified, bytes)
         } else if there {
             (State::Present, bytes)
+        } else if on_disk.is_some() && replaces.is_none() {
+            (State::Changed, bytes)
         } else if left > 0 {
             (State::Partial, left)
         } else if let Some(blob) = hub.cached(repository, &digest, bytes) {
@@ -180,7 +227,7 @@ impl PlannedFile {
             (State::Missing, 0)
         };
         let reserved = have.max(Part::reserved(&path, bytes));
-        Self { name, bytes, digest, state, have, reserved, convert }
+        Self { name, bytes, digest, state, have, reserved, convert, replaces }
     }
 
     /// Bytes that the network must bring.
@@ -228,8 +275,14 @@ fn revision(
     }
 }
 
-/// The names to fetch, sorted.
-fn select(listing: &Listing, known: &[ManifestFile], globs: &[Pattern]) -> Vec<String> {
+/// The names to fetch: what the patterns or the manifest say, else the model that the repository holds.
+fn select(
+    listing: &Listing,
+    known: &[ManifestFile],
+    globs: &[Pattern],
+    repository: &str,
+    index: &dyn Fn(&str) -> Result<Vec<String>>,
+) -> Result<Selection> {
     let listed = listing.files.iter().map(|f| f.name.as_str());
     let mut names: Vec<String> = if !globs.is_empty() {
         let matches = |name: &&str| globs.iter().any(|g| g.matches(name));
@@ -237,25 +290,57 @@ fn select(listing: &Listing, known: &[ManifestFile], globs: &[Pattern]) -> Vec<S
     } else if !known.is_empty() {
         known.iter().map(|f| f.name.clone()).collect()
     } else {
-        let safetensors =
-            listing.files.iter().any(|f| f.name.ends_with(".safetensors") && !f.name.contains('/'));
-        let wanted = |name: &&str| is_wanted(name) && !(safetensors && name.starts_with("pytorch_model"));
-        listed.filter(wanted).map(str::to_owned).collect()
+        return Selection::of_model(&listing.files, repository, index);
     };
     names.sort();
     names.dedup();
-    names
+    Ok(Selection { names, left_out: Vec::new() })
 }
 
-/// Weights, config, tokenizer and texts in the repository's root; no code, no other formats.
-fn is_wanted(name: &str) -> bool {
-    let extension = name.rsplit_once('.').map_or("", |(_, e)| e);
-    let weights = extension == "safetensors" || (extension == "bin" && name.starts_with("pytorch_model"));
-    !name.contains('/')
-        && !name.starts_with('.')
-        && (weights
-            || matches!(extension, "json" | "model" | "txt" | "md" | "jinja")
-            || name.starts_with("LICENSE"))
+/// The files that an index names: of the index on disk where it is the right one, else of the Hub's.
+fn shards_of(
+    hub: &Hub,
+    repository: &str,
+    commit: &str,
+    dir: &Path,
+    index: &LockedFile,
+) -> Result<Vec<String>> {
+    let path = dir.join(&index.name);
+    let right = path.metadata().is_ok_and(|m| m.is_file() && m.len() == index.bytes)
+        && index.digest.of_file(&path, |_| true)?.is_some_and(|digest| digest == index.digest.hex());
+    let text = if right {
+        std::fs::read(&path).map_err(crate::error::io("read", &path))?
+    } else {
+        hub.small_file(repository, commit, &index.name, index.bytes, &index.digest)?
+    };
+    let map = flm_checkpoint::parse_index(Path::new(&index.name), &text)?;
+    let mut names: Vec<String> = map.into_values().collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Outputs of the conversion that stand there already and are not flm's; an error where they are the Hub's.
+fn outputs_in_the_way(
+    files: &[PlannedFile],
+    lock: &LockFile,
+    journal: &Journal,
+    request: &Request,
+) -> Result<Vec<String>> {
+    let shards = files.iter().filter(|f| f.convert);
+    let mut outputs: Vec<String> = shards.filter_map(|f| output_name(&f.name)).collect();
+    if outputs.is_empty() {
+        return Ok(outputs);
+    }
+    outputs.extend([OUTPUT_INDEX.to_owned(), flm_checkpoint::CHECKSUMS_FILE.to_owned()]);
+    let hubs: Vec<&str> =
+        outputs.iter().map(String::as_str).filter(|name| lock.find(name).is_some()).collect();
+    if !hubs.is_empty() {
+        return Err(HubError::Collision { files: hubs.join(", ") });
+    }
+    let stands = |name: &String| request.dir.join(name).symlink_metadata().is_ok();
+    outputs.retain(|name| stands(name) && !request.force && !journal.is_own_output(name));
+    Ok(outputs)
 }
 
 /// What a file must be, by the lock, the manifest and the Hub, which must agree.
@@ -332,7 +417,7 @@ mod tests {
 
     fn file(name: &str, bytes: u64, have: u64, state: State, convert: bool) -> PlannedFile {
         let (name, digest) = (name.into(), Digest::Sha256(String::new()));
-        PlannedFile { name, bytes, digest, state, have, reserved: have, convert }
+        PlannedFile { name, bytes, digest, state, have, reserved: have, convert, replaces: None }
     }
 
     #[test]
@@ -364,6 +449,8 @@ mod tests {
             disk_needed: 5_000_000_000,
             disk_free: 2_000_000_000,
             absent: Vec::new(),
+            left_out: Vec::new(),
+            in_the_way: Vec::new(),
             lock: LockFile::new("o/r", "main", &"c".repeat(40)),
         };
         let error = plan.check_disk(false).unwrap_err().to_string();
@@ -373,35 +460,5 @@ mod tests {
         assert!(!plan.check_disk(true).unwrap_err().to_string().contains("--delete-source"));
         plan.disk_free = 5_000_000_000;
         assert!(plan.check_disk(false).is_ok());
-    }
-
-    #[test]
-    fn a_repository_without_a_manifest_gives_its_weights_and_texts() {
-        let listing = |names: &[&str]| Listing {
-            commit: String::new(),
-            files: names
-                .iter()
-                .map(|n| RemoteFile { name: (*n).into(), bytes: None, digest: None })
-                .collect(),
-        };
-        let both = listing(&[
-            ".gitattributes",
-            "LICENSE",
-            "modeling.py",
-            "config.json",
-            "model.safetensors",
-            "pytorch_model.bin",
-            "onnx/model.json",
-            "tokenizer.model",
-            "training_args.bin",
-        ]);
-        assert_eq!(
-            select(&both, &[], &[]),
-            ["LICENSE", "config.json", "model.safetensors", "tokenizer.model"]
-        );
-        let only = listing(&["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"]);
-        assert_eq!(select(&only, &[], &[]).len(), 2);
-        let globs = [Pattern::new("onnx/*").unwrap(), Pattern::new("*.py").unwrap()];
-        assert_eq!(select(&both, &[], &globs), ["modeling.py", "onnx/model.json"]);
     }
 }

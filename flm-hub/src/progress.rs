@@ -21,6 +21,8 @@ pub enum Event {
     Mismatch { file: String, expected: String, got: String },
     /// Pieces that an earlier process wrote did not survive; they are fetched again.
     Damaged { file: String, bytes: u64 },
+    /// What stands under a file's name is damaged, or --force was given; it is fetched again.
+    Replaced { file: String, reason: String },
     /// A file is under its name.
     Verified { file: String, bytes: u64, digest: String },
     /// A shard's tensors are safe.

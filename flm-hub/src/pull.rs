@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use crate::client::Hub;
-use crate::error::{Result, io};
+use crate::error::{HubError, Result, io};
 use crate::fetch::{Active, Fetcher, Schedule};
 use crate::journal::Journal;
 use crate::part::Part;
@@ -191,6 +191,9 @@ impl Run {
         }
         let (name, bytes, have) = (file.name.clone(), file.bytes, file.have);
         if !matches!(file.state, State::Converted | State::Verified) {
+            if let Some(reason) = file.replaces.filter(|_| file.state != State::Present) {
+                progress.tell(Event::Replaced { file: name.clone(), reason: reason.into() });
+            }
             progress.tell(Event::Started { file: name, bytes, have });
             if !self.obtain(&file, &target)? {
                 return Ok(false);
@@ -200,6 +203,7 @@ impl Run {
             let (file, digest) = (file.name.clone(), file.digest.to_string());
             progress.tell(Event::Verified { file, bytes, digest });
         }
+        crate::part::discard_stray(&target)?;
         if file.convert { self.shards().convert(&file) } else { Ok(true) }
     }
 
@@ -217,6 +221,9 @@ impl Run {
                 Some(true) => {
                     verify::take_from_cache(file, target)?;
                     return Ok(true);
+                }
+                Some(false) if file.state == State::Present && file.replaces.is_none() => {
+                    return Err(HubError::Changed { files: file.name.clone() });
                 }
                 Some(false) => {
                     let got = format!("something else in {}", path.display());

@@ -18,10 +18,10 @@ use crate::progress::{Event, Progress, add};
 use flm_checkpoint::durable;
 
 const SOURCE_INDEX: &str = "pytorch_model.bin.index.json";
-const OUTPUT_INDEX: &str = "model.safetensors.index.json";
+pub(crate) const OUTPUT_INDEX: &str = "model.safetensors.index.json";
 
 /// `pytorch_model-00001-of-00009.bin` → `model-00001-of-00009.safetensors`
-fn output_name(shard: &str) -> Option<String> {
+pub(crate) fn output_name(shard: &str) -> Option<String> {
     let stem = shard.strip_prefix("pytorch_model")?.strip_suffix(".bin")?;
     Some(format!("model{stem}.safetensors"))
 }
@@ -46,6 +46,7 @@ impl Shards<'_> {
                 add(&self.progress.converted, bytes);
                 !self.progress.is_stopped()
             };
+            self.journal.begin_output(&output)?;
             let Some(tensors) = convert_shard(&source, &self.dir.join(&output), &progress)? else {
                 return Ok(false);
             };
@@ -70,7 +71,8 @@ impl Shards<'_> {
             self.journal.add_converted(name, digest, &output, tensors)?;
             self.progress.tell(Event::Converted { file: name.into(), output, tensors: count });
         }
-        if self.delete_source && source.exists() {
+        // a file that was changed since is the user's
+        if self.delete_source && self.journal.is_verified(name, digest) {
             durable::remove(&source)?;
             durable::sync_dir(self.dir)?;
             self.progress.tell(Event::Removed { file: name.into() });
@@ -120,6 +122,7 @@ impl Shards<'_> {
                 return Ok(());
             }
             let total = outputs.iter().map(|path| data_bytes(path)).sum::<Result<u64>>()?;
+            self.journal.begin_output(OUTPUT_INDEX)?;
             durable::replace(&self.dir.join(OUTPUT_INDEX), index_text(&map, total).as_bytes())?;
         }
         if self.dir.join("config.json").exists() {
@@ -131,6 +134,7 @@ impl Shards<'_> {
         for name in beside.chain(index) {
             checksums.files.insert(name.into(), FileDigest::of_file(&self.dir.join(name), &|_| ())?);
         }
+        self.journal.begin_output(CHECKSUMS_FILE)?;
         durable::replace(&self.dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
         let index = files.iter().find(|f| f.name == SOURCE_INDEX);
         if let Some(index) = index.filter(|_| self.delete_source && self.dir.join(OUTPUT_INDEX).exists()) {

@@ -21,8 +21,7 @@ impl Target {
     pub(crate) fn hold(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(io("create", dir))?;
         let path = dir.join(NAME);
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open.map_err(io("open", &path))?;
+        let mut file = open_own(&path, File::options().read(true).write(true).create(true).truncate(false))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -44,6 +43,19 @@ impl Target {
     }
 }
 
+/// Opens a file of flm's own; not through a link, which may lead to a file of somebody, and no pipe.
+pub(crate) fn open_own(path: &Path, options: &mut std::fs::OpenOptions) -> Result<File> {
+    use rustix::fs::OFlags;
+    use std::os::unix::fs::OpenOptionsExt;
+    if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
+        let reason =
+            "it is a link, a pipe or a directory where flm keeps a file of its own: remove it".into();
+        return Err(HubError::Io { action: "open", path: path.into(), reason });
+    }
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    options.custom_flags(flags).open(path).map_err(io("open", path))
+}
+
 /// Bytes that a user may write to the file system of `dir`, or of its nearest parent that exists.
 pub(crate) fn free_disk(dir: &Path) -> Result<u64> {
     let absolute = std::path::absolute(dir).map_err(io("look at", dir))?;
@@ -55,6 +67,17 @@ pub(crate) fn free_disk(dir: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_under_the_name_of_the_lock_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        std::fs::write(&precious, "mine").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join(NAME)).unwrap();
+        let error = Target::hold(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(NAME) && error.contains("remove it"), "{error}");
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
+    }
 
     #[test]
     fn a_second_holder_is_told_who_the_first_is() {

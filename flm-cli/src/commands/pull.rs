@@ -60,6 +60,9 @@ pub(crate) struct Pull {
     /// Hash again what earlier pulls have verified.
     #[arg(long)]
     check: bool,
+    /// Replace files that were changed here, or are not from the Hub, by the Hub's.
+    #[arg(long)]
+    force: bool,
     /// Requests at once.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: u16,
@@ -139,11 +142,15 @@ impl Pull {
             globs: self.files.clone(),
             convert: self.convert,
             check: self.check,
+            force: self.force,
             delete_source: self.delete_source,
         };
         let plan = Plan::make(&hub, &manifest, &request)?;
         self.show(&plan, output)?;
-        let Some(held) = held else { return Ok(plan.disk_needed <= plan.disk_free) };
+        let Some(held) = held else {
+            return Ok(plan.disk_needed <= plan.disk_free && plan.check_changed().is_ok());
+        };
+        plan.check_changed()?;
         plan.check_disk(self.delete_source)?;
         if interrupted.load(Ordering::Relaxed) {
             return Err(HubError::Interrupted.into());
@@ -238,6 +245,7 @@ impl Pull {
             State::Verified => "verified",
             State::Present => "here, to verify",
             State::Cached(_) => "in the cache, to verify",
+            State::Changed => "changed here: kept",
             State::Partial => "begun",
             State::Missing => "to fetch",
         };
@@ -259,6 +267,13 @@ impl Pull {
         );
         if !plan.absent.is_empty() {
             text += &format!("not in the repository: {}\n", plan.absent.join(", "));
+        }
+        for file in &plan.left_out {
+            let bytes = file.bytes.map_or_else(String::new, |bytes| format!(", {}", size(bytes)));
+            text += &format!("left out: {}{bytes}; --files takes it\n", file.name);
+        }
+        if !plan.in_the_way.is_empty() {
+            text += &format!("in the way of --convert, and not flm's: {}\n", plan.in_the_way.join(", "));
         }
         if self.dry_run {
             return output.line(&text);
@@ -303,6 +318,7 @@ pub(crate) fn told(event: &Event) -> Option<String> {
         Event::Mismatch { file, expected, got } => {
             Some(format!("{file}: digest is {got}, expected {expected}: fetched again"))
         }
+        Event::Replaced { file, reason } => Some(format!("{file}: {reason}: fetched again")),
         Event::Damaged { file, bytes } => {
             Some(format!("{file}: {} on disk are damaged: fetched again", size(*bytes)))
         }

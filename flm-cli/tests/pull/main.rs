@@ -6,6 +6,7 @@
 mod conversion;
 mod faults;
 mod inspect;
+mod keeps;
 mod kills;
 mod large;
 mod protocol;

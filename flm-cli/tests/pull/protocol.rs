@@ -31,9 +31,11 @@ fn a_plain_pull_reads_every_byte_once_and_a_second_one_none() {
     server.forget_log();
     pull(&server, &target, &[]).succeeded();
     assert_eq!(server.content_requests(), 0);
-    // a file that was touched is hashed, and fetched again only because it is wrong
+    // a file that was touched is hashed, and fetched again only because it is wrong and that is asked for
     std::fs::write(target.join(SHARD), noise(99, files()[2].1.len())).unwrap();
-    let again = pull(&server, &target, &[]);
+    pull(&server, &target, &[]).failed(&[SHARD, "changed since it was verified", "--force"]);
+    assert!(std::fs::read(target.join(SHARD)).unwrap() == noise(99, files()[2].1.len()));
+    let again = pull(&server, &target, &["--force"]);
     again.succeeded().progress_is_honest();
     assert_eq!((again.events("mismatch").len(), server.content()), (1, files()[2].1.len() as u64));
     complete(&target, &files());

@@ -185,6 +185,11 @@ impl HubServer {
         self.state.content.store(0, Ordering::Relaxed);
     }
 
+    /// Bytes of a file.
+    pub fn served(&self, name: &str) -> u64 {
+        self.state.files.lock().unwrap().get(name).map_or(0, |file| file.bytes.len() as u64)
+    }
+
     pub fn replace(&self, name: &str, bytes: Vec<u8>) {
         self.state.files.lock().unwrap().insert(name.into(), ServedFile::new(name, bytes));
     }

@@ -16,6 +16,7 @@ use crate::format::RawTensor;
 use crate::format::Source;
 use crate::format::index::is_plain_file_name;
 use crate::format::safetensors::{HeaderError, MAX_HEADER};
+use crate::format::zip::ZipEntry;
 use crate::read::file::{OpenFile, read_json_file};
 use crate::read::{Checkpoint, TensorEntry};
 
@@ -313,6 +314,53 @@ impl Checksums {
         let missing = self.tensors.keys().filter(|name| !checkpoint.contains(name));
         problems.extend(missing.map(|name| format!("tensor {name} is missing")));
         bytes
+    }
+}
+
+impl Checkpoint {
+    /// Reads all weights and compares them with the digests that the checkpoint has: checksums.json, or
+    /// the CRC-32 of a PyTorch archive's entries (0 where the archive was saved without).
+    ///
+    /// Returns whether there was anything to compare with.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] names the first tensor or file that differs.
+    pub fn verify_digests(&self) -> Result<bool> {
+        let damaged = |problem: String| CheckpointError::Damaged { dir: self.dir().into(), problem };
+        if self.dir().join(CHECKSUMS_FILE).is_file() {
+            // side files may be edited; weights may not
+            let mut checksums = Checksums::read(self.dir())?;
+            checksums.files.retain(|name, _| self.files.iter().any(|f| file_name(&f.path) == *name));
+            let report = checksums.check(self.dir(), &|_| ())?;
+            return report.problems.into_iter().next().map_or(Ok(true), |problem| Err(damaged(problem)));
+        }
+        let entries: Vec<(usize, &ZipEntry)> = self
+            .storages
+            .iter()
+            .enumerate()
+            .flat_map(|(file, storages)| storages.iter().map(move |storage| (file, storage)))
+            .filter(|(_, storage)| storage.crc32 != 0)
+            .collect();
+        entries.par_iter().try_for_each(|&(file, storage)| {
+            let mut crc = crc32fast::Hasher::new();
+            let mut buffer = vec![0; (1 << 20).min(storage.size as usize)];
+            for start in (0..storage.size).step_by(1 << 20) {
+                let part = &mut buffer[..(1 << 20).min((storage.size - start) as usize)];
+                let read = self.handles[file].read_exact_at(part, storage.offset + start);
+                read.map_err(io("read", &self.files[file].path))?;
+                crc.update(part);
+            }
+            let (got, name) = (crc.finalize(), file_name(&self.files[file].path));
+            if got == storage.crc32 {
+                return Ok(());
+            }
+            let problem = format!(
+                "{name}: entry {} has CRC-32 {got:08x}, the archive says {:08x}",
+                storage.name, storage.crc32
+            );
+            Err(damaged(problem))
+        })?;
+        Ok(!entries.is_empty())
     }
 }
 

@@ -37,6 +37,18 @@ pub enum CheckpointError {
     /// checksums.json names what is not a file of its own directory.
     #[error("{path} names {name:?}, which is not a file of its directory: refused")]
     ForeignFile { path: PathBuf, name: String },
+    /// A source that was written to while it was read.
+    #[error("{path} changed while it was read: the output would mix two checkpoints; run the command again")]
+    SourceChanged { path: PathBuf },
+    /// Bytes that are not those that the checkpoint's own digests tell of.
+    #[error(
+        "{dir} is damaged: {problem}. `flm verify` lists all; fetch or make the file again, or pass \
+         --no-source-digests to use it as it is"
+    )]
+    Damaged { dir: PathBuf, problem: String },
+    /// An output that would lie inside its own source.
+    #[error("{dst} lies inside the source {src}: choose a directory beside it")]
+    InsideSource { dst: PathBuf, src: PathBuf },
     /// The directory holds no weights in a known form.
     #[error(
         "no weights in {dir}: looked for model.safetensors, model.safetensors.index.json, \

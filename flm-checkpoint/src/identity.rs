@@ -1,8 +1,8 @@
 //! Whether two checkpoints are the same bytes, and whether a run may go on where another stopped.
 
 use crate::checksums::{CHECKSUMS_FILE, Checksums, file_name, tensor_digest};
-use crate::error::Result;
 use crate::error::io;
+use crate::error::{CheckpointError, Result};
 use crate::hex::hex;
 use crate::read::Checkpoint;
 use crate::read::file::read_json_file;
@@ -27,29 +27,47 @@ pub struct RunKey {
 }
 
 /// A file of the source: nothing of it is read to tell whether it changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SourceFile {
     pub name: String,
     pub bytes: u64,
-    /// Of the last change: seconds and nanoseconds.
+    /// Of the last change of its contents: seconds and nanoseconds.
     pub modified: (i64, i64),
+    /// Of the last change of anything, and which file it is; journals of earlier versions do not tell.
+    #[serde(default)]
+    pub changed: Option<(i64, i64, u64)>,
 }
+
+impl PartialEq for SourceFile {
+    fn eq(&self, other: &Self) -> bool {
+        let known = self.changed.is_none() || other.changed.is_none() || self.changed == other.changed;
+        (&self.name, self.bytes, self.modified) == (&other.name, other.bytes, other.modified) && known
+    }
+}
+
+impl Eq for SourceFile {}
 
 impl RunKey {
     /// The key of a run of `tool` (name and version) on `source`; `options` are named for people.
     pub fn new(tool: &str, options: &[(&str, &dyn Display)], source: &Checkpoint) -> Result<Self> {
-        let config = source.dir().join("config.json");
-        let paths = source.files().iter().map(|f| f.path.clone()).chain([config]);
-        let source = paths.map(|path| {
-            let meta = fs::metadata(&path).map_err(io("look at", &path))?;
-            let modified = (meta.mtime(), meta.mtime_nsec());
-            Ok(SourceFile { name: file_name(&path), bytes: meta.len(), modified })
-        });
         Ok(Self {
             tool: tool.into(),
             options: options.iter().map(|(name, value)| ((*name).into(), value.to_string())).collect(),
-            source: source.collect::<Result<_>>()?,
+            source: stamps(source)?,
         })
+    }
+
+    /// Fails where a file of the source is not what it was when the key was made: what was read since may
+    /// be a mixture of two checkpoints.
+    ///
+    /// # Errors
+    /// [`CheckpointError::SourceChanged`].
+    pub fn require_unchanged(&self, source: &Checkpoint) -> Result<()> {
+        let now = stamps(source)?;
+        match self.source.iter().zip(&now).find(|(was, is)| was != is) {
+            Some((file, _)) => Err(CheckpointError::SourceChanged { path: source.dir().join(&file.name) }),
+            None => Ok(()),
+        }
     }
 
     /// What differs, in words.
@@ -69,6 +87,18 @@ impl RunKey {
         }
         None
     }
+}
+
+fn stamps(source: &Checkpoint) -> Result<Vec<SourceFile>> {
+    let config = source.dir().join("config.json");
+    let paths = source.files().iter().map(|f| f.path.clone()).chain([config]);
+    let stamp = |path: std::path::PathBuf| {
+        let meta = fs::metadata(&path).map_err(io("look at", &path))?;
+        let modified = (meta.mtime(), meta.mtime_nsec());
+        let changed = Some((meta.ctime(), meta.ctime_nsec(), meta.ino()));
+        Ok(SourceFile { name: file_name(&path), bytes: meta.len(), modified, changed })
+    };
+    paths.map(stamp).collect()
 }
 
 /// Files besides the weights that decide what a model computes and how it is prompted.

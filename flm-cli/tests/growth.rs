@@ -258,3 +258,65 @@ fn killed_runs_go_on_and_end_in_the_same_bytes() {
     }
     assert!(resumed > rounds / 3, "{resumed} of {rounds} were killed while they wrote");
 }
+
+#[test]
+fn a_stage_of_other_bytes_is_never_taken_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let (dst, stage) = (dir.path().join("grown"), dir.path().join(".grown.stage-1"));
+    let to = |more: &[&str]| {
+        let arguments = ["grow", text(&source), text(&dst), "--to", "nano-102b", "--to", "nano-1t"];
+        flm(arguments.iter().chain(more))
+    };
+    // what a run that died in its second stage leaves
+    flm_json(["grow", text(&source), text(&stage), "--to", "nano-102b", "--operator", "zero"]);
+    // the source is another since: of the same sizes
+    let weights = source.join("model-00001-of-00003.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    std::fs::remove_file(source.join("checksums.json")).unwrap();
+    let out = to(&[]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("was grown from other bytes") && said.contains("--restart"), "{said}");
+    assert!(!dst.exists() && stage.exists());
+    assert!(to(&["--restart"]).status.success());
+    assert!(flm(["verify", text(&source), text(&dst)]).status.success());
+    // a folder of the user's that has the name is left alone, --restart or not
+    let other = dir.path().join(".other.stage-1");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("notes"), "mine").unwrap();
+    for more in [&[][..], &["--restart"]] {
+        let dst = dir.path().join("other");
+        let arguments = ["grow", text(&source), text(&dst), "--to", "nano-102b", "--to", "nano-1t"];
+        assert_eq!(flm(arguments.iter().chain(more)).status.code(), Some(1));
+        assert!(other.join("notes").exists());
+    }
+}
+
+#[test]
+fn settings_that_would_be_ignored_or_cannot_be_are_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let dst = dir.path().join("x");
+    let grow = |more: &[&str]| {
+        let out = flm(["grow", text(&source), text(&dst)].iter().chain(more));
+        assert!(!out.status.success(), "{more:?}");
+        assert!(!dst.exists() && !dir.path().join(".x.partial").exists(), "{more:?}");
+        String::from_utf8(out.stderr).unwrap()
+    };
+    for setting in ["seed=7", "nope=1", "=", "operator=zero"] {
+        let said = grow(&["--ffn", "320", setting]);
+        assert!(said.contains("--recipe"), "{said}");
+    }
+    for std in ["nan", "inf", "-1"] {
+        assert!(grow(&["--layers", "17", &format!("--std={std}")]).contains("finite"), "{std}");
+    }
+    for mup in ["1e308/1e-308", "1e-40/1", "nan/1"] {
+        assert!(grow(&["--ffn", "320", "--mup", mup]).contains("output_mult/mup_scale_factor"), "{mup}");
+    }
+    for layers in ["20000", "1000000", "1000000000000"] {
+        assert!(grow(&["--layers", layers]).contains("num_hidden_layers"), "{layers}");
+    }
+}

@@ -11,6 +11,9 @@ pub(crate) type Result<T> = std::result::Result<T, GrowthError>;
 #[allow(missing_docs, reason = "the message says what each field is")]
 #[derive(Debug, thiserror::Error)]
 pub enum GrowthError {
+    /// More layers than a plan is made for.
+    #[error("num_hidden_layers {layers}: at most {limit} can be grown to")]
+    TooManyLayers { layers: usize, limit: usize },
     /// A dimension of the target is smaller than the source's.
     #[error("{dimension} would shrink from {from} to {to}; a growth only adds")]
     Shrinks {

@@ -135,7 +135,7 @@ impl FoldPlan {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<ExecuteReport> {
         let digest = blake3::hash(&serde_json::to_vec(self)?).to_hex().to_string();
-        let of_source = Provenance::read(source.dir());
+        let of_source = Provenance::read(source.dir())?;
         let (growth, earlier) = of_source.map(|p| (p.growth, p.earlier)).unwrap_or_default();
         let fold = Some(self.masks.clone());
         let provenance = Provenance { growth, earlier, fold, ..Provenance::new(source, options) };
@@ -179,6 +179,7 @@ fn tensor_plan(
         scale,
         row_scale,
         col_scale,
+        splits: false,
         noise: None,
         new_cols: None,
         new_rows: None,

@@ -1,5 +1,6 @@
 //! Checkpoints with random weights, to pre-train from.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use flm_checkpoint::TeleFlmConfig;
@@ -8,6 +9,7 @@ use flm_checkpoint::copy_side_files;
 use flm_checkpoint::{EMBED_TOKENS, TensorSpec};
 
 use crate::error::Result;
+use crate::execute::record::PROVENANCE_FILE;
 use crate::fill::NormalFill;
 use crate::precision::Precision;
 
@@ -41,7 +43,7 @@ pub fn init(
         .map(|tensor| TensorSpec { name: tensor.name, dtype: precision.into(), shape: tensor.shape })
         .collect();
     let writer = Writer::create(dst, &specs, max_shard_bytes)?;
-    let mut chunk = Vec::new();
+    let (mut chunk, mut digests) = (Vec::new(), BTreeMap::new());
     for spec in &specs {
         let one = {
             let mut bytes = [0; 8];
@@ -50,6 +52,7 @@ pub fn init(
         };
         let fill = NormalFill::new(seed, &spec.name, precision, std(config, spec))?;
         let len = spec.shape.iter().product::<usize>() * precision.bytes();
+        let mut hasher = blake3::Hasher::new();
         for start in (0..len).step_by(CHUNK) {
             chunk.resize(CHUNK.min(len - start), 0);
             if spec.shape.len() == 1 {
@@ -58,15 +61,21 @@ pub fn init(
                 fill.write((start / precision.bytes()) as u64, &mut chunk);
             }
             writer.write_at(&spec.name, start as u64, &chunk)?;
+            hasher.update(&chunk);
             progress(chunk.len() as u64);
         }
+        digests.insert(spec.name.clone(), hasher.finalize().to_hex().to_string());
     }
     if let Some(dir) = side_files {
         copy_side_files(dir, writer.staging_dir())?;
     }
     let mut config = config.clone();
     config.set_raw("torch_dtype", precision.torch_name().into());
-    writer.finish(&config)?;
+    let provenance =
+        serde_json::json!({ "tool": crate::execute::record::TOOL, "source": "", "init": { "seed": seed } });
+    let path = writer.staging_dir().join(PROVENANCE_FILE);
+    crate::execute::write(&path, format!("{provenance:#}\n").as_bytes())?;
+    writer.finish_with_checksums(&config, digests)?;
     Ok(())
 }
 

@@ -91,6 +91,10 @@ pub struct TensorPlan {
     /// What the source's last columns are multiplied by besides.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub col_scale: Option<TailScale>,
+    /// Whether the copies of a column are parts of it, so that their sum must be the column: the last is
+    /// what the others leave. Where they are halves, quarters and so on, all are equal and exact.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub splits: bool,
     /// Noise on columns that are repeated: added to one copy, taken from the next, so that a row's product
     /// with a vector whose entries are repeated likewise stays what it is. Of an odd number of copies
     /// the last has none, and a weight has only as much as leaves the sum of its copies exact.

@@ -1,9 +1,10 @@
 //! A checkpoint against its config: every name, shape and dtype.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use crate::error::CheckpointError;
-use crate::error::Result;
+use crate::error::{Result, io};
 use crate::read::{Checkpoint, TensorEntry};
 use crate::tensor_id::{LM_HEAD, TensorShape};
 
@@ -78,5 +79,23 @@ impl Checkpoint {
             declared,
             got: first.dtype,
         })
+    }
+}
+
+impl Checkpoint {
+    /// Fails where `dst` lies inside this checkpoint's directory: a reader would find it there.
+    ///
+    /// # Errors
+    /// [`CheckpointError::InsideSource`].
+    pub fn require_outside(&self, dst: &Path) -> Result<()> {
+        let src = self.dir().canonicalize().map_err(io("look at", self.dir()))?;
+        let parent = dst.ancestors().skip(1).find_map(|p| {
+            let p = if p.as_os_str().is_empty() { Path::new(".") } else { p };
+            p.canonicalize().ok()
+        });
+        if parent.is_some_and(|parent| parent.starts_with(&src)) {
+            return Err(CheckpointError::InsideSource { dst: dst.into(), src: self.dir().into() });
+        }
+        Ok(())
     }
 }

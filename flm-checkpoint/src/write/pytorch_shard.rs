@@ -160,7 +160,7 @@ fn move_storage(
         }
     }
     let got = crc.finalize();
-    if got == storage.crc32 {
+    if got == storage.crc32 || storage.crc32 == 0 {
         return Ok(true);
     }
     let (path, entry) = (path.into(), storage.name.clone());

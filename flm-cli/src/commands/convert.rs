@@ -52,6 +52,9 @@ pub(crate) struct Convert {
     /// Throw away what an interrupted run has finished.
     #[arg(long)]
     restart: bool,
+    /// Do not compare a safetensors source with its own checksums.json, which reads it once more.
+    #[arg(long)]
+    no_source_digests: bool,
     /// Compare DST with what a conversion of SRC gives, and write nothing.
     #[arg(long, conflicts_with_all = ["dtype", "layout", "dry_run", "restart", "max_shard_size"])]
     verify: bool,
@@ -97,6 +100,7 @@ impl Convert {
             max_shard_size: self.max_shard_size,
             layout: self.layout()?,
             restart: self.restart,
+            source_digests: !self.no_source_digests,
         };
         let bytes_read: u64 = src.entries().map(|e| e.nbytes).sum();
         let bar = output.bytes("converting", bytes_read);

@@ -29,6 +29,9 @@ pub(crate) struct Fold {
     dtype: Option<Dtype>,
     #[command(flatten)]
     write: WriteArgs,
+    /// Do not compare the source with its own digests, and do not hash its files for provenance.json.
+    #[arg(long)]
+    no_source_digests: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,6 +58,7 @@ impl Fold {
             restart: self.write.restart,
             optimizer_state: self.write.optimizer_state,
             file_digests: self.write.file_digests,
+            source_digests: !self.no_source_digests,
             ..ExecuteOptions::default()
         };
         let bar = output.bytes("folding", plan.tensors.iter().map(|t| t.nbytes()).sum());
@@ -62,6 +66,7 @@ impl Fold {
             .execute(&source, &self.dst, &options, &|bytes| bar.inc(bytes))
             .with_context(|| format!("cannot fold into {}", self.dst.display()))?;
         bar.finish_and_clear();
+        output.warn_of_overflow(done.overflowed);
         let summary = Summary {
             dst: self.dst.clone(),
             rms_norm_eps: plan.rms_norm_eps,

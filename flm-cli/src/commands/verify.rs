@@ -67,7 +67,7 @@ impl Verify {
         })?;
         bar.finish_and_clear();
         if let Some(file) = &self.report {
-            let page = report.html(&name(&self.a), &name(path), Provenance::read(path).as_ref())?;
+            let page = report.html(&name(&self.a), &name(path), Provenance::read(path)?.as_ref())?;
             std::fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
         }
         output.result(&report, human)?;

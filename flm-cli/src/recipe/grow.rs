@@ -86,15 +86,21 @@ fn pair<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<(f64, f64)>
 pub(crate) fn parse_std(text: &str) -> Result<Std, String> {
     match text {
         "match" => Ok(Std::Match),
-        number => {
-            number.parse().map(Std::Value).map_err(|_| format!("{number:?} is neither match nor a number"))
-        }
+        number => match number.parse::<f64>() {
+            Ok(std) if std.is_finite() && std >= 0.0 => Ok(Std::Value(std)),
+            _ => Err(format!("{number:?} is neither match nor a finite number of at least 0")),
+        },
     }
 }
 
 pub(crate) fn parse_pair(text: &str) -> Result<(f64, f64), String> {
     let pair = text.split_once('/').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-    pair.ok_or_else(|| format!("{text:?}: write output_mult/mup_scale_factor, for example 2.0/80"))
+    // the logits' factor is an f32
+    let usable = |&(a, b): &(f64, f64)| {
+        ((a / b) as f32).is_normal() && (a as f32).is_normal() && (b as f32).is_normal()
+    };
+    pair.filter(usable)
+        .ok_or_else(|| format!("{text:?}: write output_mult/mup_scale_factor, for example 2.0/80"))
 }
 
 /// A recipe: stages, and what they share.

@@ -33,6 +33,7 @@ use crate::convert::run::{Job, Run, lock};
 use flm_candle::write_llama_files;
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::CheckpointError;
+use flm_checkpoint::Format;
 use flm_checkpoint::Journal;
 use flm_checkpoint::Layout;
 use flm_checkpoint::ModelType;
@@ -56,12 +57,21 @@ pub struct ConvertOptions {
     pub layout: Option<TargetLayout>,
     /// Throws an unfinished run away instead of taking it up.
     pub restart: bool,
+    /// Whether to compare a safetensors source with its own digests first, which reads it once more. CRC-32
+    /// of PyTorch archives are compared in any case, as they are read.
+    pub source_digests: bool,
 }
 
 impl Default for ConvertOptions {
     /// No conversion, shards of 5 GB, the size that the Hub recommends.
     fn default() -> Self {
-        Self { dtype: None, max_shard_size: 5_000_000_000, layout: None, restart: false }
+        Self {
+            dtype: None,
+            max_shard_size: 5_000_000_000,
+            layout: None,
+            restart: false,
+            source_digests: true,
+        }
     }
 }
 
@@ -150,6 +160,10 @@ pub fn convert(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<ConvertReport> {
     let plan = Plan::new(src, options)?;
+    src.require_outside(dst)?;
+    if options.source_digests && src.format() == Format::Safetensors {
+        src.verify_digests()?;
+    }
     let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
     let dtype = options.dtype.map_or("as stored", dtype::torch_name);
     let layout = options.layout.map_or("as it is".into(), |l| l.to_string());
@@ -171,6 +185,7 @@ pub fn convert(
         writer.discard_staging();
     }
     let report = done?;
+    key.require_unchanged(src)?;
     writer.finish(&plan.config)?;
     Journal::remove(dst)?;
     Ok(report)

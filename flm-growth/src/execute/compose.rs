@@ -1,5 +1,7 @@
 //! Rows of a target tensor, from the source's rows and the plan.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::error::{GrowthError, Result};
 use crate::fill::NormalFill;
 use crate::precision::Precision;
@@ -16,6 +18,10 @@ pub(crate) struct Composer<'a> {
     normal: Vec<(f64, NormalFill)>,
     /// The noise that cancels between repeated columns, in f64.
     noise: Option<NormalFill>,
+    /// Finite values that became infinite.
+    overflowed: AtomicU64,
+    /// Weights whose copies do not add up to them exactly.
+    inexact: AtomicU64,
 }
 
 /// How often noise is halved before it is left out.
@@ -48,7 +54,18 @@ impl<'a> Composer<'a> {
             Some(_) => return Err(GrowthError::StdWithoutSource(plan.name.clone())),
             None => None,
         };
-        Ok(Self { plan, cols, copied_rows, copied_cols, normal, noise })
+        let (overflowed, inexact) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { plan, cols, copied_rows, copied_cols, normal, noise, overflowed, inexact })
+    }
+
+    /// How many finite values became infinite since the last call.
+    pub(crate) fn take_overflowed(&self) -> u64 {
+        self.overflowed.swap(0, Ordering::Relaxed)
+    }
+
+    /// How many weights have copies that do not add up to them exactly, since the last call.
+    pub(crate) fn take_inexact(&self) -> u64 {
+        self.inexact.swap(0, Ordering::Relaxed)
     }
 
     /// Bytes of one row of the target.
@@ -132,6 +149,9 @@ impl<'a> Composer<'a> {
                     let length = tile.len();
                     tile.copy_from_slice(&left[..length]);
                 }
+                if self.plan.splits {
+                    self.complete_sum(start + index, source.dtype, from, to);
+                }
                 if let Some(noise) = &self.noise {
                     self.disturb(noise, target + index, to);
                 }
@@ -145,13 +165,47 @@ impl<'a> Composer<'a> {
 
     /// Row `row` of the source times its factors.
     fn scaled_row(&self, row: usize, dtype: Precision, from: &[u8], to: &mut [u8]) {
-        let factor = self.plan.scale * TailScale::at(self.plan.row_scale, row);
+        let overflowed = self.factors(row, dtype, from, 1.0, self.plan.dtype, to);
+        self.overflowed.fetch_add(overflowed, Ordering::Relaxed);
+    }
+
+    /// Row `row` of the source times its factors and `times`, as `stored`; returns how many finite values
+    /// became infinite.
+    fn factors(
+        &self,
+        row: usize,
+        dtype: Precision,
+        from: &[u8],
+        times: f64,
+        stored: Precision,
+        to: &mut [u8],
+    ) -> u64 {
+        let factor = times * self.plan.scale * TailScale::at(self.plan.row_scale, row);
         let tail = self.plan.col_scale.filter(|t| t.scale != 1.0);
         let split = tail.map_or(self.copied_cols, |t| t.from.min(self.copied_cols));
         let (from_head, from_tail) = from.split_at(split * dtype.bytes());
-        let (to_head, to_tail) = to.split_at_mut(split * self.plan.dtype.bytes());
-        scale(dtype, from_head, factor, self.plan.dtype, to_head);
-        scale(dtype, from_tail, factor * tail.map_or(1.0, |t| t.scale), self.plan.dtype, to_tail);
+        let (to_head, to_tail) = to.split_at_mut(split * stored.bytes());
+        scale(dtype, from_head, factor, stored, to_head)
+            + scale(dtype, from_tail, factor * tail.map_or(1.0, |t| t.scale), stored, to_tail)
+    }
+
+    /// Makes the last copy of each weight what is left of it after the others, so that the copies' sum is
+    /// the weight, which n roundings of w/n seldom give.
+    fn complete_sum(&self, row: usize, dtype: Precision, from: &[u8], out: &mut [u8]) {
+        let (to, size) = (self.plan.dtype, self.plan.dtype.bytes());
+        let copies = (self.cols / self.copied_cols) as f64;
+        let mut whole = vec![0; self.copied_cols * 8];
+        self.factors(row, dtype, from, copies, Precision::F64, &mut whole);
+        let (first, last) = out.split_at_mut(out.len() - self.copied_cols * size);
+        let pieces = first.chunks_exact(size).zip(last.chunks_exact_mut(size));
+        let mut inexact = 0;
+        for ((piece, rest), whole) in pieces.zip(whole.chunks_exact(8)) {
+            let others = to.decode(piece) * (copies - 1.0);
+            let left = Precision::F64.decode(whole) - others;
+            to.encode(left, rest);
+            inexact += u64::from(to.decode(rest) != left);
+        }
+        self.inexact.fetch_add(inexact, Ordering::Relaxed);
     }
 
     /// Adds noise to every other one of a row's copies and takes it from the next: as much as leaves their
@@ -159,6 +213,9 @@ impl<'a> Composer<'a> {
     fn disturb(&self, noise: &NormalFill, row: usize, out: &mut [u8]) {
         let (dtype, size) = (self.plan.dtype, self.plan.dtype.bytes());
         let mut drawn = vec![0; self.copied_cols * 8];
+        // the copy that completes the sum is no copy
+        let paired = out.len() / (self.copied_cols * size) - usize::from(self.plan.splits);
+        let out = &mut out[..paired * self.copied_cols * size];
         for (pair, copies) in out.chunks_exact_mut(2 * self.copied_cols * size).enumerate() {
             noise.write(row as u64 * self.cols as u64 + (2 * pair * self.copied_cols) as u64, &mut drawn);
             let (plus, minus) = copies.split_at_mut(self.copied_cols * size);
@@ -244,17 +301,23 @@ fn invalid(plan: &TensorPlan, problem: &'static str) -> GrowthError {
     GrowthError::Plan { name: plan.name.clone(), problem }
 }
 
-/// `from` times `factor`, in another dtype.
-fn scale(from_dtype: Precision, from: &[u8], factor: f64, to_dtype: Precision, to: &mut [u8]) {
+/// `from` times `factor`, in another dtype; returns how many finite values became infinite.
+fn scale(from_dtype: Precision, from: &[u8], factor: f64, to_dtype: Precision, to: &mut [u8]) -> u64 {
     // a table of all 65,536 values would not pay: only heads and gains are scaled
     if factor == 0.0 {
-        return to.fill(0);
+        to.fill(0);
+        return 0;
     }
     if factor == 1.0 && from_dtype == to_dtype {
-        return to.copy_from_slice(from);
+        to.copy_from_slice(from);
+        return 0;
     }
     let values = from.chunks_exact(from_dtype.bytes()).zip(to.chunks_exact_mut(to_dtype.bytes()));
+    let mut overflowed = 0;
     for (from, to) in values {
-        to_dtype.encode(from_dtype.decode(from) * factor, to);
+        let value = from_dtype.decode(from);
+        to_dtype.encode(value * factor, to);
+        overflowed += u64::from(value.is_finite() && !to_dtype.decode(to).is_finite());
     }
+    overflowed
 }

@@ -61,7 +61,8 @@ pub struct ExecuteOptions {
     pub command: Vec<String>,
     /// A recipe to keep beside the weights, as `recipe.toml`.
     pub recipe: Option<String>,
-    /// Whether to hash the source's files for provenance.json, which reads them once more.
+    /// Whether to compare the source with its own digests first, and to hash its files for
+    /// provenance.json; each reads them once more.
     pub source_digests: bool,
     /// Whether to hash whole weight files besides their tensors, for `b3sum`.
     pub file_digests: bool,
@@ -97,6 +98,10 @@ pub struct ExecuteReport {
     pub hole_bytes: u64,
     /// Bytes that an earlier run had finished.
     pub resumed_bytes: u64,
+    /// Finite values that became infinite in the target's dtype.
+    pub overflowed: u64,
+    /// Weights of a clone whose copies do not add up to them exactly.
+    pub inexact: u64,
     /// Wall time, fsync included.
     pub seconds: f64,
     /// Files copied beside the weights.
@@ -121,7 +126,8 @@ pub fn execute(
     options: &ExecuteOptions,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<ExecuteReport> {
-    let earlier = Provenance::read(source.dir()).map(|p| p.growths().cloned().collect()).unwrap_or_default();
+    let of_source = Provenance::read(source.dir())?;
+    let earlier = of_source.map(|p| p.growths().cloned().collect()).unwrap_or_default();
     let provenance = Provenance {
         growth: Some(GrowthProvenance::new(plan)?),
         earlier,
@@ -151,6 +157,10 @@ impl Transfer<'_> {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<ExecuteReport> {
         let started = Instant::now();
+        source.require_outside(dst)?;
+        if options.source_digests {
+            source.verify_digests()?;
+        }
         let mut tensors: Vec<Source<'_>> =
             self.tensors.par_iter().map(|t| Source::new(t, source)).collect::<Result<_>>()?;
         let optimizer =
@@ -188,12 +198,15 @@ impl Transfer<'_> {
         if let Some(optimizer) = optimizer {
             optimizer.run(&self.config, &self.digest, &writer, options).map_err(|e| e.disk_full(total))?;
         }
+        key.require_unchanged(source)?;
         writer.finish(&self.config).map_err(|e| GrowthError::from(e).disk_full(total))?;
         Journal::remove(dst)?;
         Ok(ExecuteReport {
             output_bytes: total,
             hole_bytes: done.hole_bytes,
             resumed_bytes: done.resumed_bytes,
+            overflowed: done.overflowed,
+            inexact: done.inexact,
             seconds: started.elapsed().as_secs_f64(),
             side_files,
         })

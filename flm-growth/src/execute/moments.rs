@@ -122,6 +122,7 @@ pub(crate) fn moments(
         scale: inverse(weight.scale * weight.copies() as f64),
         row_scale: weight.row_scale.map(tail),
         col_scale: weight.col_scale.map(tail),
+        splits: false,
         noise: None,
         new_cols: fill(weight.new_cols),
         new_rows: rows,

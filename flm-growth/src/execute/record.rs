@@ -131,9 +131,25 @@ impl Provenance {
             .map_err(|source| GrowthError::Write { path: path.display().to_string(), source })
     }
 
-    /// Reads the provenance of the checkpoint in `dir`; `None` if it has none, or none of a growth.
-    pub fn read(dir: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(dir.join(PROVENANCE_FILE)).ok()?;
-        serde_json::from_str(&text).ok()
+    /// Reads the provenance of the checkpoint in `dir`; `None` if it has none.
+    ///
+    /// # Errors
+    /// Where there is one that cannot be read or is not what flm writes.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(PROVENANCE_FILE);
+        let failed = |source| GrowthError::Read { path: path.display().to_string(), source };
+        match std::fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed(e)),
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| failed(e.into())),
+        }
+    }
+
+    /// Whether the checkpoint was made from exactly these bytes, as far as its digests of the source tell.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    pub fn is_of(&self, source: &Checkpoint) -> Result<bool> {
+        Ok(!self.source_files.is_empty() && self.source_files == crate::execute::source_files(source)?)
     }
 }

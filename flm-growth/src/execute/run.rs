@@ -27,6 +27,8 @@ pub(super) struct Run<'a> {
     digests: Digests<'a>,
     holes: AtomicU64,
     resumed: AtomicU64,
+    overflowed: AtomicU64,
+    inexact: AtomicU64,
 }
 
 /// What a run leaves besides the files.
@@ -34,6 +36,10 @@ pub(super) struct Done {
     pub checksums: Checksums,
     pub hole_bytes: u64,
     pub resumed_bytes: u64,
+    /// Finite values that became infinite, in tensors that this run wrote.
+    pub overflowed: u64,
+    /// Weights whose copies do not add up to them exactly.
+    pub inexact: u64,
 }
 
 /// Rows `start..end` of a tensor.
@@ -53,7 +59,17 @@ impl<'a> Run<'a> {
         digests: Digests<'a>,
         progress: &'a (dyn Fn(u64) + Sync),
     ) -> Self {
-        Self { seed, source, writer, progress, digests, holes: AtomicU64::new(0), resumed: AtomicU64::new(0) }
+        Self {
+            seed,
+            source,
+            writer,
+            progress,
+            digests,
+            holes: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
+            overflowed: AtomicU64::new(0),
+            inexact: AtomicU64::new(0),
+        }
     }
 
     /// Every chunk, in the order of the file so that disks see mostly sequential access.
@@ -61,9 +77,11 @@ impl<'a> Run<'a> {
         let chunks = chunks(tensors, chunk_bytes);
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
-        rayon::scope(|scope| {
+        // threads of their own: a worker waits for its turn, and a thread of rayon's that waits could have
+        // stolen the work it waits for
+        std::thread::scope(|scope| {
             for _ in 0..rayon::current_num_threads() {
-                scope.spawn(|_| {
+                scope.spawn(|| {
                     let _stop = StopOnPanic(&self.digests);
                     if let Err(error) = self.worker(tensors, &chunks, &next) {
                         self.digests.stop();
@@ -82,6 +100,8 @@ impl<'a> Run<'a> {
                 checksums: self.digests.finish()?,
                 hole_bytes: self.holes.into_inner(),
                 resumed_bytes: self.resumed.into_inner(),
+                overflowed: self.overflowed.into_inner(),
+                inexact: self.inexact.into_inner(),
             }),
         }
     }
@@ -134,6 +154,8 @@ impl<'a> Run<'a> {
                     None => Ok(()),
                 };
                 composer.rows(chunk.start, chunk.end, &read, &mut buffers.scratch, out)?;
+                self.overflowed.fetch_add(composer.take_overflowed(), Ordering::Relaxed);
+                self.inexact.fetch_add(composer.take_inexact(), Ordering::Relaxed);
                 self.writer.write_at(name, offset, out)?;
             }
             Bytes::These(&*out)

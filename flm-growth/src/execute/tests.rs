@@ -60,7 +60,7 @@ fn any_chunk_shard_and_thread_count_writes_the_same_tensors() {
         assert_eq!(grown.config.raw().get("some_other_key").unwrap(), "kept");
         let summary = plan.summary();
         assert_eq!((report.output_bytes, done.into_inner()), (summary.output_bytes, summary.output_bytes));
-        let provenance = Provenance::read(&dst).unwrap();
+        let provenance = Provenance::read(&dst).unwrap().unwrap();
         let growth = provenance.growth.unwrap();
         assert_eq!((provenance.source.as_str(), growth.seed), ("source", 5));
         assert_eq!(growth.plan_blake3, plan.digest().unwrap());
@@ -241,7 +241,7 @@ fn checksums_name_the_damaged_tensor() {
     execute(&plan, &source, &dst, &ExecuteOptions::default(), &|_| ()).unwrap();
     let checksums = Checksums::read(&dst).unwrap();
     assert_eq!(checksums.tensors.len(), plan.tensors.len());
-    let provenance = Provenance::read(&dst).unwrap();
+    let provenance = Provenance::read(&dst).unwrap().unwrap();
     assert_eq!(provenance.source_files["config.json"], FileDigest::of(source.config().to_json().as_bytes()));
     assert_eq!(provenance.source_files.len(), 2);
     let path = dst.join("model.safetensors");
@@ -493,6 +493,7 @@ proptest! {
             scale,
             row_scale: None,
             col_scale: None,
+            splits: false,
             noise: None,
             new_cols: (more_cols > 0).then_some(new_cols),
             new_rows: (more_rows > 0).then_some(new_rows),
@@ -521,4 +522,152 @@ proptest! {
             }
         }
     }
+}
+
+/// Copies of one row of `values`, as a clone by `n` reads them.
+fn parts(values: &[f64], n: usize, noise: Option<f64>) -> (Vec<f64>, u64) {
+    let stored = Precision::Bf16;
+    let cols = values.len();
+    let plan = TensorPlan {
+        name: "t".into(),
+        dtype: stored,
+        shape: vec![1, n * cols],
+        new_layer: false,
+        source: Some(SourceTensor { name: "s".into(), dtype: stored, shape: vec![1, cols] }),
+        scale: 1.0 / n as f64,
+        row_scale: None,
+        col_scale: None,
+        splits: true,
+        noise: noise.map(Std::Value),
+        new_cols: Some(Fill::Tile),
+        new_rows: None,
+        new_corner: None,
+    };
+    let mut bytes = vec![0; cols * 2];
+    bytes.chunks_mut(2).zip(values).for_each(|(slot, v)| stored.encode(*v, slot));
+    let composer = Composer::new(&plan, 1).unwrap();
+    let read = |offset: u64, out: &mut [u8]| {
+        out.copy_from_slice(&bytes[offset as usize..offset as usize + out.len()]);
+        Ok(())
+    };
+    let mut out = vec![0; composer.row_bytes()];
+    composer.rows(0, 1, &read, &mut Vec::new(), &mut out).unwrap();
+    (out.chunks(2).map(|b| stored.decode(b)).collect(), composer.take_inexact())
+}
+
+#[test]
+fn copies_of_a_clone_add_up_to_the_weight() {
+    // bf16 values of a normal distribution's sizes
+    let draw = NormalFill::new(7, "w", Precision::Bf16, 0.02).unwrap();
+    let mut bytes = vec![0; 2 * 20_000];
+    draw.write(0, &mut bytes);
+    let values: Vec<f64> = bytes.chunks(2).map(|b| Precision::Bf16.decode(b)).collect();
+    for n in [3, 5, 6, 7, 10] {
+        for noise in [None, Some(0.002)] {
+            let (copies, inexact) = parts(&values, n, noise);
+            assert_eq!(inexact, 0, "{n} copies");
+            for (i, value) in values.iter().enumerate() {
+                let of_this = || copies.iter().skip(i).step_by(values.len());
+                assert_eq!(of_this().sum::<f64>(), *value, "{n} copies of {value}");
+                if noise.is_none() {
+                    let equal = of_this().all(|c| (c * n as f64 - value).abs() <= 0.05 * value.abs());
+                    assert!(equal, "{n} copies of {value}: {:?}", of_this().collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+    // where the rest has too many bits, it is counted
+    let (copies, inexact) = parts(&values, 12, None);
+    let wrong = (0..values.len())
+        .filter(|&i| copies.iter().skip(i).step_by(values.len()).sum::<f64>() != values[i])
+        .count();
+    assert_eq!(wrong as u64, inexact);
+    assert!(inexact > 0 && wrong < values.len() / 50, "{wrong} of {}", values.len());
+}
+
+#[test]
+fn what_overflows_a_narrow_dtype_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model().save(&dir.path().join("source"), 1 << 30);
+    let mut plan = model().plan(&SMALL, &GrowthOptions::default()).unwrap();
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let up = plan.tensors.iter_mut().find(|t| t.name == name).unwrap();
+    (up.dtype, up.scale) = (Precision::F16, 1e9);
+    let dst = dir.path().join("grown");
+    let report = execute(&plan, &source, &dst, &ExecuteOptions::default(), &|_| ()).unwrap();
+    let target = Checkpoint::open(&dst).unwrap();
+    let bytes = target.read(target.find(name).unwrap()).unwrap();
+    let infinite = bytes.chunks(2).filter(|b| Precision::F16.decode(b).is_infinite()).count();
+    assert!(infinite > 0);
+    assert_eq!(report.overflowed, infinite as u64);
+}
+
+#[test]
+fn a_source_that_changes_meanwhile_is_noticed_and_nothing_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("source");
+    let source = model().save(&path, 1 << 30);
+    let plan = model().plan(&LARGER, &GrowthOptions::default()).unwrap();
+    let dst = dir.path().join("grown");
+    // the same length and the same time of change, as `cp -p` leaves them
+    let once = AtomicU64::new(0);
+    let change = |_| {
+        if once.fetch_add(1, Ordering::Relaxed) == 0 {
+            let weights = path.join("model.safetensors");
+            let file = std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
+            let modified = file.metadata().unwrap().modified().unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0x40], file.metadata().unwrap().len() - 1)
+                .unwrap();
+            file.set_modified(modified).unwrap();
+        }
+    };
+    let error = execute(&plan, &source, &dst, &small_chunks(100, 1 << 20), &change).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors changed while it was read"), "{error}");
+    assert!(!dst.exists());
+}
+
+#[test]
+fn a_damaged_source_is_not_grown() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = dir.path().join("first");
+    let source = model().save(&dir.path().join("source"), 1 << 30);
+    let plan = model().plan(&SMALL, &GrowthOptions::default()).unwrap();
+    execute(&plan, &source, &first, &ExecuteOptions::default(), &|_| ()).unwrap();
+    let weights = first.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 3;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let damaged = Checkpoint::open(&first).unwrap();
+    let dst = dir.path().join("second");
+    let error = execute(&plan, &damaged, &dst, &ExecuteOptions::default(), &|_| ()).unwrap_err().to_string();
+    assert!(error.contains("is damaged: tensor "), "{error}");
+    assert!(!dst.exists());
+    let error = convert_to(&damaged, &dst, true).unwrap_err().to_string();
+    assert!(error.contains("is damaged: tensor "), "{error}");
+    // on request it is taken as it is
+    let options = ExecuteOptions { source_digests: false, ..Default::default() };
+    execute(&plan, &damaged, &dst, &options, &|_| ()).unwrap();
+    convert_to(&damaged, &dir.path().join("third"), false).unwrap();
+}
+
+fn convert_to(source: &Checkpoint, dst: &Path, digests: bool) -> flm_checkpoint::Result<()> {
+    let options = crate::ConvertOptions { source_digests: digests, ..Default::default() };
+    crate::convert(source, dst, &options, &|_| ()).map(drop)
+}
+
+#[test]
+fn an_output_inside_its_source_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model().save(&dir.path().join("source"), 1 << 30);
+    let plan = model().plan(&LARGER, &GrowthOptions::default()).unwrap();
+    let before = std::fs::read_dir(source.dir()).unwrap().count();
+    for dst in ["source/grown", "source/new/grown"] {
+        let dst = dir.path().join(dst);
+        let error =
+            execute(&plan, &source, &dst, &ExecuteOptions::default(), &|_| ()).unwrap_err().to_string();
+        assert!(error.contains("lies inside the source"), "{error}");
+        assert!(convert_to(&source, &dst, true).unwrap_err().to_string().contains("lies inside the source"));
+    }
+    assert_eq!(std::fs::read_dir(source.dir()).unwrap().count(), before);
 }

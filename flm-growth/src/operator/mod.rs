@@ -107,13 +107,24 @@ pub struct Rule {
     pub new_rows: Fill,
     pub new_corner: Fill,
     pub noise: Option<Std>,
+    /// Whether repeated columns are parts of one column, whose sum counts.
+    pub splits: bool,
     pub dtype: Precision,
 }
 
 impl Rule {
     /// A copy times `scale`, with everything new filled alike.
     fn copy(dtype: Precision, scale: f64, fill: Fill) -> Self {
-        Self { copy: true, scale, new_cols: fill, new_rows: fill, new_corner: fill, noise: None, dtype }
+        Self {
+            copy: true,
+            scale,
+            new_cols: fill,
+            new_rows: fill,
+            new_corner: fill,
+            noise: None,
+            splits: false,
+            dtype,
+        }
     }
 
     /// All zeros, nothing copied: a projection that writes nothing.

@@ -12,9 +12,16 @@ use crate::shape::Shape;
 use crate::tensor_plan::Std;
 use crate::tensor_plan::{SourceTensor, TensorPlan, matrix};
 
+/// Most layers of a target: a plan has some 30 kB for each.
+const MAX_LAYERS: usize = 10_000;
+
 pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<GrowthPlan> {
     let config = source.config();
     let from = Shape::of(config);
+    // sizes within bounds before anything is as large as they say
+    if target.num_hidden_layers > MAX_LAYERS {
+        return Err(GrowthError::TooManyLayers { layers: target.num_hidden_layers, limit: MAX_LAYERS });
+    }
     if config.growth.is_some() {
         return Err(GrowthError::Masked);
     }
@@ -89,6 +96,7 @@ fn tensor_plan(name: String, shape: Vec<usize>, stored: &SourceTensor, rule: Rul
         scale: rule.scale,
         row_scale: None,
         col_scale: None,
+        splits: rule.splits && c > 0 && cols > c && cols.is_multiple_of(c) && !(cols / c).is_power_of_two(),
         noise: rule.noise.filter(|_| cols > c && c > 0),
         new_cols: (r > 0 && cols > c).then_some(rule.new_cols),
         new_rows: (c > 0 && rows > r).then_some(rule.new_rows),

@@ -183,7 +183,8 @@ fn layer_map(
     options: &VerifyOptions,
 ) -> Result<Option<Vec<usize>>> {
     let (from, to) = (Shape::of(source.config()), Shape::of(target.config()));
-    let known = || Provenance::read(target.dir())?.layer_map(&from, &to);
+    let provenance = Provenance::read(target.dir())?;
+    let known = || provenance.as_ref()?.layer_map(&from, &to);
     let same =
         || (from.num_hidden_layers == to.num_hidden_layers).then(|| (0..from.num_hidden_layers).collect());
     let map: Option<Vec<usize>> = options.layer_map.clone().or_else(known).or_else(same);

@@ -207,7 +207,7 @@ fn what_cannot_be_compared_is_refused() {
 fn the_report_is_one_page_with_plan_picture_and_provenance() {
     let stored = pair(Precision::F32, &loud(), TARGET, |_| ());
     let report = run(&stored, |_| ());
-    let provenance = crate::execute::record::Provenance::read(stored.target.dir()).unwrap();
+    let provenance = crate::execute::record::Provenance::read(stored.target.dir()).unwrap().unwrap();
     let page = report.html("small <a>", "large", Some(&provenance)).unwrap();
     for part in ["small &lt;a&gt; → large", "3 → 5", "<svg", "<polyline", "plan_blake3", "The same function"]
     {

@@ -118,7 +118,7 @@ pub(crate) struct Grow {
     mask_steps: u64,
     #[command(flatten)]
     write: WriteArgs,
-    /// Do not hash the source's files for provenance.json.
+    /// Do not compare the source with its own digests, and do not hash its files for provenance.json.
     #[arg(long)]
     no_source_digests: bool,
     /// Print the plan, tensor by tensor, and stop.
@@ -166,6 +166,9 @@ impl From<OperatorName> for Operator {
 
 impl Grow {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        if let (None, Some(setting)) = (&self.recipe, self.overrides.first()) {
+            bail!("{setting}: KEY=VALUE changes a recipe; give --recipe FILE, or a flag such as --seed 7");
+        }
         let recipe = match &self.recipe {
             Some(path) => {
                 let recipe = Recipe::parse(&read_text(path)?, &self.overrides);
@@ -200,13 +203,21 @@ impl Grow {
             let mut report = Report::new(&plan, dst.as_deref(), &execution, self.dry_run)?;
             match (&source, &dst, self.dry_run) {
                 (Source::Checkpoint(checkpoint), Some(dst), false) => {
-                    if number < count && is_done(dst, &plan)? {
+                    if number < count && is_done(dst, &plan, checkpoint, self.write.restart)? {
                         output.note(&format!("stage {number} was finished before"));
                     } else {
                         let bar = output.bytes("growing", report.summary.output_bytes);
                         let done = execute(&plan, checkpoint, dst, &execution, &|bytes| bar.inc(bytes))
                             .with_context(|| format!("cannot grow into {}", dst.display()))?;
                         bar.finish_and_clear();
+                        output.warn_of_overflow(done.overflowed);
+                        if done.inexact > 0 {
+                            output.warn(&format!(
+                                "{} weights have copies that do not add up to them exactly in {}",
+                                done.inexact,
+                                dst.display()
+                            ));
+                        }
                         report.done(&done);
                     }
                     if number < count {
@@ -360,16 +371,28 @@ fn between_path(dst: &Path, stage: usize) -> anyhow::Result<PathBuf> {
     Ok(dst.with_file_name(format!(".{}.stage-{stage}", name.to_string_lossy())))
 }
 
-/// Whether an earlier run has finished this stage.
-fn is_done(dst: &Path, plan: &GrowthPlan) -> anyhow::Result<bool> {
+/// Whether an earlier run has finished this stage: by this plan, from these very bytes. With `restart`
+/// what flm made there goes.
+fn is_done(dst: &Path, plan: &GrowthPlan, source: &Checkpoint, restart: bool) -> anyhow::Result<bool> {
     if !dst.is_dir() {
         return Ok(false);
     }
-    let made = Provenance::read(dst).and_then(|p| p.growth).map(|g| g.plan_blake3);
+    let made = Provenance::read(dst)?;
+    let growth = made.as_ref().and_then(|p| p.growth.as_ref());
+    if restart && growth.is_some() {
+        std::fs::remove_dir_all(dst).with_context(|| format!("cannot remove {}", dst.display()))?;
+        return Ok(false);
+    }
     ensure!(
-        made == Some(plan.digest()?),
-        "{} is left of another growth: remove it to start over",
+        growth.map(|g| g.plan_blake3.clone()) == Some(plan.digest()?),
+        "{} is left of another growth: remove it, or start over with --restart",
         dst.display()
+    );
+    ensure!(
+        made.map_or(Ok(false), |p| p.is_of(source))?,
+        "{} was grown from other bytes than {} has now: start over with --restart",
+        dst.display(),
+        source.dir().display()
     );
     Ok(true)
 }

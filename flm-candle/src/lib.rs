@@ -11,8 +11,6 @@
 //! - `generate`: [`generate`], sampling and decoding; [`Session`], a text that grows
 //! - `random`: numbers by seed, stream and counter
 
-#![allow(missing_docs, reason = "being written, crate by crate")]
-
 mod generate;
 mod html;
 mod model;

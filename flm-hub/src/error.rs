@@ -9,6 +9,7 @@ use flm_checkpoint::CheckpointError;
 
 /// What can be wrong with a download; says what to do about it where there is something to do.
 #[derive(Debug, Clone, thiserror::Error)]
+#[allow(missing_docs, reason = "the message says what each field is")]
 pub enum HubError {
     /// The system refused to read, write or move a file.
     #[error("cannot {action} {path}: {reason}")]

@@ -6,8 +6,6 @@
 //! Shards are then turned into safetensors (`shards`). `headers` looks at a checkpoint without its weights. Everything that is needed to go on after a crash is
 //! on disk at any time.
 
-#![allow(missing_docs, reason = "being written, crate by crate")]
-
 mod client;
 mod credentials;
 mod damage;

@@ -18,6 +18,7 @@ const EMBEDDED: &str = include_str!("../../weights-manifest.toml");
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     version: u32,
+    /// Every known checkpoint.
     #[serde(rename = "model", default)]
     pub models: Vec<Model>,
 }
@@ -26,20 +27,27 @@ pub struct Manifest {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
+    /// Name on the command line, or of the file.
     pub name: String,
+    /// Title for people.
     #[serde(default)]
     pub title: String,
     /// `None` for a shape that was never released.
     pub repository: Option<String>,
     /// Commit, branch or tag.
     pub revision: Option<String>,
+    /// SPDX name or title of the licence.
     pub licence: Option<String>,
+    /// arXiv numbers.
     #[serde(default)]
     pub papers: Vec<String>,
+    /// Number of parameters.
     pub parameters: Option<u64>,
     /// Bytes of the weights.
     pub bytes: Option<u64>,
+    /// Sizes and multipliers, where they are published.
     pub shape: Option<Shape>,
+    /// The files of the pinned revision.
     #[serde(default)]
     pub files: Vec<ManifestFile>,
 }
@@ -48,14 +56,23 @@ pub struct Model {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
+    /// Decoder blocks.
     pub layers: u64,
+    /// Query heads.
     pub heads: u64,
+    /// Width of the residual stream.
     pub hidden: u64,
+    /// Width of the feed-forward layer.
     pub ffn: u64,
+    /// Rows of the embedding.
     pub vocab: u64,
+    /// Longest context, in tokens.
     pub context: u64,
+    /// Factor of the embedding's output.
     pub input_mult: f64,
+    /// Numerator of the logits' factor.
     pub output_mult: f64,
+    /// Denominator of the logits' factor.
     pub mup_scale_factor: f64,
 }
 
@@ -63,8 +80,11 @@ pub struct Shape {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestFile {
+    /// Name on the command line, or of the file.
     pub name: String,
+    /// Length in bytes.
     pub bytes: Option<u64>,
+    /// SHA-256 in hexadecimal.
     pub sha256: Option<String>,
 }
 

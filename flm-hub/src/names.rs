@@ -68,6 +68,15 @@ pub(crate) fn is_shard(name: &str) -> bool {
     name.starts_with("pytorch_model") && name.ends_with(".bin")
 }
 
+/// Name of the index that a conversion writes.
+pub(crate) const OUTPUT_INDEX: &str = "model.safetensors.index.json";
+
+/// `pytorch_model-00001-of-00009.bin` → `model-00001-of-00009.safetensors`
+pub(crate) fn output_name(shard: &str) -> Option<String> {
+    let stem = shard.strip_prefix("pytorch_model")?.strip_suffix(".bin")?;
+    Some(format!("model{stem}.safetensors"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,10 +15,10 @@ use crate::error::{HubError, Result};
 use crate::journal::Journal;
 use crate::lock_file::{LockFile, LockedFile};
 use crate::manifest::{Manifest, ManifestFile};
+use crate::names::{OUTPUT_INDEX, output_name};
 use crate::names::{is_repository, is_shard};
 use crate::part::Part;
 use crate::selection::{LeftOut, Selection};
-use crate::shards::{OUTPUT_INDEX, output_name};
 use crate::target::free_disk;
 
 /// What is asked for.
@@ -26,11 +26,15 @@ use crate::target::free_disk;
 pub struct Request {
     /// A name of the manifest, or `OWNER/NAME`.
     pub name: String,
+    /// Directory that the files go to.
     pub dir: PathBuf,
+    /// Branch, tag or commit; the pinned one or main where there is none.
     pub revision: Option<String>,
     /// None: what the manifest lists, or a repository's weights, config, tokenizer and texts.
     pub globs: Vec<Pattern>,
+    /// Whether PyTorch shards become safetensors.
     pub convert: bool,
+    /// Whether a shard goes once its conversion is verified.
     pub delete_source: bool,
     /// Believe no file that is there already.
     pub check: bool,
@@ -41,15 +45,23 @@ pub struct Request {
 /// What will be done.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
+    /// OWNER/NAME.
     pub repository: String,
+    /// The revision as it was asked for.
     pub revision: String,
+    /// The commit that it stands for, in hexadecimal.
     pub commit: String,
+    /// Directory that the files go to.
     pub dir: PathBuf,
+    /// Every selected file.
     pub files: Vec<PlannedFile>,
+    /// Bytes of the selected files.
     pub bytes: u64,
+    /// Bytes of them that are still to come.
     pub bytes_to_fetch: u64,
     /// More bytes of disk than are taken now, at the peak.
     pub disk_needed: u64,
+    /// Bytes free on the target's file system.
     pub disk_free: u64,
     /// Names of the manifest that the repository does not have, none of them essential.
     pub absent: Vec<String>,

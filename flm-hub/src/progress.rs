@@ -12,6 +12,7 @@ use crate::error::HubError;
 /// Something that happened, for whoever shows it.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
+#[allow(missing_docs, reason = "fields are the file, its bytes, and what their names say")]
 pub enum Event {
     /// A file is being worked on; so much of it was there.
     Started { file: String, bytes: u64, have: u64 },
@@ -93,6 +94,7 @@ pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
+/// The value of a counter.
 pub fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }

@@ -26,12 +26,15 @@ pub struct Options {
     pub jobs: usize,
     /// Failures in a row after which a range is given up.
     pub retries: u32,
+    /// Whether a shard goes once its conversion is verified.
     pub delete_source: bool,
 }
 
 /// A pull that runs in the background; dropped, it leaves what it has to the next one.
 pub struct Pull {
+    /// Counters that the workers keep.
     pub progress: Arc<Progress>,
+    /// What happens, as it happens.
     pub events: mpsc::Receiver<Event>,
     fetcher: Arc<Fetcher>,
     _target: Target,
@@ -40,9 +43,13 @@ pub struct Pull {
 /// How far a file is.
 #[derive(Debug, Clone, Serialize)]
 pub struct FileProgress {
+    /// Name of the file.
     pub file: String,
+    /// Its bytes.
     pub total: u64,
+    /// Bytes that are on disk.
     pub downloaded: u64,
+    /// Bytes of the complete prefix that are hashed.
     pub hashed: u64,
 }
 
@@ -269,12 +276,19 @@ pub fn on_disk(dir: &std::path::Path) -> Result<Option<OnDisk>> {
 /// What of a lock is on disk.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct OnDisk {
+    /// OWNER/NAME.
     pub repository: String,
+    /// The commit that is held, in hexadecimal.
     pub commit: String,
+    /// Number of files.
     pub files: usize,
+    /// Files whose digest was right.
     pub files_verified: usize,
+    /// Bytes of all files.
     pub bytes: u64,
+    /// Bytes of verified files.
     pub bytes_verified: u64,
+    /// Bytes of unfinished files.
     pub bytes_partial: u64,
 }
 

@@ -13,18 +13,12 @@ use flm_checkpoint::{CHECKSUMS_FILE, Checksums, FileDigest, WeightFileDigest};
 
 use crate::error::{HubError, Result, io};
 use crate::journal::Journal;
+use crate::names::{OUTPUT_INDEX, output_name};
 use crate::plan::PlannedFile;
 use crate::progress::{Event, Progress, add};
 use flm_checkpoint::durable;
 
 const SOURCE_INDEX: &str = "pytorch_model.bin.index.json";
-pub(crate) const OUTPUT_INDEX: &str = "model.safetensors.index.json";
-
-/// `pytorch_model-00001-of-00009.bin` → `model-00001-of-00009.safetensors`
-pub(crate) fn output_name(shard: &str) -> Option<String> {
-    let stem = shard.strip_prefix("pytorch_model")?.strip_suffix(".bin")?;
-    Some(format!("model{stem}.safetensors"))
-}
 
 /// Converts shards in a target directory.
 pub(crate) struct Shards<'a> {

@@ -14,8 +14,6 @@
 //!
 //! Knows nothing about the network, growth or the command.
 
-#![allow(missing_docs, reason = "being written, crate by crate")]
-
 mod backprop;
 mod data;
 mod error;

@@ -23,9 +23,13 @@ fn max_scores(device: &Device) -> usize {
 /// and its positions start at 0.
 #[derive(Debug)]
 pub struct Pass {
+    /// Fused or differentiable operations.
     pub path: Path,
+    /// Cosines of the rotary angles, `[t, head_dim / 2]`, or `[b, t, head_dim / 2]` where positions differ by row.
     pub cos: Tensor,
+    /// Sines of the rotary angles, of the shape of `cos`.
     pub sin: Tensor,
+    /// Queries that attend together, in order.
     pub chunks: Vec<QueryChunk>,
     /// For each position of each row the first key that it sees; training only.
     pub documents: Option<Documents>,
@@ -51,6 +55,7 @@ pub struct PassShape<'a> {
 }
 
 impl Pass {
+    /// The context of a pass of this shape.
     pub fn new(
         path: Path,
         rotary: &Rotary,

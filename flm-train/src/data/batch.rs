@@ -46,10 +46,15 @@ impl Packed {
 /// Rows that run together, padded on the right to the longest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MicroBatch {
+    /// Number of rows.
     pub rows: usize,
+    /// Tokens of a row, padding included.
     pub len: usize,
+    /// Token ids, `[rows, len]`.
     pub ids: Vec<u32>,
+    /// Targets, `[rows, len]`; [`IGNORED`] where nothing is learned.
     pub labels: Vec<i64>,
+    /// First position of the document that each position belongs to, `[rows, len]`.
     pub starts: Vec<u32>,
 }
 

@@ -49,12 +49,17 @@ pub enum Output {
 
 /// f32 and f64.
 pub trait Real: candle_core::WithDType + std::ops::Neg<Output = Self> {
+    /// 0.
     const ZERO: Self;
+    /// 1.
     const ONE: Self;
+    /// −∞.
     const NEG_INFINITY: Self;
+    /// The nearest value of the type.
     fn of(value: f64) -> Self;
     /// eˣ, in a form that vectorises.
     fn exponential(self) -> Self;
+    /// Whether it is NaN.
     fn is_not_a_number(self) -> bool;
 }
 

@@ -34,6 +34,7 @@ pub use crate::model::rms_norm::RmsNorm;
 pub use crate::model::rotary::Rotary;
 pub use crate::random::Stream;
 pub use crate::tokenizer::Tokenizer;
+pub use crate::tokenizer::chat_policy::ChatPolicy;
 pub use crate::tokenizer::chat_template::{ChatMessage, ChatTemplate};
 pub use crate::tokenizer::error::TokenizerError;
 pub use crate::tokenizer::fast_files::write_llama_files;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
-use flm_candle::ChatTemplate;
+use flm_candle::ChatPolicy;
 use flm_candle::GenerateOptions;
 use flm_candle::Tokenizer;
 use flm_candle::{CausalLm, Residency};
@@ -175,7 +175,7 @@ impl TextArgs {
                 let tokenizer = tokenizer
                     .as_ref()
                     .context("--text needs a tokenizer beside the checkpoint; give --ids")?;
-                let ids = tokenizer.encode(&read_text(path)?)?;
+                let ids = tokenizer.encode_prompt(&read_text(path)?)?;
                 ids.chunks(self.context).take(self.windows).map(<[u32]>::to_vec).collect()
             }
             (None, None) => random_tokens(self.windows, self.context, vocabulary),
@@ -214,9 +214,9 @@ pub(crate) fn open(dir: &Path) -> anyhow::Result<Arc<Checkpoint>> {
 pub(crate) fn local_model(dir: &Path, run: &RunArgs, plain: bool) -> anyhow::Result<flm_eval::LocalModel> {
     let checkpoint = open(dir)?;
     let tokenizer = tokenizer(dir)?;
-    let template = if plain { None } else { Some(chat_template(dir, &tokenizer)?) };
+    let policy = if plain { None } else { Some(chat_policy(dir, &tokenizer, checkpoint.config())?) };
     let model = run.load(&checkpoint)?;
-    flm_eval::LocalModel::new(&checkpoint, model, tokenizer, template, run.residency())
+    flm_eval::LocalModel::new(&checkpoint, model, tokenizer, policy, run.residency())
 }
 
 /// Opens the tokenizer of a checkpoint directory.
@@ -229,39 +229,19 @@ pub(crate) fn has_tokenizer(dir: &Path) -> bool {
     ["tokenizer.json", "tokenizer.model"].iter().any(|name| dir.join(name).is_file())
 }
 
-/// The special tokens of Tele-FLM's chat template: they open a user's turn and an answer.
-const TELE_FLM_TURNS: [&str; 2] = ["<_user>", "<_bot>"];
-
-/// The chat template of a checkpoint directory; Tele-FLM's where it has none but knows its tokens.
-pub(crate) fn chat_template(dir: &Path, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
-    if let Some(template) = tokenizer.chat_template() {
-        return Ok(template.clone());
-    }
-    ensure!(
-        TELE_FLM_TURNS.iter().all(|token| tokenizer.token_to_id(token).is_some()),
-        "{} has no chat template, and its tokenizer has no {} as Tele-FLM's has. For a chat model, put its \
-         chat_template.jinja there; a base model is run without one: `flm generate --prompt`, \
-         `flm eval alignbench --plain`",
-        dir.display(),
-        TELE_FLM_TURNS.join(" and ")
-    );
-    Ok(ChatTemplate::tele_flm())
-}
-
-/// The tokens that end an answer: the end-of-text tokens, and the one that opens the user's next turn
-/// in Tele-FLM's template.
-pub(crate) fn stop_tokens(
-    model: &CausalLm,
-    tokenizer: Option<&Tokenizer>,
-    template: Option<&ChatTemplate>,
-) -> Vec<u32> {
-    let mut stop = model.config().eos_token_ids.clone();
-    stop.extend(tokenizer.and_then(Tokenizer::eos_id));
-    let user = TELE_FLM_TURNS[0];
-    if template.is_some_and(|template| template.source().contains(user)) {
-        stop.extend(tokenizer.and_then(|tokenizer| tokenizer.token_to_id(user)));
-    }
-    stop
+/// How the checkpoint in `dir` is talked with.
+pub(crate) fn chat_policy(
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    config: &TeleFlmConfig,
+) -> anyhow::Result<ChatPolicy> {
+    ChatPolicy::new(tokenizer, None, &config.eos_token_ids).with_context(|| {
+        format!(
+            "{} cannot be talked with; a base model is run by `flm generate --prompt` and \
+             `flm eval alignbench --plain`",
+            dir.display()
+        )
+    })
 }
 
 /// A size such as `5GB`, `500MiB` or a number of bytes.

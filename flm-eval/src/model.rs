@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Context;
 use flm_candle::Tokenizer;
 use flm_candle::{CausalLm, Positions, Residency};
-use flm_candle::{ChatMessage, ChatTemplate};
+use flm_candle::{ChatMessage, ChatPolicy};
 use flm_candle::{Finish, GenerateOptions, generate_each};
 use flm_checkpoint::Checkpoint;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use serde::Serialize;
 pub struct LocalModel {
     model: CausalLm,
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    policy: Option<ChatPolicy>,
     /// The directory's name.
     pub name: String,
     /// Digest of configuration, tokenizer and weights: see [`flm_checkpoint::fingerprint`].
@@ -84,7 +84,7 @@ impl LocalModel {
         checkpoint: &Checkpoint,
         model: CausalLm,
         tokenizer: Tokenizer,
-        template: Option<ChatTemplate>,
+        policy: Option<ChatPolicy>,
         residency: Residency,
     ) -> anyhow::Result<Self> {
         let dir = checkpoint.dir();
@@ -93,12 +93,12 @@ impl LocalModel {
         let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let name =
             whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { model, tokenizer, template, name, digest, streamed: residency == Residency::Streamed })
+        Ok(Self { model, tokenizer, policy, name, digest, streamed: residency == Residency::Streamed })
     }
 
     /// The chat template in use.
     pub fn template(&self) -> Option<&str> {
-        self.template.as_ref().map(ChatTemplate::source)
+        self.policy.as_ref().map(|policy| policy.template().source())
     }
 
     /// The dtype of the arithmetic.
@@ -108,9 +108,9 @@ impl LocalModel {
 
     /// The ids of a user's message.
     pub fn prompt(&self, message: &str) -> anyhow::Result<Vec<u32>> {
-        let Some(template) = &self.template else { return Ok(self.tokenizer.encode(message)?) };
+        let Some(policy) = &self.policy else { return Ok(self.tokenizer.encode_prompt(message)?) };
         let messages = [ChatMessage::new("user", message)];
-        Ok(self.tokenizer.encode_special(&template.render(&messages, true)?)?)
+        Ok(self.tokenizer.encode_special(&policy.template().render(&messages, true)?)?)
     }
 
     /// What continuing `jobs` will take; measures one pass.
@@ -161,8 +161,10 @@ impl LocalModel {
         decoding: &Decoding,
         done: &mut dyn FnMut(usize, Completion) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let mut stop_tokens = self.model.config().eos_token_ids.clone();
-        stop_tokens.extend(self.tokenizer.eos_id());
+        let stop_tokens = match &self.policy {
+            Some(policy) => policy.stop_tokens().to_vec(),
+            None => self.tokenizer.stop_tokens(&self.model.config().eos_token_ids),
+        };
         let options: Vec<_> = batch
             .iter()
             .map(|&i| GenerateOptions {

@@ -285,22 +285,84 @@ fn the_last_checkpoints_and_the_best_are_kept() {
 }
 
 #[test]
-fn only_assistant_turns_are_learned_and_each_ends_in_eos() {
+fn only_assistant_turns_are_learned_and_each_ends_where_generation_stops() {
     let dir = tempfile::tempdir().unwrap();
     let long = "data.context_length=64";
     let plan = Plan::new(recipe(dir.path(), &LINES[2..3], &[long]).unwrap()).unwrap();
     let tokenizer = Tokenizer::from_dir(&dir.path().join("model")).unwrap();
     let row = &plan.dataset.rows[0].packed;
     let learned: Vec<u32> = row.labels.iter().filter(|&&l| l >= 0).map(|&l| l as u32).collect();
-    let eos = tokenizer.eos_id().unwrap();
-    let turns: Vec<String> =
-        learned.split(|&id| id == eos).map(|turn| tokenizer.decode(turn).unwrap()).collect();
-    assert_eq!(turns, ["处处闻啼鸟", "花落知多少", ""]);
-    let text = tokenizer.decode(&row.ids).unwrap();
-    assert!(text.contains("<_user>春眠不觉晓<_bot>处处闻啼鸟"), "{text}");
+    let (eos, user) = (tokenizer.eos_id().unwrap(), tokenizer.token_to_id("<_user>").unwrap());
+    let turns: Vec<String> = learned
+        .split_inclusive(|&id| id == eos || id == user)
+        .map(|turn| tokenizer.decode_with_special(turn).unwrap())
+        .collect();
+    // the first answer ends where the user's next turn begins, as it is prompted; the last in EOS
+    assert_eq!(turns, ["处处闻啼鸟<_user>", "花落知多少</s>"]);
+    let policy = flm_candle::ChatPolicy::new(&tokenizer, None, &[]).unwrap();
+    assert!([eos, user].iter().all(|id| policy.stop_tokens().contains(id)));
+    let text = tokenizer.decode_with_special(&row.ids).unwrap();
+    assert_eq!(text, "<_user>春眠不觉晓<_bot>处处闻啼鸟<_user>夜来风雨声<_bot>花落知多少</s>");
     let open =
         Plan::new(recipe(dir.path(), &LINES[2..3], &[long, "data.close_turns=false"]).unwrap()).unwrap();
-    assert_eq!(open.dataset.statistics.targets, plan.dataset.statistics.targets - 2);
+    assert_eq!(open.dataset.statistics.targets, plan.dataset.statistics.targets - 1);
+}
+
+/// The learned parts of the only row of `line`, under a template.
+fn learned(dir: &Path, line: &str, template: &str) -> Vec<String> {
+    let path = dir.join("template.jinja");
+    fs::write(&path, template).unwrap();
+    let changes = ["data.context_length=64".to_owned(), format!("data.chat_template={}", path.display())];
+    let plan = Plan::new(recipe(dir, &[line], &strs(&changes)).unwrap()).unwrap();
+    let tokenizer = Tokenizer::from_dir(&dir.join("model")).unwrap();
+    let row = &plan.dataset.rows[0].packed;
+    let mut parts: Vec<Vec<u32>> = vec![Vec::new()];
+    for &label in &row.labels {
+        match label {
+            label if label >= 0 => parts.last_mut().unwrap().push(label as u32),
+            _ if !parts.last().unwrap().is_empty() => parts.push(Vec::new()),
+            _ => {}
+        }
+    }
+    parts.retain(|part| !part.is_empty());
+    parts.iter().map(|part| tokenizer.decode_with_special(part).unwrap()).collect()
+}
+
+#[test]
+fn what_is_learned_of_an_answer_does_not_depend_on_the_templates_habits() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = r#"{"messages":[{"role":"user","content":"a b"},{"role":"assistant","content":"one"},{"role":"user","content":"c"},{"role":"assistant","content":"two"}]}"#;
+    // nothing after the token that ends a turn
+    let closing = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}\
+                   {% if add_generation_prompt %}assistant: {% endif %}";
+    assert_eq!(learned(dir.path(), line, closing), ["one</s>", "two</s>"]);
+    // a header that knows no generation prompt is no part of the answer
+    let header = "{% for m in messages %}{{ m.role }}|{{ m.content }}</s>{% endfor %}";
+    assert_eq!(learned(dir.path(), line, header), ["one</s>", "two</s>"]);
+    // blocks for trainers, line ends of Windows
+    let blocks = "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}\r\n{% generation %}\r\n\
+                  {{ m.content }}</s>{% endgeneration %}{% else %}{{ m.content }}</s>{% endif %}{% endfor %}\
+                  {% if add_generation_prompt %}assistant: {% endif %}";
+    assert_eq!(learned(dir.path(), line, blocks), ["one</s>", "two</s>"]);
+    // the text of an answer may hold the token: the end of the turn is learned all the same
+    let inside = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"x</s>y"}]}"#;
+    let open = "{% for m in messages %}{{ m.content }} {% endfor %}";
+    assert_eq!(learned(dir.path(), inside, open), ["x</s>y</s>"]);
+}
+
+#[test]
+fn a_base_model_learns_texts_and_no_conversations() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = [r#"{"text":"one two three"}"#];
+    recipe(dir.path(), &line, &[]).unwrap();
+    // a tokenizer without the tokens of Tele-FLM's template
+    let words = r#"{"version":"1.0","pre_tokenizer":{"type":"Whitespace"},"model":{"type":"WordLevel",
+        "vocab":{"?":0,"one":1,"two":2,"three":3},"unk_token":"?"}}"#;
+    fs::remove_file(dir.path().join("model/tokenizer.model")).unwrap();
+    fs::write(dir.path().join("model/tokenizer.json"), words).unwrap();
+    Plan::new(recipe(dir.path(), &line, &[]).unwrap()).unwrap();
+    let said = Plan::new(recipe(dir.path(), &LINES[..1], &[]).unwrap()).unwrap_err().to_string();
+    assert!(said.contains("no chat template") && said.contains("data.chat_template"), "{said}");
 }
 
 #[test]

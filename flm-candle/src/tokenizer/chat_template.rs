@@ -82,7 +82,7 @@ impl ChatTemplate {
         for (name, token) in tokens {
             env.add_global(name.to_owned(), token.to_owned());
         }
-        env.add_template_owned(NAME, source.to_owned()).map_err(template)?;
+        env.add_template_owned(NAME, unix(source)).map_err(template)?;
         Ok(Self { env: Arc::new(env), source: source.to_owned() })
     }
 
@@ -115,6 +115,19 @@ impl ChatTemplate {
         let variables = context! { messages, add_generation_prompt, tools => none(), documents => none() };
         prompt.render(variables).map_err(template)
     }
+}
+
+/// The source with line ends as Jinja2's lexer reads them, and without `generation` blocks, which tell a
+/// trainer what is an answer and render as what is in them.
+fn unix(source: &str) -> String {
+    let mut text = source.replace("\r\n", "\n").replace('\r', "\n");
+    for name in ["generation", "endgeneration"] {
+        for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
+            // a block that does nothing, with the same control of white space
+            text = text.replace(&format!("{open} {name} {close}"), &format!("{open} set _ = none {close}"));
+        }
+    }
+    text
 }
 
 fn template(e: Error) -> TokenizerError {

@@ -10,9 +10,11 @@ pub(super) struct TokenizerConfig {
     /// `bos_token`, `eos_token`, `unk_token`, `pad_token` where given, with their texts.
     pub tokens: Vec<(&'static str, String)>,
     /// Whether texts begin with the BOS token.
-    pub add_bos_token: bool,
+    pub add_bos_token: Option<bool>,
     /// Whether texts end with the EOS token.
-    pub add_eos_token: bool,
+    pub add_eos_token: Option<bool>,
+    /// Whether `tokenizer_class` is Llama's.
+    pub is_llama: bool,
     /// The template named "default", or the only one.
     pub chat_template: Option<String>,
     /// `added_tokens_decoder`: id and text.
@@ -43,9 +45,23 @@ impl TokenizerConfig {
             tokens,
             add_bos_token: flag(&raw, "add_bos_token")?,
             add_eos_token: flag(&raw, "add_eos_token")?,
+            is_llama: matches!(
+                raw.get("tokenizer_class").and_then(Value::as_str),
+                Some("LlamaTokenizer" | "LlamaTokenizerFast")
+            ),
             chat_template: raw.get("chat_template").map(chat_template).transpose()?.flatten(),
             added_tokens,
         })
+    }
+
+    /// The same with tokens of another file, where this one names none.
+    pub(super) fn with_tokens(mut self, others: Vec<(&'static str, String)>) -> Self {
+        for (key, token) in others {
+            if self.token(key).is_none() {
+                self.tokens.push((key, token));
+            }
+        }
+        self
     }
 
     /// The text of a special token.
@@ -62,10 +78,10 @@ fn content(key: &str, value: &Value) -> Result<String, TokenizerError> {
     })
 }
 
-fn flag(raw: &Map<String, Value>, key: &str) -> Result<bool, TokenizerError> {
+fn flag(raw: &Map<String, Value>, key: &str) -> Result<Option<bool>, TokenizerError> {
     match raw.get(key) {
-        None | Some(Value::Null) => Ok(false),
-        Some(Value::Bool(flag)) => Ok(*flag),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
         Some(_) => Err(TokenizerError::Config(format!("`{key}` is not true or false"))),
     }
 }

@@ -64,6 +64,12 @@ pub enum TokenizerError {
         /// The size of the vocabulary.
         len: usize,
     },
+    /// A base model: no chat template, and none of the tokens of Tele-FLM's.
+    #[error(
+        "no chat template, and the tokenizer has no {tokens} as Tele-FLM's has: put the model's \
+         chat_template.jinja beside its tokenizer, or run a base model without one"
+    )]
+    NoTemplate { tokens: String },
     /// The `tokenizers` crate failed on a text or on ids.
     #[error("tokenizer.json: {0}")]
     Backend(String),

@@ -8,9 +8,10 @@
 //! - [`Tokenizer::encode`] is for text that is data: special tokens in it stay text.
 //! - [`Tokenizer::encode_special`] is for rendered chat templates: special tokens become their ids.
 //! - [`TextStream`] decodes ids as they come.
-//! - [`ChatTemplate`] renders a conversation.
+//! - [`ChatTemplate`] renders a conversation; [`ChatPolicy`] adds the tokens that end an answer.
 //! - [`Vocabulary`] is what a tokenizer is made of, for other programs' formats.
 
+pub(crate) mod chat_policy;
 pub(crate) mod chat_template;
 mod config;
 pub(crate) mod error;
@@ -24,6 +25,10 @@ pub(crate) mod vocabulary;
 
 use std::path::Path;
 
+use serde_json::Value;
+
+#[cfg(doc)]
+use crate::tokenizer::chat_policy::ChatPolicy;
 use crate::tokenizer::chat_template::ChatTemplate;
 use crate::tokenizer::config::TokenizerConfig;
 use crate::tokenizer::error::TokenizerError;
@@ -41,6 +46,8 @@ pub struct Tokenizer {
     padding: Option<u32>,
     add_bos: bool,
     add_eos: bool,
+    /// generation_config.json's end-of-text tokens.
+    generation_eos: Vec<u32>,
     chat_template: Option<ChatTemplate>,
 }
 
@@ -67,13 +74,30 @@ impl Tokenizer {
         } else {
             return Err(TokenizerError::NotFound { dir: dir.display().to_string() });
         };
+        // what the file itself puts around a text, unless tokenizer_config.json says otherwise
+        let around = read(&json)?.map(|bytes| post_processor(&bytes)).unwrap_or_default();
+        let special = dir.join("special_tokens_map.json");
+        let named = match read(&special)? {
+            Some(bytes) => {
+                utf8(&bytes).and_then(TokenizerConfig::from_json).map_err(|e| e.in_file(&special))?.tokens
+            }
+            None => Vec::new(),
+        };
+        let generation = dir.join("generation_config.json");
+        if let Some(bytes) = read(&generation)? {
+            tokenizer.generation_eos = eos_tokens(&bytes).map_err(|e| e.in_file(&generation))?;
+        }
         let path = dir.join("tokenizer_config.json");
-        let mut config = TokenizerConfig::default();
+        let mut config = TokenizerConfig { tokens: named.clone(), ..TokenizerConfig::default() };
+        (tokenizer.add_bos, tokenizer.add_eos) = around;
         if let Some(bytes) = read(&path)? {
             config = utf8(&bytes)
                 .and_then(TokenizerConfig::from_json)
-                .and_then(|config| tokenizer.configure(&config).map(|()| config))
+                .map(|config| config.with_tokens(named))
+                .and_then(|config| tokenizer.configure(&config, around).map(|()| config))
                 .map_err(|e| e.in_file(&path))?;
+        } else if !config.tokens.is_empty() {
+            tokenizer.configure(&config, around).map_err(|e| e.in_file(&special))?;
         }
         let jinja = dir.join("chat_template.jinja");
         let template = match read(&jinja)? {
@@ -102,11 +126,21 @@ impl Tokenizer {
 
     fn new(backend: Backend, bos: Option<u32>, eos: Option<u32>) -> Self {
         let (unknown, padding) = (None, None);
-        Self { backend, bos, eos, unknown, padding, add_bos: false, add_eos: false, chat_template: None }
+        Self {
+            backend,
+            bos,
+            eos,
+            unknown,
+            padding,
+            add_bos: false,
+            add_eos: false,
+            generation_eos: Vec::new(),
+            chat_template: None,
+        }
     }
 
     /// Takes over what tokenizer_config.json says about tokens.
-    fn configure(&mut self, config: &TokenizerConfig) -> Result<(), TokenizerError> {
+    fn configure(&mut self, config: &TokenizerConfig, around: (bool, bool)) -> Result<(), TokenizerError> {
         let find = |key: &str| match config.token(key) {
             None => Ok(None),
             Some(token) => self.token_to_id(token).map(Some).ok_or_else(|| TokenizerError::UnknownToken {
@@ -128,7 +162,10 @@ impl Tokenizer {
         let id = |key: &str| self.token_to_id(config.token(key)?);
         (self.unknown, self.padding) = (id("unk_token"), id("pad_token"));
         (self.bos, self.eos) = (bos.or(self.bos), eos.or(self.eos));
-        (self.add_bos, self.add_eos) = (config.add_bos_token, config.add_eos_token);
+        // LlamaTokenizer of transformers adds BOS unless told otherwise
+        let llama = matches!(&self.backend, Backend::SentencePiece(_)) && config.is_llama;
+        self.add_bos = config.add_bos_token.unwrap_or(around.0 || llama);
+        self.add_eos = config.add_eos_token.unwrap_or(around.1);
         Ok(())
     }
 
@@ -142,6 +179,37 @@ impl Tokenizer {
             Backend::SentencePiece(model) => Ok(model.encode(text)),
             Backend::Json(model) => model.encode(text, false),
         }
+    }
+
+    /// The ids of a plain text as the tokenizer's own folder has it encoded: with BOS and EOS where
+    /// tokenizer_config.json or the tokenizer.json's post-processor adds them.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
+        ids.extend(self.encode(text)?);
+        ids.extend(self.eos.filter(|_| self.add_eos));
+        Ok(ids)
+    }
+
+    /// The ids of a text that is to be continued: [`Self::encode_text`] without EOS.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
+        ids.extend(self.encode(text)?);
+        Ok(ids)
+    }
+
+    /// The tokens that end a text: those of generation_config.json, of config.json (`eos`), and the
+    /// tokenizer's own. Sorted.
+    pub fn stop_tokens(&self, eos: &[u32]) -> Vec<u32> {
+        let mut stop: Vec<u32> = self.generation_eos.iter().chain(eos).copied().chain(self.eos).collect();
+        stop.sort_unstable();
+        stop.dedup();
+        stop
+    }
+
+    /// Whether an id is a special token, which gives no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        let empty = |text: Result<String, TokenizerError>| text.is_ok_and(|text| text.is_empty());
+        empty(self.decode(&[id])) && !empty(self.decode_with_special(&[id]))
     }
 
     /// The ids of a text in which special tokens are meant by their names (`</s>`, `<|im_start|>`).
@@ -228,12 +296,13 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Whether tokenizer_config.json asks for BOS in front of every text; [`Self::encode`] adds none.
+    /// Whether texts begin with BOS: by tokenizer_config.json, else by the tokenizer.json's post-processor,
+    /// else by the tokenizer's class. [`Self::encode`] adds none.
     pub fn add_bos(&self) -> bool {
         self.add_bos
     }
 
-    /// Whether tokenizer_config.json asks for EOS after every text; [`Self::encode`] adds none.
+    /// Whether texts end with EOS, told likewise; [`Self::encode`] adds none.
     pub fn add_eos(&self) -> bool {
         self.add_eos
     }
@@ -255,6 +324,38 @@ impl Tokenizer {
             Backend::Json(model) => model.to_json(),
         }
     }
+}
+
+/// Whether a tokenizer.json's post-processor puts a special token before and after a single text.
+fn post_processor(bytes: &[u8]) -> (bool, bool) {
+    fn around(processor: &Value) -> (bool, bool) {
+        match processor["type"].as_str() {
+            Some("TemplateProcessing") => {
+                let single = processor["single"].as_array().map_or(&[][..], Vec::as_slice);
+                let special = |item: Option<&Value>| item.is_some_and(|i| i.get("SpecialToken").is_some());
+                (special(single.first()), single.len() > 1 && special(single.last()))
+            }
+            Some("BertProcessing" | "RobertaProcessing") => (true, true),
+            Some("Sequence") => {
+                let inner = processor["processors"].as_array().map_or(&[][..], Vec::as_slice);
+                inner.iter().map(around).fold((false, false), |a, b| (a.0 || b.0, a.1 || b.1))
+            }
+            _ => (false, false),
+        }
+    }
+    serde_json::from_slice::<Value>(bytes).map_or((false, false), |file| around(&file["post_processor"]))
+}
+
+/// `eos_token_id` of generation_config.json: a number or a list.
+fn eos_tokens(bytes: &[u8]) -> Result<Vec<u32>, TokenizerError> {
+    let file: Value = serde_json::from_slice(bytes).map_err(|e| TokenizerError::Config(e.to_string()))?;
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids = match &file["eos_token_id"] {
+        Value::Null => Some(Vec::new()),
+        Value::Array(list) => list.iter().map(id).collect(),
+        value => id(value).map(|id| vec![id]),
+    };
+    ids.ok_or_else(|| TokenizerError::Config("`eos_token_id` is neither an id nor a list of ids".into()))
 }
 
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {

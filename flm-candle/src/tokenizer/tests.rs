@@ -2,6 +2,7 @@
 
 mod chat;
 mod folders;
+mod policy;
 
 use super::*;
 use proptest::prelude::*;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use flm_candle::Session;
 
-use crate::arguments::{RunArgs, SamplingArgs, chat_template, open, stop_tokens, tokenizer};
+use crate::arguments::{RunArgs, SamplingArgs, chat_policy, open, tokenizer};
 use crate::chat::conversation::Conversation;
 use crate::chat::input::Input;
 use crate::output::Output;
@@ -43,15 +43,15 @@ impl Chat {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let checkpoint = open(&self.dir)?;
         let tokenizer = tokenizer(&self.dir)?;
-        let template = chat_template(&self.dir, &tokenizer)?;
+        let policy = chat_policy(&self.dir, &tokenizer, checkpoint.config())?;
         let model = self.run.load(&checkpoint)?;
         let mut options = self.sampling.options(self.max_new_tokens as usize, tokenizer.len());
-        options.stop_tokens = stop_tokens(&model, Some(&tokenizer), Some(&template));
+        options.stop_tokens = policy.stop_tokens().to_vec();
         let mut input = Input::open(self.history.as_deref())?;
         let mut chat = chat::Chat {
             session: Session::new(&model),
             tokenizer: &tokenizer,
-            conversation: Conversation::new(template),
+            conversation: Conversation::new(policy.template().clone()),
             options,
             context: model.config().max_position_embeddings,
             interrupted: interrupt::watch()?,

@@ -7,12 +7,10 @@ use clap::Args;
 use flm_candle::TextStream;
 use flm_candle::Tokenizer;
 use flm_candle::generate;
-use flm_candle::{ChatMessage, ChatTemplate};
+use flm_candle::{ChatMessage, ChatPolicy, ChatTemplate};
 use serde::Serialize;
 
-use crate::arguments::{
-    RunArgs, SamplingArgs, chat_template, open, parse_ids, read_text, stop_tokens, tokenizer,
-};
+use crate::arguments::{RunArgs, SamplingArgs, chat_policy, open, parse_ids, read_text, tokenizer};
 use crate::output::Output;
 
 /// Continue a prompt, or answer one message with --chat; the text goes to stdout.
@@ -65,16 +63,22 @@ impl Generate {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let checkpoint = open(&self.dir)?;
         let tokenizer = if self.ids.is_some() { None } else { Some(tokenizer(&self.dir)?) };
-        let template = match &tokenizer {
-            Some(tokenizer) if self.chat => Some(chat_template(&self.dir, tokenizer)?),
+        let policy = match &tokenizer {
+            Some(tokenizer) if self.chat => Some(chat_policy(&self.dir, tokenizer, checkpoint.config())?),
             _ => None,
         };
-        let prompt = self.prompt_ids(tokenizer.as_ref(), template.as_ref())?;
+        let template = policy.as_ref().map(ChatPolicy::template);
+        let prompt = self.prompt_ids(tokenizer.as_ref(), template, output)?;
         let model = self.run.load(&checkpoint)?;
         let vocabulary = tokenizer.as_ref().map_or(model.config().vocab_size, Tokenizer::len);
         let mut options = self.sampling.options(self.max_new_tokens, vocabulary);
         if !self.ignore_eos {
-            options.stop_tokens = stop_tokens(&model, tokenizer.as_ref(), template.as_ref());
+            let eos = &model.config().eos_token_ids;
+            options.stop_tokens = match (&policy, &tokenizer) {
+                (Some(policy), _) => policy.stop_tokens().to_vec(),
+                (None, Some(tokenizer)) => tokenizer.stop_tokens(eos),
+                (None, None) => eos.clone(),
+            };
         }
         let mut stream = tokenizer.as_ref().map(TextStream::new);
         let (start, mut first, mut failure) = (Instant::now(), None, None);
@@ -97,7 +101,10 @@ impl Generate {
         let (total, first) = (start.elapsed().as_secs_f64(), first.unwrap_or(f64::NAN));
         let answer = answers.remove(0);
         if output.json() {
-            let text = tokenizer.as_ref().map(|t| t.decode(&answer.ids)).transpose()?;
+            // the text that is printed without --json: a stop token gives none, whatever piece it is
+            let stopped = answer.ids.last().is_some_and(|id| options.stop_tokens.contains(id));
+            let said = &answer.ids[..answer.ids.len() - usize::from(stopped)];
+            let text = tokenizer.as_ref().map(|t| t.decode(said)).transpose()?;
             let answer = Answer {
                 text,
                 prompt_tokens: prompt.len(),
@@ -123,6 +130,7 @@ impl Generate {
         &self,
         tokenizer: Option<&Tokenizer>,
         template: Option<&ChatTemplate>,
+        output: &Output,
     ) -> anyhow::Result<Vec<u32>> {
         if let Some(ids) = &self.ids {
             return Ok(ids.clone());
@@ -133,10 +141,14 @@ impl Generate {
             (None, None) => bail!("no prompt: give --prompt, --prompt-file or --ids"),
         };
         let tokenizer = tokenizer.context("no tokenizer")?;
-        let Some(template) = template else { return Ok(tokenizer.encode(&text)?) };
+        let Some(template) = template else { return Ok(tokenizer.encode_prompt(&text)?) };
         let mut messages: Vec<_> =
             self.system.iter().map(|system| ChatMessage::new("system", system)).collect();
         messages.push(ChatMessage::new("user", text));
-        Ok(tokenizer.encode_special(&template.render(&messages, true)?)?)
+        let rendered = template.render(&messages, true)?;
+        if self.system.is_some() && rendered == template.render(&messages[1..], true)? {
+            output.warn("this model's chat template has no place for a system message: it is ignored");
+        }
+        Ok(tokenizer.encode_special(&rendered)?)
     }
 }

@@ -17,8 +17,27 @@ use flm_checkpoint::Writer;
 use flm_tests::files::{Saved, Zip, fixture, pytorch};
 
 /// A copy of a fixture that may be changed.
-fn copy(name: &str) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
+/// A checkpoint in a folder of its own, with room beside it.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("src")).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("src")
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+fn copy(name: &str) -> Folder {
+    let dir = Folder::new();
     for entry in fs::read_dir(fixture("models").join(name)).unwrap() {
         let path = entry.unwrap().path();
         fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
@@ -67,8 +86,8 @@ fn one_storage(config: &TeleFlmConfig, gap: usize) -> Zip {
     pytorch(&saved, &[("0", &data)])
 }
 
-fn checkpoint_of(config: &TeleFlmConfig, bin: &[u8]) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
+fn checkpoint_of(config: &TeleFlmConfig, bin: &[u8]) -> Folder {
+    let dir = Folder::new();
     fs::write(dir.path().join("config.json"), config.to_json()).unwrap();
     fs::write(dir.path().join("pytorch_model.bin"), bin).unwrap();
     dir
@@ -77,16 +96,16 @@ fn checkpoint_of(config: &TeleFlmConfig, bin: &[u8]) -> TempDir {
 #[test]
 fn a_flipped_bit_in_a_storage_is_found_and_named() {
     let src = copy("teleflm-gqa-bf16-shbin");
-    let checkpoint = Checkpoint::open(src.path()).unwrap();
+    let checkpoint = Checkpoint::open(&src.path()).unwrap();
     let entry = checkpoint.entry("model.layers.1.mlp.up_proj.weight").unwrap();
     let path = checkpoint.files()[entry.file].path.clone();
     let mut bytes = fs::read(&path).unwrap();
     bytes[(entry.offset + entry.nbytes - 1) as usize] ^= 1;
     fs::write(&path, bytes).unwrap();
-    let text = run(src.path(), &out(&src), &ConvertOptions::default()).unwrap_err().to_string();
+    let text = run(&src.path(), &src.beside("out"), &ConvertOptions::default()).unwrap_err().to_string();
     assert!(text.contains("(tensor model.layers.1.mlp.up_proj.weight)"), "{text}");
     assert!(text.contains("/data/") && text.ends_with("download the file again"), "{text}");
-    assert!(!out(&src).exists() && !src.path().join(".out.partial").exists());
+    assert!(!src.beside("out").exists() && !src.beside(".out.partial").exists());
 }
 
 #[test]
@@ -94,17 +113,17 @@ fn storages_that_no_tensor_covers_are_checked_too() {
     let config = tiny_config(serde_json::json!({}));
     let zip = one_storage(&config, 1);
     let src = checkpoint_of(&config, &zip.bytes);
-    let report = run(src.path(), &out(&src), &ConvertOptions::default()).unwrap();
+    let report = run(&src.path(), &src.beside("out"), &ConvertOptions::default()).unwrap();
     // Every element once as part of its tensor, and the storage once more.
     assert_eq!(report.bytes_read, 2 * report.bytes_written + 4);
-    let converted = Checkpoint::open(&out(&src)).unwrap();
+    let converted = Checkpoint::open(&src.beside("out")).unwrap();
     let norm = converted.tensor("model.norm.weight", &candle_core::Device::Cpu).unwrap();
     let last = (config.parameter_count() - 1) as f32;
     assert_eq!(norm.to_vec1::<f32>().unwrap(), [last, last + 1.0]);
 
     let first = zip.locals[2] + 30 + "archive/data/0".len();
     let src = checkpoint_of(&config, &zip.set(first, &[1]).bytes);
-    let error = run(src.path(), &out(&src), &ConvertOptions::default()).unwrap_err();
+    let error = run(&src.path(), &src.beside("out"), &ConvertOptions::default()).unwrap_err();
     assert!(matches!(error, CheckpointError::Checksum { .. }), "{error}");
 }
 
@@ -114,7 +133,7 @@ fn a_source_that_is_not_its_configs_model_is_refused() {
     let bytes = one_storage(&config, 0).bytes;
     let check = |extra: serde_json::Value| {
         let src = checkpoint_of(&tiny_config(extra), &bytes);
-        run(src.path(), &out(&src), &ConvertOptions::default()).unwrap_err()
+        run(&src.path(), &src.beside("out"), &ConvertOptions::default()).unwrap_err()
     };
     assert!(matches!(check(serde_json::json!({"vocab_size": 4})), CheckpointError::ShapeMismatch { .. }));
     assert!(matches!(
@@ -227,11 +246,11 @@ fn bytes_at(path: &Path, offset: u64, len: u64) -> Vec<u8> {
 #[test]
 fn the_manifest_ties_every_tensor_to_its_source() {
     let src = copy("teleflm-gqa-bf16-shbin");
-    let source = Checkpoint::open(src.path()).unwrap();
+    let source = Checkpoint::open(&src.path()).unwrap();
     let options = ConvertOptions { max_shard_size: 100_000, ..Default::default() };
-    convert(&source, &out(&src), &options, &|_| ()).unwrap();
-    let checksums = Checksums::read(&out(&src)).unwrap();
-    let converted = Checkpoint::open(&out(&src)).unwrap();
+    convert(&source, &src.beside("out"), &options, &|_| ()).unwrap();
+    let checksums = Checksums::read(&src.beside("out")).unwrap();
+    let converted = Checkpoint::open(&src.beside("out")).unwrap();
     assert_eq!(checksums.tensors.len(), 39);
     assert_eq!(checksums.weights.len(), converted.files().len());
     for entry in converted.entries() {
@@ -243,9 +262,10 @@ fn the_manifest_ties_every_tensor_to_its_source() {
         let number = from.entry.as_ref().unwrap().split_once("/data/").unwrap().1;
         assert!(number.parse::<u32>().is_ok(), "{number}");
     }
-    let report = checksums.check(&out(&src), &|_| ()).unwrap();
-    let size: u64 = fs::read_dir(out(&src)).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
-    let own = fs::metadata(out(&src).join("checksums.json")).unwrap().len();
+    let report = checksums.check(&src.beside("out"), &|_| ()).unwrap();
+    let size: u64 =
+        fs::read_dir(src.beside("out")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+    let own = fs::metadata(src.beside("out").join("checksums.json")).unwrap().len();
     assert!(
         report.passed && report.bytes == size - own && checksums.total_bytes() == size - own,
         "{report:?}"
@@ -259,16 +279,16 @@ fn the_manifest_ties_every_tensor_to_its_source() {
         let mut bytes = before.clone();
         bytes[at] ^= 1;
         fs::write(path, bytes).unwrap();
-        let report = checksums.check(&out(&src), &|_| ()).unwrap();
+        let report = checksums.check(&src.beside("out"), &|_| ()).unwrap();
         assert!(!report.passed && report.problems[0].contains(expected), "{expected}: {report:?}");
         fs::write(path, before).unwrap();
     };
     damage(path, (entry.offset + entry.nbytes) as usize - 1, "model.layers.2.mlp.up_proj.weight is damaged");
     damage(path, 20, "another header");
-    damage(&out(&src).join("config.json"), 5, "config.json has other contents");
+    damage(&src.beside("out").join("config.json"), 5, "config.json has other contents");
     let file = fs::File::options().write(true).open(path).unwrap();
     file.set_len(fs::metadata(path).unwrap().len() - 1).unwrap();
-    let report = checksums.check(&out(&src), &|_| ()).unwrap();
+    let report = checksums.check(&src.beside("out"), &|_| ()).unwrap();
     assert!(report.problems[0].contains("bytes, expected"), "{report:?}");
 }
 
@@ -278,8 +298,8 @@ fn digests_are_those_of_tensors_of_many_chunks_and_of_changed_dtypes() {
     let config = tiny_config(serde_json::json!({"vocab_size": 1_300_001, "hidden_size": 2}));
     let src = checkpoint_of(&config, &one_storage(&config, 0).bytes);
     for (dtype, width) in [(None, 4), (Some(DType::BF16), 2), (Some(DType::F64), 8)] {
-        let dst = src.path().join(format!("out-{width}"));
-        run(src.path(), &dst, &ConvertOptions { dtype, ..Default::default() }).unwrap();
+        let dst = src.beside(&format!("out-{width}"));
+        run(&src.path(), &dst, &ConvertOptions { dtype, ..Default::default() }).unwrap();
         let converted = Checkpoint::open(&dst).unwrap();
         let checksums = Checksums::read(&dst).unwrap();
         for entry in converted.entries() {
@@ -288,7 +308,7 @@ fn digests_are_those_of_tensors_of_many_chunks_and_of_changed_dtypes() {
             let digest = blake3::hash(&bytes).to_hex();
             assert_eq!(checksums.tensors[&entry.name], digest.as_str(), "{}", entry.name);
         }
-        let same = compare(&Checkpoint::open(src.path()).unwrap(), &converted, &|_| ()).unwrap();
+        let same = compare(&Checkpoint::open(&src.path()).unwrap(), &converted, &|_| ()).unwrap();
         assert!(same.passed && same.tensors == converted.entries().count(), "{same:?}");
     }
 }
@@ -296,9 +316,9 @@ fn digests_are_those_of_tensors_of_many_chunks_and_of_changed_dtypes() {
 #[test]
 fn compare_names_what_differs() {
     let src = copy("teleflm-gqa-bf16-shbin");
-    let source = Checkpoint::open(src.path()).unwrap();
+    let source = Checkpoint::open(&src.path()).unwrap();
     for dtype in [None, Some(DType::F32), Some(DType::F16)] {
-        let dst = src.path().join(format!("{dtype:?}"));
+        let dst = src.beside(&format!("{dtype:?}"));
         convert(&source, &dst, &ConvertOptions { dtype, ..Default::default() }, &|_| ()).unwrap();
         let same = |dst: &Path| compare(&source, &Checkpoint::open(dst).unwrap(), &|_| ()).unwrap();
         assert!(same(&dst).passed, "{:?}", same(&dst));
@@ -346,14 +366,14 @@ fn a_run_that_died_goes_on_and_ends_in_the_same_bytes() {
     let src = copy("teleflm-gqa-bf16-shbin");
     for dtype in [None, Some(DType::F32)] {
         let options = ConvertOptions { dtype, max_shard_size: 100_000, ..Default::default() };
-        let whole = src.path().join(format!("whole-{dtype:?}"));
-        let total = run(src.path(), &whole, &options).unwrap().bytes_written;
+        let whole = src.beside(&format!("whole-{dtype:?}"));
+        let total = run(&src.path(), &whole, &options).unwrap().bytes_written;
         for part in 1..8 {
-            let dst = src.path().join(format!("out-{part}"));
-            let read = Checkpoint::open(src.path()).unwrap().entries().map(|e| e.nbytes).sum::<u64>();
-            interrupted(src.path(), &dst, &options, read * part / 8);
+            let dst = src.beside(&format!("out-{part}"));
+            let read = Checkpoint::open(&src.path()).unwrap().entries().map(|e| e.nbytes).sum::<u64>();
+            interrupted(&src.path(), &dst, &options, read * part / 8);
             // what a crash of the machine can leave: a tensor that the journal has and the disk lost
-            let staging = src.path().join(format!(".out-{part}.partial"));
+            let staging = src.beside(&format!(".out-{part}.partial"));
             if part == 7 {
                 let journal = fs::read_to_string(staging.join(".journal.jsonl")).unwrap();
                 let line: serde_json::Value = serde_json::from_str(journal.lines().nth(1).unwrap()).unwrap();
@@ -366,7 +386,7 @@ fn a_run_that_died_goes_on_and_ends_in_the_same_bytes() {
                 bytes[entry.offset as usize] ^= 0x55;
                 fs::write(&path, bytes).unwrap();
             }
-            let report = run(src.path(), &dst, &options).unwrap();
+            let report = run(&src.path(), &dst, &options).unwrap();
             assert!(part < 3 || report.resumed_bytes > 0, "{part}: {report:?}");
             assert!(report.resumed_bytes < total);
             assert_eq!(contents(&dst), contents(&whole), "{part}");
@@ -379,9 +399,9 @@ fn a_run_that_died_goes_on_and_ends_in_the_same_bytes() {
 #[test]
 fn remains_of_another_run_are_refused_unless_thrown_away() {
     let src = copy("teleflm-gqa-bf16-shbin");
-    let dst = out(&src);
+    let dst = src.beside("out");
     let options = ConvertOptions::default();
-    interrupted(src.path(), &dst, &options, 200_000);
+    interrupted(&src.path(), &dst, &options, 200_000);
     let others = [
         (
             ConvertOptions { dtype: Some(DType::F32), ..options.clone() },
@@ -394,15 +414,15 @@ fn remains_of_another_run_are_refused_unless_thrown_away() {
         (ConvertOptions { layout: Some(TargetLayout::Llama), ..options.clone() }, "another layout"),
     ];
     for (other, expected) in &others {
-        let error = run(src.path(), &dst, other).unwrap_err().to_string();
+        let error = run(&src.path(), &dst, other).unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains("--restart"), "{error}");
     }
     let config = src.path().join("config.json");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text + "\n").unwrap();
-    let error = run(src.path(), &dst, &options).unwrap_err().to_string();
+    let error = run(&src.path(), &dst, &options).unwrap_err().to_string();
     assert!(error.contains("another source (config.json has changed since)"), "{error}");
-    let report = run(src.path(), &dst, &ConvertOptions { restart: true, ..options }).unwrap();
+    let report = run(&src.path(), &dst, &ConvertOptions { restart: true, ..options }).unwrap();
     assert_eq!(report.resumed_bytes, 0);
     assert!(dst.exists());
 }

@@ -3,34 +3,39 @@
 use crate::data::format::Content;
 use crate::data::{DataStatistics, Document};
 use flm_candle::Tokenizer;
-use flm_candle::{ChatMessage, ChatTemplate};
+use flm_candle::{ChatMessage, ChatPolicy};
 
 /// Turns samples into token ids and marks those that are learned.
 #[derive(Debug)]
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
-    template: ChatTemplate,
+    /// `None` for a base model.
+    policy: Option<ChatPolicy>,
     close: Option<u32>,
 }
 
-impl<'a> Encoder<'a> {
-    /// An encoder with the tokenizer's own chat template, or Tele-FLM's where it has none; with
-    /// `close_turns` an assistant turn ends in the end-of-text token.
-    pub fn new(tokenizer: &'a Tokenizer, close_turns: bool) -> Self {
-        let template = tokenizer.chat_template().cloned().unwrap_or_else(ChatTemplate::tele_flm);
-        Self { tokenizer, template, close: if close_turns { tokenizer.eos_id() } else { None } }
-    }
+/// A text that grows, with its ids: those up to its last special token do not change any more, so that
+/// a conversation costs time in proportion to its length.
+#[derive(Debug, Default)]
+struct Growing {
+    text: String,
+    ids: Vec<u32>,
+    /// Where that token begins in `text`, and its place in `ids`.
+    fixed: (usize, usize),
+}
 
-    /// The same encoder with another chat template.
-    pub fn with_template(mut self, template: ChatTemplate) -> Self {
-        self.template = template;
-        self
+impl<'a> Encoder<'a> {
+    /// An encoder with a chat policy; `close` is the token that ends a text, and an answer that is the
+    /// last of its conversation and that the template leaves open.
+    pub fn new(tokenizer: &'a Tokenizer, policy: Option<ChatPolicy>, close: Option<u32>) -> Self {
+        Self { tokenizer, policy, close }
     }
 
     /// Ids and targets of a sample.
     ///
     /// # Errors
-    /// A chat whose assistant turns cannot be found in what the template makes of it, as text.
+    /// A chat for a base model, or one whose assistant turns cannot be found in what the template makes
+    /// of it, as text.
     pub fn encode(&self, content: &Content, source: (usize, usize)) -> Result<Document, String> {
         match content {
             Content::Text(text) => self.text(text, source),
@@ -39,69 +44,112 @@ impl<'a> Encoder<'a> {
     }
 
     fn text(&self, text: &str, source: (usize, usize)) -> Result<Document, String> {
-        let mut ids: Vec<u32> =
-            self.tokenizer.bos_id().filter(|_| self.tokenizer.add_bos()).into_iter().collect();
-        ids.extend(self.tokenizer.encode(text).map_err(|e| e.to_string())?);
-        ids.extend(self.close);
+        let mut ids = self.tokenizer.encode_text(text).map_err(|e| e.to_string())?;
+        // a text without tokens of its own teaches nothing
+        if self.tokenizer.encode(text).is_ok_and(|own| own.is_empty()) {
+            return Ok(Document { ids: Vec::new(), target: Vec::new(), source });
+        }
+        ids.extend(self.close.filter(|close| ids.last() != Some(close)));
         Ok(Document { target: vec![true; ids.len()], ids, source })
     }
 
     /// The template is rendered up to each assistant turn, as for generating it, and with it; what the
-    /// second text has more is the turn.
+    /// second text has more is the turn. Both are tokenised as parts of the whole and split where their
+    /// tokens begin to differ, which is how a model sees them that continues a prompt.
     fn chat(&self, messages: &[ChatMessage], source: (usize, usize)) -> Result<Document, String> {
+        let Some(policy) = &self.policy else {
+            return Err("a conversation, but the model has no chat template: give data.chat_template".into());
+        };
         let mut document = Document { ids: Vec::new(), target: Vec::new(), source };
-        let mut done = String::new();
+        let mut whole = Growing::default();
+        // whether the last answer still waits for the token that ends it
+        let mut open = false;
         for (index, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
-            let with = self.render(&messages[..=index], false)?;
-            let mut before = self.render(&messages[..index], true)?;
+            let with = render(policy, &messages[..=index], false)?;
+            let mut before = render(policy, &messages[..index], true)?;
             if !with.starts_with(&before) {
-                before = self.render(&messages[..index], false)?;
+                before = render(policy, &messages[..index], false)?;
             }
-            let no_span = || {
-                format!(
+            if !before.starts_with(&whole.text) || !with.starts_with(&before) {
+                return Err(format!(
                     "the chat template does not put assistant turn {index} after the turns before it: \
                      its tokens cannot be told apart"
-                )
-            };
-            if !before.starts_with(&done) || !with.starts_with(&before) {
-                return Err(no_span());
+                ));
             }
-            if with.len() == before.len() && !message.content.trim().is_empty() {
+            let content = message.content.trim();
+            if with.len() == before.len() && !content.is_empty() {
                 return Err(format!("the chat template leaves assistant turn {index} out"));
             }
-            self.push(&mut document, &done, &before, false)?;
-            let start = document.ids.len();
-            self.push(&mut document, &before, &with, true)?;
-            if let Some(eos) = self.close.filter(|eos| !document.ids[start..].contains(eos)) {
-                document.ids.push(eos);
-                document.target.push(true);
+            // the header of a template that knows no generation prompt is no part of the answer
+            let header = with[before.len()..].find(content).filter(|_| !content.is_empty()).unwrap_or(0);
+            before.push_str(&with[before.len()..before.len() + header]);
+            let start = self.grow(&mut whole, &before)?;
+            document.take(&whole.ids, start, false);
+            if open {
+                // the token that follows the last answer ends it, if generation stops there
+                let follows = document.target.get_mut(start..).and_then(|rest| rest.first_mut());
+                let stops = whole.ids.get(start).is_some_and(|id| policy.stop_tokens().contains(id));
+                follows.into_iter().for_each(|target| *target = stops);
             }
-            done = with;
+            let start = self.grow(&mut whole, &with)?;
+            document.take(&whole.ids, start, true);
+            open = !self.end_at_stop(&mut document, start, policy);
+        }
+        if open && let Some(close) = self.close {
+            document.ids.push(close);
+            document.target.push(true);
         }
         Ok(document)
     }
 
-    fn render(&self, messages: &[ChatMessage], prompt: bool) -> Result<String, String> {
-        if messages.is_empty() {
-            return Ok(String::new());
+    /// Leaves out of the targets from `start` on what comes after the token that stops generation; whether
+    /// there is such a token at the end of the answer, white space aside.
+    fn end_at_stop(&self, document: &mut Document, start: usize, policy: &ChatPolicy) -> bool {
+        let turn = &document.ids[start..];
+        let Some(stop) = turn.iter().rposition(|id| policy.stop_tokens().contains(id)) else { return false };
+        let after = self.tokenizer.decode_with_special(&turn[stop + 1..]).unwrap_or_default();
+        if !after.trim().is_empty() {
+            return false;
         }
-        self.template.render(messages, prompt).map_err(|e| e.to_string())
+        document.target[start + stop + 1..].fill(false);
+        true
     }
 
-    /// Adds the tokens that `longer` has more than `shorter`: those after the tokens of `shorter`, which
-    /// is how a model sees them that continues a prompt; where a token crosses the border, those of the
-    /// additional text alone.
-    fn push(&self, document: &mut Document, shorter: &str, longer: &str, target: bool) -> Result<(), String> {
-        let encode = |text: &str| self.tokenizer.encode_special(text).map_err(|e| e.to_string());
-        let all = encode(longer)?;
-        let ids = match all.strip_prefix(encode(shorter)?.as_slice()) {
-            Some(more) => more.to_vec(),
-            None => encode(&longer[shorter.len()..])?,
-        };
-        document.target.extend(std::iter::repeat_n(target, ids.len()));
-        document.ids.extend(ids);
-        Ok(())
+    /// Lets the text grow to `longer`, which begins with it; returns from where on the ids are new.
+    fn grow(&self, whole: &mut Growing, longer: &str) -> Result<usize, String> {
+        let (text_at, ids_at) = whole.fixed;
+        let tail = self.tokenizer.encode_special(&longer[text_at..]).map_err(|e| e.to_string())?;
+        let mut ids = whole.ids[..ids_at].to_vec();
+        ids.extend(tail);
+        let common = ids.iter().zip(&whole.ids).take_while(|(a, b)| a == b).count();
+        // what stands before a special token is encoded by itself
+        let last = (ids_at..ids.len()).rev().find(|&at| self.tokenizer.is_special(ids[at]));
+        if let Some(at) = last.filter(|&at| at > ids_at)
+            && let Some(place) = self.tokenizer.id_to_token(ids[at]).and_then(|name| longer.rfind(&name))
+            && place >= text_at
+        {
+            whole.fixed = (place, at);
+        }
+        (whole.text, whole.ids) = (longer.to_owned(), ids);
+        Ok(common)
     }
+}
+
+impl Document {
+    /// Makes its ids `ids`, of which those from `start` on are new.
+    fn take(&mut self, ids: &[u32], start: usize, target: bool) {
+        self.ids.truncate(start);
+        self.target.truncate(start);
+        self.ids.extend(&ids[start..]);
+        self.target.resize(self.ids.len(), target);
+    }
+}
+
+fn render(policy: &ChatPolicy, messages: &[ChatMessage], prompt: bool) -> Result<String, String> {
+    if messages.is_empty() {
+        return Ok(String::new());
+    }
+    policy.template().render(messages, prompt).map_err(|e| e.to_string())
 }
 
 /// What happens to a sample that is longer than a row.

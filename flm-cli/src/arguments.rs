@@ -1,6 +1,7 @@
 //! Arguments that several commands share.
 
 use std::{
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -157,6 +158,9 @@ pub(crate) struct TextArgs {
     windows: usize,
 }
 
+/// The most tokens that two models are compared on.
+const MAX_TOKENS: usize = 1 << 22;
+
 /// Windows of tokens, and the tokenizer's size where there is one.
 pub(crate) struct Texts {
     pub(crate) tokens: Vec<Vec<u32>>,
@@ -164,9 +168,18 @@ pub(crate) struct Texts {
 }
 
 impl TextArgs {
-    /// The tokens for a checkpoint in `dir` with `rows` vocabulary rows.
-    pub(crate) fn tokens(&self, dir: &Path, rows: usize) -> anyhow::Result<Texts> {
+    /// The tokens for a checkpoint in `dir` with `rows` vocabulary rows and a context of `longest`.
+    pub(crate) fn tokens(&self, dir: &Path, rows: usize, longest: usize) -> anyhow::Result<Texts> {
         ensure!(self.context > 0 && self.windows > 0, "--context and --windows must be at least 1");
+        ensure!(
+            self.context <= longest && self.ids.as_ref().is_none_or(|ids| ids.len() <= longest),
+            "the model's context is {longest} tokens: shorten --context or --ids"
+        );
+        let tokens = self.windows.saturating_mul(self.context);
+        ensure!(
+            tokens <= MAX_TOKENS,
+            "--windows × --context is {tokens} tokens: at most {MAX_TOKENS} are compared"
+        );
         let tokenizer = if has_tokenizer(dir) { Some(tokenizer(dir)?) } else { None };
         let vocabulary = tokenizer.as_ref().map_or(rows, |t| t.len().min(rows));
         let tokens = match (&self.ids, &self.text) {
@@ -175,7 +188,7 @@ impl TextArgs {
                 let tokenizer = tokenizer
                     .as_ref()
                     .context("--text needs a tokenizer beside the checkpoint; give --ids")?;
-                let ids = tokenizer.encode_prompt(&read_text(path)?)?;
+                let ids = tokenizer.encode_prompt(&read_start(path, tokens as u64 * TOKEN_BYTES)?.0)?;
                 ids.chunks(self.context).take(self.windows).map(<[u32]>::to_vec).collect()
             }
             (None, None) => random_tokens(self.windows, self.context, vocabulary),
@@ -275,16 +288,38 @@ pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
 }
 
 /// The text of a file, or of standard input for `-`.
-pub(crate) fn read_text(path: &PathBuf) -> anyhow::Result<String> {
-    let bytes = if path.as_os_str() == "-" {
-        let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::stdin(), &mut bytes)?;
-        bytes
-    } else {
-        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?
-    };
-    String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))
+pub(crate) fn read_text(path: &Path, limit: u64) -> anyhow::Result<String> {
+    let (text, whole) = read_start(path, limit)?;
+    ensure!(whole, "{} has more than {limit} bytes", path.display());
+    Ok(text)
 }
+
+/// The first `limit` bytes of a UTF-8 file, or of standard input for `-`, cut at a character; and whether
+/// that is all of it.
+pub(crate) fn read_start(path: &Path, limit: u64) -> anyhow::Result<(String, bool)> {
+    let mut bytes = Vec::new();
+    let read = if path.as_os_str() == "-" {
+        std::io::stdin().lock().take(limit + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
+    };
+    read.with_context(|| format!("cannot read {}", path.display()))?;
+    let whole = bytes.len() as u64 <= limit;
+    bytes.truncate(limit as usize);
+    let cut = match std::str::from_utf8(&bytes) {
+        // the last character is cut
+        Err(error) if !whole && error.error_len().is_none() => error.valid_up_to(),
+        _ => bytes.len(),
+    };
+    bytes.truncate(cut);
+    let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
+    Ok((text, whole))
+}
+
+/// The most bytes that a token is taken to have, where a text is read for so many tokens only.
+pub(crate) const TOKEN_BYTES: u64 = 256;
+/// The most bytes of a recipe.
+pub(crate) const RECIPE_BYTES: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {

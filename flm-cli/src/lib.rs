@@ -6,6 +6,7 @@ pub(crate) mod commands;
 pub(crate) mod demo;
 pub(crate) mod exit;
 pub(crate) mod output;
+pub(crate) mod output_file;
 pub(crate) mod recipe;
 pub(crate) mod report;
 

@@ -128,6 +128,7 @@ fn a_dry_run_says_what_it_would_take_and_a_checkpoint_can_judge() {
     let (model, questions) = checkpoint_and_questions(dir.path());
     let out = dir.path().join("out");
     let (ok, report, _) = alignbench(&model, &questions, &out, &["--dry-run", "--batch", "4"]);
+    assert!(!out.exists(), "a dry run makes nothing");
     assert!(ok);
     assert_eq!(report["answers"]["cost"]["passes"], json!(24));
     assert_eq!(report["answers"]["answered"], json!(0));

@@ -18,7 +18,7 @@ fn weights() -> PathBuf {
 }
 
 fn real(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("real").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/real").join(name)
 }
 
 /// Numbers of Hugging Face transformers for the same weights.

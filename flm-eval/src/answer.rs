@@ -52,7 +52,13 @@ pub fn answer(
     out: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> anyhow::Result<Answered> {
-    let (mut journal, rows) = Journal::open(out)?;
+    // a dry run makes nothing
+    let (mut journal, rows) = if options.dry_run {
+        (None, Journal::rows(out)?)
+    } else {
+        let (journal, rows) = Journal::open(out)?;
+        (Some(journal), rows)
+    };
     let maker = RowMaker::new(questions, model, options);
     let mut done = Vec::new();
     for (index, row) in rows.iter().enumerate() {
@@ -83,7 +89,7 @@ pub fn answer(
     };
     progress(Progress::Begun { done: answered.already, total: questions.list.len() });
     for round in 0..=ROUNDS {
-        if todo.is_empty() {
+        if todo.is_empty() || options.dry_run && round > 0 {
             break;
         }
         let job = |question: &&Question| -> anyhow::Result<Job> {
@@ -111,7 +117,9 @@ pub fn answer(
             }
             answered.empty += usize::from(retry);
             answered.too_long += usize::from(completion.finish == "prompt-too-long");
-            journal.append(&maker.row(questions, todo[index], completion, round))?;
+            if let Some(journal) = &mut journal {
+                journal.append(&maker.row(questions, todo[index], completion, round))?;
+            }
             answered.answered += 1;
             progress(Progress::One);
             Ok(())
@@ -119,7 +127,7 @@ pub fn answer(
         again.sort_unstable();
         todo = again.into_iter().map(|index| todo[index]).collect();
     }
-    journal.sync()?;
+    journal.map_or(Ok(()), |journal| journal.sync())?;
     Ok(answered)
 }
 

@@ -37,6 +37,14 @@ impl Journal {
         Self::open_or_make(path).with_context(|| format!("cannot use {}", path.display()))
     }
 
+    /// The rows of a journal that may not be there; nothing is made or repaired.
+    pub(crate) fn rows(path: &Path) -> anyhow::Result<Rows> {
+        match std::fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            bytes => Ok(whole_rows(&bytes.with_context(|| format!("cannot read {}", path.display()))?)?.0),
+        }
+    }
+
     fn open_or_make(path: &Path) -> anyhow::Result<(Self, Rows)> {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent)?;

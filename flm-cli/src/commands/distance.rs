@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use flm_candle::Residency;
@@ -11,6 +10,7 @@ use flm_growth::{DistanceOptions, Distances, Metric};
 
 use crate::arguments::{RunArgs, TextArgs, open};
 use crate::output::{Output, count, table};
+use crate::output_file::{self, Kind, PICTURE};
 
 /// Measure how much each layer changes the residual stream; `grow --place distance` copies those that
 /// change it least.
@@ -31,6 +31,9 @@ pub(crate) struct Distance {
     texts: TextArgs,
     #[command(flatten)]
     run: RunArgs,
+    /// Replace a file that is no earlier result of this command.
+    #[arg(long)]
+    force: bool,
 }
 
 /// Names of metrics on the command line.
@@ -56,10 +59,13 @@ impl From<MetricName> for Metric {
 
 impl Distance {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        if let Some(path) = &self.picture {
+            output_file::check(path, Kind::Picture, self.force)?;
+        }
         let distances = measure(&open(&self.dir)?, &self.texts, Some(&self.run), output)?;
         if let Some(path) = &self.picture {
-            std::fs::write(path, distances.svg()?)
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            let picture = format!("{PICTURE}{}", distances.svg()?);
+            output_file::write(path, Kind::Picture, picture.as_bytes(), self.force)?;
         }
         let metric = self.metric.into();
         output.result(&distances, |d| human(d, metric))?;
@@ -77,7 +83,9 @@ pub(crate) fn measure(
     let vocabulary = checkpoint.config().vocab_size;
     let device = run.map_or(Ok(Device::Cpu), RunArgs::device)?;
     let options = DistanceOptions {
-        tokens: texts.tokens(checkpoint.dir(), vocabulary)?.tokens,
+        tokens: texts
+            .tokens(checkpoint.dir(), vocabulary, checkpoint.config().max_position_embeddings)?
+            .tokens,
         dtype: run.map_or(DType::F32, |run| run.dtype(&device)),
         device,
         residency: run.map_or(Residency::Streamed, RunArgs::residency),

@@ -10,7 +10,9 @@ use flm_candle::generate;
 use flm_candle::{ChatMessage, ChatPolicy, ChatTemplate};
 use serde::Serialize;
 
-use crate::arguments::{RunArgs, SamplingArgs, chat_policy, open, parse_ids, read_text, tokenizer};
+use crate::arguments::{
+    RunArgs, SamplingArgs, TOKEN_BYTES, chat_policy, open, parse_ids, read_text, tokenizer,
+};
 use crate::output::Output;
 
 /// Continue a prompt, or answer one message with --chat; the text goes to stdout.
@@ -68,7 +70,12 @@ impl Generate {
             _ => None,
         };
         let template = policy.as_ref().map(ChatPolicy::template);
-        let prompt = self.prompt_ids(tokenizer.as_ref(), template, output)?;
+        let prompt = self.prompt_ids(
+            tokenizer.as_ref(),
+            template,
+            checkpoint.config().max_position_embeddings,
+            output,
+        )?;
         let model = self.run.load(&checkpoint)?;
         let vocabulary = tokenizer.as_ref().map_or(model.config().vocab_size, Tokenizer::len);
         let mut options = self.sampling.options(self.max_new_tokens, vocabulary);
@@ -130,6 +137,7 @@ impl Generate {
         &self,
         tokenizer: Option<&Tokenizer>,
         template: Option<&ChatTemplate>,
+        context: usize,
         output: &Output,
     ) -> anyhow::Result<Vec<u32>> {
         if let Some(ids) = &self.ids {
@@ -137,7 +145,8 @@ impl Generate {
         }
         let text = match (&self.prompt, &self.prompt_file) {
             (Some(text), _) => text.clone(),
-            (None, Some(path)) => read_text(path)?,
+            (None, Some(path)) => read_text(path, context as u64 * TOKEN_BYTES)
+                .with_context(|| format!("a prompt for a context of {context} tokens"))?,
             (None, None) => bail!("no prompt: give --prompt, --prompt-file or --ids"),
         };
         let tokenizer = tokenizer.context("no tokenizer")?;

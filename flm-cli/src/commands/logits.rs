@@ -2,13 +2,14 @@
 
 use std::{collections::HashMap, path::PathBuf, time::Instant};
 
-use anyhow::Context;
+use anyhow::ensure;
 use candle_core::DType;
 use clap::Args;
 use serde::Serialize;
 
 use crate::arguments::{RunArgs, open, parse_ids};
 use crate::output::Output;
+use crate::output_file::{self, Kind};
 
 /// Write the logits of given tokens, to compare with other runtimes.
 ///
@@ -30,6 +31,9 @@ pub(crate) struct Logits {
     hidden: bool,
     #[command(flatten)]
     run: RunArgs,
+    /// Replace a file that is no earlier result of this command.
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,7 +48,11 @@ struct Summary {
 
 impl Logits {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
-        let model = self.run.load(&open(&self.dir)?)?;
+        output_file::check(&self.out, Kind::Logits, self.force)?;
+        let checkpoint = open(&self.dir)?;
+        let longest = checkpoint.config().max_position_embeddings;
+        ensure!(self.ids.len() <= longest, "{} tokens: the model's context is {longest}", self.ids.len());
+        let model = self.run.load(&checkpoint)?;
         let start = Instant::now();
         let (logits, hidden) = if self.hidden {
             let trace = model.trace(&self.ids)?;
@@ -59,7 +67,8 @@ impl Logits {
             tensors.insert("hidden", hidden.to_dtype(DType::F32)?);
         }
         let out = self.out.display();
-        candle_core::safetensors::save(&tensors, &self.out).with_context(|| format!("cannot write {out}"))?;
+        let bytes = safetensors::serialize(tensors.iter().map(|(name, tensor)| (*name, tensor)), None)?;
+        output_file::write(&self.out, Kind::Logits, &bytes, self.force)?;
         let summary = Summary {
             out: self.out.clone(),
             tokens: self.ids.len(),

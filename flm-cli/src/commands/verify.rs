@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 use flm_checkpoint::{ChecksumReport, Checksums};
 use flm_growth::Provenance;
@@ -11,6 +11,7 @@ use flm_growth::{VerifyOptions, verify};
 
 use crate::arguments::{RunArgs, TextArgs, open};
 use crate::output::{Output, count, size, table};
+use crate::output_file::{self, Kind};
 
 /// Run two checkpoints on the same tokens and compare them, layer by layer and in their logits; of one
 /// checkpoint, compare its files with their checksums.
@@ -37,6 +38,9 @@ pub(crate) struct Verify {
     texts: TextArgs,
     #[command(flatten)]
     run: RunArgs,
+    /// Replace a file that is no earlier result of this command.
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verify {
@@ -48,9 +52,13 @@ impl Verify {
     }
 
     fn compare(&self, path: &Path, output: &Output) -> anyhow::Result<bool> {
+        if let Some(file) = &self.report {
+            output_file::check(file, Kind::Page, self.force)?;
+        }
         let (source, target) = (open(&self.a)?, open(path)?);
         let rows = source.config().vocab_size.min(target.config().vocab_size);
-        let texts = self.texts.tokens(&self.a, rows)?;
+        let longest = source.config().max_position_embeddings.min(target.config().max_position_embeddings);
+        let texts = self.texts.tokens(&self.a, rows, longest)?;
         let device = self.run.device()?;
         let options = VerifyOptions {
             dtype: self.run.dtype(&device),
@@ -68,7 +76,7 @@ impl Verify {
         bar.finish_and_clear();
         if let Some(file) = &self.report {
             let page = report.html(&name(&self.a), &name(path), Provenance::read(path)?.as_ref())?;
-            std::fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
+            output_file::write(file, Kind::Page, page.as_bytes(), self.force)?;
         }
         output.result(&report, human)?;
         Ok(report.passed)

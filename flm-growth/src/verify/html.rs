@@ -30,7 +30,7 @@ impl VerifyReport {
         // writing to a String does not fail
         let _ = write!(
             page,
-            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1>{verdict}",
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"generator\" content=\"flm\"><title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1>{verdict}",
             escape(&title)
         );
         if let Some(growth) = provenance.and_then(|p| p.growth.as_ref()) {

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 
 use crate::output::{Output, size};
+use crate::output_file::{self, Kind};
 use crate::report::markdown::markdown;
 use crate::report::page::page;
-use flm_eval::write_whole;
 use flm_eval::{Report, find};
 
 /// Show saved judgments as one HTML page for the browser, which loads nothing.
@@ -34,6 +34,9 @@ pub(crate) struct MakeReport {
     /// Show side by side what differs in its judge, prompt or data.
     #[arg(long)]
     allow_different: bool,
+    /// Replace a file that is no earlier result of this command.
+    #[arg(long)]
+    force: bool,
 }
 
 impl MakeReport {
@@ -47,7 +50,7 @@ impl MakeReport {
             if first.is_dir() { first.join("report.html") } else { first.with_extension("html") }
         });
         let html = page(&report)?;
-        write_whole(&out, html.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
+        output_file::write(&out, Kind::Page, html.as_bytes(), self.force)?;
         output.result(&report, |report| {
             if self.markdown {
                 markdown(report)

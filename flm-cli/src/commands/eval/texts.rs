@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use flm_train::{Content, read_samples};
 
-use crate::arguments::read_text;
+use crate::arguments::read_start;
 
 /// A file with the name under which it is reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl TextFile {
             }
             texts
         } else {
-            vec![read_text(&self.path)?]
+            vec![read_start(&self.path, max_bytes.map_or(u64::MAX >> 1, |n| n as u64))?.0]
         };
         let mut left = max_bytes.unwrap_or(usize::MAX);
         for text in &mut texts {

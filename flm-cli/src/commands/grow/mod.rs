@@ -19,7 +19,9 @@ use flm_growth::{ExecuteOptions, execute};
 use flm_growth::{GrowthOptions, GrowthPlan, Multipliers};
 use flm_growth::{Shape, ShapeOverrides};
 
-use crate::arguments::{TextArgs, WriteArgs, config, has_tokenizer, open, read_text, tokenizer};
+use crate::arguments::{
+    RECIPE_BYTES, TextArgs, WriteArgs, config, has_tokenizer, open, read_text, tokenizer,
+};
 use crate::commands::distance::{MetricName, measure};
 use crate::commands::grow::report::{Report, Reports};
 use crate::output::Output;
@@ -171,7 +173,7 @@ impl Grow {
         }
         let recipe = match &self.recipe {
             Some(path) => {
-                let recipe = Recipe::parse(&read_text(path)?, &self.overrides);
+                let recipe = Recipe::parse(&read_text(path, RECIPE_BYTES)?, &self.overrides);
                 Some(recipe.with_context(|| format!("cannot use {}", path.display()))?)
             }
             None => None,

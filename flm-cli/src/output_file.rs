@@ -1,0 +1,128 @@
+//! Files that a user names for a result: written whole, and never over an input, a device or a file that is
+//! not an earlier result of the same kind.
+
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use flm_checkpoint::durable;
+
+/// What a result file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A safetensors file of `flm logits`.
+    Logits,
+    /// An HTML page of flm.
+    Page,
+    /// An SVG picture of flm.
+    Picture,
+}
+
+/// What a page and a picture of flm begin with, somewhere in [`HEAD`] bytes.
+pub(crate) const GENERATOR: &str = r#"<meta name="generator" content="flm">"#;
+/// The first line of a picture.
+pub(crate) const PICTURE: &str = "<!-- made by flm -->\n";
+/// Bytes that are looked at to tell what a file is.
+const HEAD: u64 = 4096;
+
+impl Kind {
+    fn is_of(self, head: &[u8]) -> bool {
+        let holds = |text: &str| head.windows(text.len()).any(|part| part == text.as_bytes());
+        match self {
+            Self::Page => holds(GENERATOR),
+            Self::Picture => head.starts_with(PICTURE.as_bytes()),
+            // eight bytes of length, then a header whose only tensors are these
+            Self::Logits => {
+                let header = head.get(8..).unwrap_or_default();
+                let text = String::from_utf8_lossy(header);
+                let end = text.find("}}").map_or(text.len(), |at| at + 2);
+                serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&text[..end]).is_ok_and(
+                    |names| {
+                        names.contains_key("logits")
+                            && names.keys().all(|name| ["logits", "hidden"].contains(&name.as_str()))
+                    },
+                )
+            }
+        }
+    }
+}
+
+/// Fails where `path` may not be written; to be asked before the work, and by [`write`] again.
+///
+/// # Errors
+/// Where there is a file of another kind (unless `force`), or anything but a regular file.
+pub(crate) fn check(path: &Path, kind: Kind, force: bool) -> anyhow::Result<()> {
+    let meta = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        meta => meta.with_context(|| format!("cannot look at {}", path.display()))?,
+    };
+    ensure!(
+        meta.is_file(),
+        "{} is not a regular file: results are written to regular files only",
+        path.display()
+    );
+    let mut head = Vec::new();
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.take(HEAD).read_to_end(&mut head)?;
+    ensure!(
+        force || meta.len() == 0 || kind.is_of(&head),
+        "{} exists and is no earlier result of this command: choose another name, or pass --force to replace it",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Writes a result, whole or not at all.
+///
+/// # Errors
+/// Those of [`check`], and where the file cannot be written.
+pub(crate) fn write(path: &Path, kind: Kind, bytes: &[u8], force: bool) -> anyhow::Result<()> {
+    check(path, kind, force)?;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    durable::replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn earlier_results_are_replaced_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let page = format!("<!doctype html>{GENERATOR}");
+        let logits =
+            candle_core::Tensor::zeros((1, 2), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        let bytes = |name: &str| {
+            let file = dir.path().join("tensors");
+            candle_core::safetensors::save(&std::collections::HashMap::from([(name, logits.clone())]), &file)
+                .unwrap();
+            std::fs::read(file).unwrap()
+        };
+        let (ours, weights) = (bytes("logits"), bytes("model.norm.weight"));
+        for (kind, own) in [
+            (Kind::Page, page.as_bytes()),
+            (Kind::Picture, format!("{PICTURE}<svg/>").as_bytes()),
+            (Kind::Logits, &ours),
+        ] {
+            for other in [&b"mine"[..], &weights, b"<svg/>", b"<!doctype html>"] {
+                std::fs::write(&path, other).unwrap();
+                assert!(write(&path, kind, b"new", false).is_err(), "{kind:?}");
+                assert_eq!(std::fs::read(&path).unwrap(), other);
+                write(&path, kind, b"new", true).unwrap();
+            }
+            std::fs::write(&path, own).unwrap();
+            write(&path, kind, b"new", false).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        }
+        // links and devices are left alone, --force or not
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for target in [link.as_path(), Path::new("/dev/null"), dir.path()] {
+            assert!(write(target, Kind::Page, b"x", true).is_err(), "{}", target.display());
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+}

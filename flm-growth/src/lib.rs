@@ -60,7 +60,7 @@ pub use crate::gguf::plan::{Folding, GgufOptions, GgufPlan, Rounding};
 pub use crate::gguf::tensor::GgufTensor;
 pub use crate::gguf::vocabulary::vocabulary_of;
 pub use crate::init::init;
-pub use crate::operator::Operator;
+pub use crate::operator::{NewRows, Operator};
 pub use crate::placement::Placement;
 pub use crate::plan::source::SourceModel;
 pub use crate::plan::summary::{PlanSummary, Preservation};

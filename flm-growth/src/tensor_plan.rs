@@ -27,8 +27,14 @@ pub enum Fill {
     Constant(f64),
     /// Normal, mean 0; see [`crate::fill`].
     Normal(Std),
-    /// Every row is this row of the source's tensor, times the copy's scale.
-    Row(usize),
+    /// Every row is the mean of the source's first `rows` rows, times the copy's scale.
+    Mean {
+        /// How many rows the mean is of.
+        rows: usize,
+        /// Standard deviation of what is added, drawn for each element of the copied columns.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        std: Option<Std>,
+    },
     /// Over and over: a new row r is the source's row r mod rows, times the copy's scale; new columns
     /// repeat the columns to their left.
     Tile,
@@ -207,7 +213,7 @@ impl TensorPlan {
     fn stds(&mut self) -> impl Iterator<Item = &mut Std> {
         let fills = [&mut self.new_cols, &mut self.new_rows, &mut self.new_corner].into_iter().flatten();
         let drawn = fills.filter_map(|fill| match fill {
-            Fill::Normal(std) => Some(std),
+            Fill::Normal(std) | Fill::Mean { std: Some(std), .. } => Some(std),
             _ => None,
         });
         drawn.chain(&mut self.noise)

@@ -131,6 +131,18 @@ fn human(r: &VerifyReport) -> String {
             r.noise_floor.map_or_else(|| "not measured".into(), |floor| format!("{floor:.3e}")),
         ],
     ];
+    if let Some(new) = &r.new_rows {
+        rows.push(vec![
+            "new vocabulary rows".into(),
+            format!(
+                "{} with {:.3e} of the probability, the likeliest token at {:.2} %; perplexity with them {}",
+                new.rows,
+                new.probability,
+                100.0 * new.likeliest,
+                optional(new.target_perplexity, 4)
+            ),
+        ]);
+    }
     if let Some(worst) = r.layers.iter().max_by(|a, b| a.relative_l2.total_cmp(&b.relative_l2)) {
         rows.push(vec![
             "residual stream, worst layer".into(),
@@ -139,7 +151,7 @@ fn human(r: &VerifyReport) -> String {
     }
     let mut text = table(&[], rows, false);
     match r.failures.as_slice() {
-        [] => text += "the same function, within the bounds",
+        [] => text += &format!("the same function{}, within the bounds", r.among()),
         failures => {
             text += &format!("NOT the same function:\n  {}", failures.join("\n  "));
             // where rounding alone can explain it

@@ -4,9 +4,9 @@ use std::{path::PathBuf, str::FromStr};
 
 use anyhow::{Context, bail, ensure};
 use flm_growth::Metric;
-use flm_growth::Operator;
 use flm_growth::Placement;
 use flm_growth::Std;
+use flm_growth::{NewRows, Operator};
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
@@ -40,6 +40,7 @@ pub(crate) struct Stage {
     pub(crate) untie: Option<bool>,
     pub(crate) mask_steps: Option<u64>,
     pub(crate) seed: Option<u64>,
+    pub(crate) new_rows: Option<NewRows>,
 }
 
 /// Where new layers go, as it is asked for.

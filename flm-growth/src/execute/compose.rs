@@ -18,6 +18,9 @@ pub(crate) struct Composer<'a> {
     normal: Vec<(f64, NormalFill)>,
     /// The noise that cancels between repeated columns, in f64.
     noise: Option<NormalFill>,
+    /// What new rows are the mean of, and what is added to it, in f64.
+    mean: Option<&'a [f64]>,
+    around_mean: Option<NormalFill>,
     /// Finite values that became infinite.
     overflowed: AtomicU64,
     /// Weights whose copies do not add up to them exactly.
@@ -38,13 +41,18 @@ impl<'a> Composer<'a> {
             return Err(invalid(plan, "its source is larger than itself"));
         }
         let mut normal: Vec<(f64, NormalFill)> = Vec::new();
+        let mut around_mean = None;
         for fill in [plan.new_cols, plan.new_rows, plan.new_corner].into_iter().flatten() {
             match fill {
-                Fill::Normal(Std::Match | Std::Times(_)) => {
+                Fill::Normal(Std::Match | Std::Times(_))
+                | Fill::Mean { std: Some(Std::Match | Std::Times(_)), .. } => {
                     return Err(GrowthError::StdWithoutSource(plan.name.clone()));
                 }
                 Fill::Normal(Std::Value(std)) if normal.iter().all(|(s, _)| *s != std) => {
                     normal.push((std, NormalFill::new(seed, &plan.name, plan.dtype, std)?));
+                }
+                Fill::Mean { std: Some(Std::Value(std)), .. } => {
+                    around_mean = Some(NormalFill::new(seed, &plan.name, Precision::F64, std)?);
                 }
                 _ => {}
             }
@@ -55,7 +63,24 @@ impl<'a> Composer<'a> {
             None => None,
         };
         let (overflowed, inexact) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { plan, cols, copied_rows, copied_cols, normal, noise, overflowed, inexact })
+        let mean = None;
+        Ok(Self {
+            plan,
+            cols,
+            copied_rows,
+            copied_cols,
+            normal,
+            noise,
+            mean,
+            around_mean,
+            overflowed,
+            inexact,
+        })
+    }
+
+    /// With the mean that new rows are, where the plan asks for one.
+    pub(crate) fn with_mean(self, mean: Option<&'a [f64]>) -> Self {
+        Self { mean, ..self }
     }
 
     /// How many finite values became infinite since the last call.
@@ -96,13 +121,7 @@ impl<'a> Composer<'a> {
             return Ok(());
         }
         match self.plan.new_rows {
-            Some(Fill::Row(row)) if row < self.copied_rows => {
-                for (index, slot) in new.chunks_exact_mut(self.row_bytes()).enumerate() {
-                    let corner = self.plan.new_corner;
-                    self.copied_rows(middle + index, row, row + 1, corner, read, scratch, slot)?;
-                }
-                Ok(())
-            }
+            Some(Fill::Mean { .. }) => self.mean_rows(middle, new),
             Some(Fill::Tile) if self.copied_rows > 0 => self.tiled_rows(middle, end, read, scratch, new),
             fill => self.new_rows(middle, end, fill, new),
         }
@@ -121,7 +140,6 @@ impl<'a> Composer<'a> {
         out: &mut [u8],
     ) -> Result<()> {
         let Some(source) = &self.plan.source else { return Ok(()) };
-        let size = self.plan.dtype.bytes();
         let source_row = self.copied_cols * source.dtype.bytes();
         let offset = start as u64 * source_row as u64;
         if self.copied_cols == self.cols && self.plan.is_verbatim() {
@@ -135,30 +153,65 @@ impl<'a> Composer<'a> {
         read(offset, scratch)?;
         let rows = scratch.chunks_exact(source_row).zip(out.chunks_exact_mut(self.row_bytes()));
         for (index, (from, to)) in rows.enumerate() {
-            let (left, right) = to.split_at_mut(self.copied_cols * size);
-            if self.plan.is_verbatim() {
-                left.copy_from_slice(from);
-            } else {
-                self.scaled_row(start + index, source.dtype, from, left);
+            self.row(start + index, source.dtype, from, target + index, new_cols, to)?;
+        }
+        Ok(())
+    }
+
+    /// Target row `target`, made of `from`, which has the factors of the source's row `row`, and a fill of
+    /// the new columns.
+    fn row(
+        &self,
+        row: usize,
+        dtype: Precision,
+        from: &[u8],
+        target: usize,
+        new_cols: Option<Fill>,
+        to: &mut [u8],
+    ) -> Result<()> {
+        let (left, right) = to.split_at_mut(self.copied_cols * self.plan.dtype.bytes());
+        if self.plan.is_verbatim() && dtype == self.plan.dtype {
+            left.copy_from_slice(from);
+        } else {
+            self.scaled_row(row, dtype, from, left);
+        }
+        if right.is_empty() {
+            return Ok(());
+        }
+        if new_cols != Some(Fill::Tile) {
+            let element = target as u64 * self.cols as u64 + self.copied_cols as u64;
+            return self.fill(new_cols, element, right);
+        }
+        for tile in right.chunks_mut(left.len()) {
+            let length = tile.len();
+            tile.copy_from_slice(&left[..length]);
+        }
+        if self.plan.splits {
+            self.complete_sum(row, dtype, from, to);
+        }
+        if let Some(noise) = &self.noise {
+            self.disturb(noise, target, to);
+        }
+        Ok(())
+    }
+
+    /// New rows from `start` on that are the mean of the source's, each with noise of its own where the
+    /// plan asks for it.
+    fn mean_rows(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        let mean = self.mean.filter(|m| m.len() == self.copied_cols);
+        let mean = mean.ok_or_else(|| invalid(self.plan, "new rows are a mean that is not known"))?;
+        let (mut from, mut drawn) = (vec![0; mean.len() * 8], vec![0; mean.len() * 8]);
+        // the noise is that of the stored values, which the row's factors make
+        let unscaled = if self.plan.scale == 0.0 { 0.0 } else { 1.0 / self.plan.scale };
+        for (target, to) in (start..).zip(out.chunks_exact_mut(self.row_bytes())) {
+            if let Some(noise) = &self.around_mean {
+                noise.write(target as u64 * self.cols as u64, &mut drawn);
             }
-            if right.is_empty() {
-                continue;
+            let slots = from.chunks_exact_mut(8).zip(drawn.chunks_exact(8));
+            for ((slot, drawn), mean) in slots.zip(mean) {
+                Precision::F64.encode(mean + Precision::F64.decode(drawn) * unscaled, slot);
             }
-            if new_cols == Some(Fill::Tile) {
-                for tile in right.chunks_mut(left.len()) {
-                    let length = tile.len();
-                    tile.copy_from_slice(&left[..length]);
-                }
-                if self.plan.splits {
-                    self.complete_sum(start + index, source.dtype, from, to);
-                }
-                if let Some(noise) = &self.noise {
-                    self.disturb(noise, target + index, to);
-                }
-            } else {
-                let element = (target + index) as u64 * self.cols as u64 + self.copied_cols as u64;
-                self.fill(new_cols, element, right)?;
-            }
+            self.row(0, Precision::F64, &from, target, self.plan.new_corner, to)?;
         }
         Ok(())
     }
@@ -289,7 +342,7 @@ impl<'a> Composer<'a> {
                 Some((_, generator)) => generator.write(element, out),
                 None => return Err(GrowthError::StdWithoutSource(self.plan.name.clone())),
             },
-            Some(Fill::Row(_) | Fill::Tile) => {
+            Some(Fill::Mean { .. } | Fill::Tile) => {
                 return Err(invalid(self.plan, "a block repeats the source where there is none"));
             }
         }

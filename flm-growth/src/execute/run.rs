@@ -115,7 +115,7 @@ impl<'a> Run<'a> {
             let tensor = &tensors[chunk.tensor];
             let composer = match current.take() {
                 Some((index, composer)) if index == chunk.tensor => composer,
-                _ => Composer::new(&tensor.plan, self.seed)?,
+                _ => Composer::new(&tensor.plan, self.seed)?.with_mean(tensor.mean.as_deref()),
             };
             self.chunk(index, chunk, tensor, &composer, &mut buffers)?;
             current = Some((chunk.tensor, composer));

@@ -3,21 +3,23 @@
 use flm_checkpoint::{Checkpoint, TensorEntry};
 
 use crate::error::{GrowthError, Result};
-use crate::fill::sample::sample_std;
+use crate::fill::sample::{mean_row, sample_std};
 use crate::precision::Precision;
-use crate::tensor_plan::TensorPlan;
+use crate::tensor_plan::{Fill, TensorPlan, matrix as tensor_size};
 
 /// A target tensor with its source found and its standard deviation measured.
 pub(super) struct Source<'a> {
     pub plan: TensorPlan,
     pub entry: Option<&'a TensorEntry>,
+    /// What new rows are, where they are a mean.
+    pub mean: Option<Vec<f64>>,
 }
 
 impl<'a> Source<'a> {
     pub(super) fn new(plan: &TensorPlan, source: &'a Checkpoint) -> Result<Self> {
         let mut plan = plan.clone();
         let needs_std = plan.needs_std();
-        let Some(tensor) = &plan.source else { return Ok(Self { plan, entry: None }) };
+        let Some(tensor) = &plan.source else { return Ok(Self { plan, entry: None, mean: None }) };
         let entry = source.entry(&tensor.name)?;
         if entry.shape != tensor.shape {
             return Err(GrowthError::TensorShape {
@@ -40,6 +42,16 @@ impl<'a> Source<'a> {
             })?;
             plan.set_std(std * plan.scale.abs());
         }
-        Ok(Self { plan, entry: Some(entry) })
+        let mean = match (plan.new_rows, tensor_size(&entry.shape)) {
+            (Some(Fill::Mean { rows, .. }), (all, cols)) => Some(mean_row(
+                &entry.name,
+                Precision::try_from(entry.dtype)?,
+                cols,
+                rows.min(all),
+                |at, out| Ok(source.read_at(entry, at, out)?),
+            )?),
+            _ => None,
+        };
+        Ok(Self { plan, entry: Some(entry), mean })
     }
 }

@@ -448,7 +448,18 @@ fn element(plan: &TensorPlan, source: &[f64], seed: u64, r: usize, c: usize) -> 
     match plan.fill(block).unwrap() {
         Fill::Zero => 0.0,
         Fill::Constant(value) => value,
-        Fill::Row(row) => copied(row, c),
+        Fill::Mean { rows, std } => {
+            let mean = (0..rows).map(|r| source[r * width + c]).sum::<f64>() / rows as f64;
+            let mut bytes = [0; 8];
+            if let Some(Std::Value(std)) = std {
+                let fill = NormalFill::new(seed, &plan.name, Precision::F64, std).unwrap();
+                fill.write((r * cols + c) as u64, &mut bytes);
+            }
+            let value = (mean + f64::from_le_bytes(bytes) * (1.0 / plan.scale)) * plan.scale;
+            let stored = &mut bytes[..plan.dtype.bytes()];
+            plan.dtype.encode(value, stored);
+            plan.dtype.decode(stored)
+        }
         Fill::Tile if block == Block::NewRows => copied(r % rows, c),
         Fill::Tile => element(plan, source, seed, r, c % width),
         Fill::Normal(Std::Match | Std::Times(_)) => unreachable!("the test gives numbers"),
@@ -469,7 +480,8 @@ fn fills() -> impl Strategy<Value = (Fill, Fill, Fill)> {
         Just(Fill::Normal(Std::Value(2.0))),
     ];
     let cols = prop_oneof![plain.clone(), Just(Fill::Tile)];
-    let repeated = (prop_oneof![Just(Fill::Row(0)), Just(Fill::Tile)], cols.clone());
+    let mean = |std| Just(Fill::Mean { rows: 1, std });
+    let repeated = (prop_oneof![mean(None), mean(Some(Std::Value(0.5))), Just(Fill::Tile)], cols.clone());
     let rows = prop_oneof![(plain.clone(), plain), repeated];
     (cols, rows).prop_map(|(cols, (rows, corner))| (cols, rows, corner))
 }
@@ -503,7 +515,7 @@ proptest! {
         let values: Vec<f64> = (0..rows * cols).map(|i| (i as f64 - 7.0) * 4.0).collect();
         let mut bytes = vec![0; values.len() * 2];
         bytes.chunks_mut(2).zip(&values).for_each(|(slot, v)| stored.encode(*v, slot));
-        let composer = Composer::new(&plan, seed).unwrap();
+        let composer = Composer::new(&plan, seed).unwrap().with_mean(Some(&values[..cols]));
         let read = |offset: u64, out: &mut [u8]| {
             out.copy_from_slice(&bytes[offset as usize..offset as usize + out.len()]);
             Ok(())

@@ -1,4 +1,4 @@
-//! The standard deviation of a stored tensor, from a fixed sample.
+//! The standard deviation of a stored tensor, from a fixed sample, and the mean of its rows.
 
 use crate::error::{GrowthError, Result};
 use crate::precision::Precision;
@@ -49,6 +49,38 @@ pub(crate) fn sample_std(
     }
     let mean: f64 = sum / count;
     Ok((squares / count - mean * mean).max(0.0).sqrt())
+}
+
+/// The mean of a tensor's first `rows` rows of `cols` values, added up in their order.
+///
+/// # Errors
+/// [`GrowthError::NotFinite`] if one holds NaN or infinities, and whatever `read` returns.
+pub(crate) fn mean_row(
+    name: &str,
+    precision: Precision,
+    cols: usize,
+    rows: usize,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
+) -> Result<Vec<f64>> {
+    let row = cols * precision.bytes();
+    let mut bytes = vec![0; row * (BLOCK as usize / cols.max(1)).clamp(1, rows.max(1))];
+    let mut sum = vec![0.0; cols];
+    let length = (rows * row) as u64;
+    let mut at = 0;
+    while at < length {
+        let now = (length - at).min(bytes.len() as u64) as usize;
+        read(at, &mut bytes[..now])?;
+        for row in bytes[..now].chunks_exact(row) {
+            for (sum, value) in sum.iter_mut().zip(row.chunks_exact(precision.bytes())) {
+                *sum += precision.decode(value);
+            }
+        }
+        at += now as u64;
+    }
+    if !sum.iter().all(|s| s.is_finite()) {
+        return Err(GrowthError::NotFinite(name.into()));
+    }
+    Ok(sum.into_iter().map(|s| s / rows as f64).collect())
 }
 
 #[cfg(test)]

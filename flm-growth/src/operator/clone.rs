@@ -42,14 +42,13 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
     let tile = |scale| Rule::copy(dtype, scale, Fill::Tile);
     let reads = |scale| Rule { noise: context.noise, splits: true, ..tile(scale) };
     // new vocabulary rows are no clones of old ones
-    let vocabulary = |rule: Rule| {
-        let rows = context.vocabulary_rows();
+    let vocabulary = |rule: Rule, rows: Fill| {
         let new_corner = if rows == Fill::Zero { Fill::Zero } else { Fill::Tile };
         Rule { new_rows: rows, new_corner, ..rule }
     };
     match role {
-        Role::Embedding => vocabulary(tile(context.embed_scale)),
-        Role::Head => vocabulary(reads(head_scale(context))),
+        Role::Embedding => vocabulary(tile(context.embed_scale), context.embedding_rows()),
+        Role::Head => vocabulary(reads(head_scale(context)), context.head_rows()),
         Role::Norm => tile(1.0),
         Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, |_| Fill::Tile),
         Role::Reader => reads(1.0 / hidden_copies(context)),

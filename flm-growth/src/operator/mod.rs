@@ -34,6 +34,21 @@ pub enum Operator {
     Stack,
 }
 
+/// What the rows of new tokens are, in the embedding and in the head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NewRows {
+    /// The mean of the rows that tokens have: its logit is their logits' mean, which never exceeds the
+    /// largest, so the likeliest token stays.
+    #[default]
+    Mean,
+    /// The mean with noise in the embedding, so that new tokens differ; the mean in a head of its own.
+    Draw,
+    /// Zeros: a logit of 0, which is the largest where all others are below, and an embedding at which
+    /// RMSNorm's gradient is 1/√eps a layer.
+    Zero,
+}
+
 /// What a tensor does in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -83,17 +98,32 @@ pub struct Context {
     pub head_scale: f64,
     /// What the final norm's gain takes of it: all, where the head is tied or would be rounded.
     pub final_norm_scale: f64,
-    /// The row that new vocabulary rows copy; zeros where there is none.
-    pub padding_row: Option<usize>,
+    /// What new vocabulary rows are.
+    pub new_rows: NewRows,
+    /// The source's vocabulary rows that tokens have.
+    pub token_rows: usize,
     pub std: Std,
     /// What cancels between copies.
     pub noise: Option<Std>,
 }
 
 impl Context {
-    /// Fill of new vocabulary rows.
-    fn vocabulary_rows(&self) -> Fill {
-        self.padding_row.map_or(Fill::Zero, Fill::Row)
+    /// Fill of new vocabulary rows of the embedding (also where it is the head).
+    fn embedding_rows(&self) -> Fill {
+        let mean = |std| Fill::Mean { rows: self.token_rows, std };
+        match self.new_rows {
+            NewRows::Mean => mean(None),
+            NewRows::Draw => mean(Some(self.std)),
+            NewRows::Zero => Fill::Zero,
+        }
+    }
+
+    /// Fill of new vocabulary rows of the head: never drawn, so that they stay behind the old ones.
+    fn head_rows(&self) -> Fill {
+        match self.new_rows {
+            NewRows::Mean | NewRows::Draw => Fill::Mean { rows: self.token_rows, std: None },
+            NewRows::Zero => Fill::Zero,
+        }
     }
 }
 

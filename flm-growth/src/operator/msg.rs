@@ -11,10 +11,10 @@ use crate::tensor_plan::Fill;
 
 pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
     let noise = Fill::Normal(context.std);
-    let vocabulary = |scale| Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, scale, noise) };
+    let vocabulary = |scale, new_rows| Rule { new_rows, ..Rule::copy(dtype, scale, noise) };
     match role {
-        Role::Embedding => vocabulary(context.embed_scale),
-        Role::Head => vocabulary(context.head_scale),
+        Role::Embedding => vocabulary(context.embed_scale, context.embedding_rows()),
+        Role::Head => vocabulary(context.head_scale, context.head_rows()),
         Role::Norm => Rule::gain(dtype, 1.0, Fill::Constant),
         Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, Fill::Constant),
         Role::Reader | Role::AttentionWriter | Role::FeedForwardWriter => Rule::copy(dtype, 1.0, noise),

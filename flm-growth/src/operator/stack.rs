@@ -12,11 +12,10 @@ pub(super) fn check(from: &Shape, to: &Shape) -> Result<(), String> {
 }
 
 pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
-    let vocabulary =
-        |scale| Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, scale, Fill::Zero) };
+    let vocabulary = |scale, new_rows| Rule { new_rows, ..Rule::copy(dtype, scale, Fill::Zero) };
     match role {
-        Role::Embedding => vocabulary(context.embed_scale),
-        Role::Head => vocabulary(context.head_scale),
+        Role::Embedding => vocabulary(context.embed_scale, context.embedding_rows()),
+        Role::Head => vocabulary(context.head_scale, context.head_rows()),
         Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, |_| Fill::Zero),
         _ => Rule::copy(dtype, 1.0, Fill::Zero),
     }

@@ -29,11 +29,9 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
     let noise = Fill::Normal(context.std);
     match role {
         Role::Embedding => {
-            Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, context.embed_scale, Fill::Zero) }
+            Rule { new_rows: context.embedding_rows(), ..Rule::copy(dtype, context.embed_scale, Fill::Zero) }
         }
-        Role::Head => {
-            Rule { new_rows: context.vocabulary_rows(), ..Rule::copy(dtype, context.head_scale, noise) }
-        }
+        Role::Head => Rule { new_rows: context.head_rows(), ..Rule::copy(dtype, context.head_scale, noise) },
         Role::Norm => Rule::gain(dtype, gain_scale(context), Fill::Constant),
         Role::FinalNorm => Rule::gain(dtype, gain_scale(context) * context.final_norm_scale, Fill::Constant),
         Role::Reader => Rule::copy(dtype, 1.0, noise),

@@ -148,15 +148,15 @@ fn context(
     target.input_mult = change.input_mult;
     target.output_mult = change.output_mult;
     target.mup_scale_factor = change.mup_scale_factor;
-    let padding_row =
-        options.tokenizer_size.filter(|&tokens| from.vocab_size > tokens).map(|_| from.vocab_size - 1);
+    let token_rows = options.tokenizer_size.map_or(from.vocab_size, |n| n.min(from.vocab_size)).max(1);
     let mut context = Context {
         from: *from,
         to: *to,
         embed_scale: ratio(config.input_scale(), target.input_scale()),
         head_scale: ratio(config.logit_scale(), target.logit_scale()),
         final_norm_scale: 1.0,
-        padding_row,
+        new_rows: options.new_rows,
+        token_rows,
         std: options.std,
         noise: options.noise.map(Std::Times),
     };

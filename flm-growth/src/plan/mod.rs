@@ -17,7 +17,7 @@ use crate::plan::source::SourceModel;
 use crate::tensor_plan::{Std, TensorPlan};
 
 use crate::error::Result;
-use crate::operator::Operator;
+use crate::operator::{NewRows, Operator};
 use crate::placement::{LayerSource, Placement};
 use crate::shape::Shape;
 
@@ -38,8 +38,10 @@ pub struct GrowthOptions {
     pub noise: Option<f64>,
     /// Multipliers of the target.
     pub multipliers: Multipliers,
-    /// Number of tokens of the tokenizer, where known. If the source's vocabulary has more rows, its
-    /// last one is padding, and new rows are copies of it; otherwise new rows are zero.
+    /// What new vocabulary rows are.
+    pub new_rows: NewRows,
+    /// Number of tokens of the tokenizer, where known. If the source's vocabulary has more rows, those
+    /// are padding, and no part of what new rows are the mean of.
     pub tokenizer_size: Option<usize>,
     /// Writes the head as a tensor of its own where the source ties it to the embedding.
     pub untie: bool,
@@ -56,6 +58,7 @@ impl Default for GrowthOptions {
             std: Std::Match,
             noise: None,
             multipliers: Multipliers::default(),
+            new_rows: NewRows::default(),
             tokenizer_size: None,
             untie: false,
             mask_steps: 5000,

@@ -1,5 +1,6 @@
 //! What a plan comes to: parameters, bytes, and how well the function is kept.
 
+use flm_checkpoint::EMBED_TOKENS;
 use serde::Serialize;
 
 use crate::plan::GrowthPlan;
@@ -24,7 +25,7 @@ pub struct PlanSummary {
     pub copied_bytes: u64,
     /// Output bytes that are the source's, multiplied or stored in another dtype.
     pub scaled_bytes: u64,
-    /// Output bytes that repeat the source's: tiles and vocabulary rows.
+    /// Output bytes that repeat the source's: tiles and means of vocabulary rows.
     pub repeated_bytes: u64,
     /// Output bytes that are zero.
     pub zero_bytes: u64,
@@ -81,7 +82,8 @@ impl GrowthPlan {
                     None | Some(Fill::Zero) => &mut s.zero_bytes,
                     Some(Fill::Constant(_)) => &mut s.constant_bytes,
                     Some(Fill::Normal(_)) => &mut s.drawn_bytes,
-                    Some(Fill::Row(_) | Fill::Tile) => &mut s.repeated_bytes,
+                    Some(Fill::Mean { std: Some(_), .. }) => &mut s.drawn_bytes,
+                    Some(Fill::Mean { .. } | Fill::Tile) => &mut s.repeated_bytes,
                 };
                 *sum += bytes;
             }
@@ -97,6 +99,17 @@ impl GrowthPlan {
             .filter(|s| seen.insert(s.name.as_str()))
             .map(|s| s.shape.iter().map(|&n| n as u64).product::<u64>())
             .sum()
+    }
+
+    /// What new vocabulary rows are, in words; `None` where there are none.
+    pub fn new_rows(&self) -> Option<String> {
+        let count = self.target.vocab_size.checked_sub(self.source.vocab_size).filter(|&n| n > 0)?;
+        let what = match self.tensor(EMBED_TOKENS).and_then(|t| t.new_rows) {
+            Some(Fill::Mean { rows, std: None }) => format!("the mean of {rows}"),
+            Some(Fill::Mean { rows, std: Some(_) }) => format!("the mean of {rows} and noise"),
+            _ => "0, a logit that exceeds the others where they are negative".into(),
+        };
+        Some(format!("{count} new ones are {what}"))
     }
 
     /// How well the plan preserves the function.

@@ -23,7 +23,7 @@ use crate::plan::GrowthPlan;
 use crate::plan::source::SourceModel;
 use crate::precision::Precision;
 use crate::shape::Shape;
-use crate::tensor_plan::TensorPlan;
+use crate::tensor_plan::{Fill, TensorPlan};
 
 /// Weights in memory, as they would be stored.
 #[derive(Debug, Clone)]
@@ -133,7 +133,16 @@ impl Model {
                 let elements = stored.shape.iter().product::<usize>() as u64;
                 t.set_std(sample_std(&stored.name, stored.dtype, elements, read).unwrap() * t.scale.abs());
             }
-            let composer = Composer::new(&t, seed).unwrap();
+            let mean = t.source.as_ref().zip(t.new_rows).and_then(|(stored, fill)| match fill {
+                Fill::Mean { rows, .. } => {
+                    let values = self.values(&stored.name);
+                    let cols = stored.shape[1];
+                    let of = |c: usize| (0..rows).map(|r| values[r * cols + c]).sum::<f64>() / rows as f64;
+                    Some((0..cols).map(of).collect::<Vec<f64>>())
+                }
+                _ => None,
+            });
+            let composer = Composer::new(&t, seed).unwrap().with_mean(mean.as_deref());
             let mut bytes = vec![0xaa; t.nbytes() as usize];
             let mut scratch = Vec::new();
             let count = t.size().0;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::operator::Operator;
+use crate::operator::{NewRows, Operator};
 use crate::placement::Placement;
 use crate::plan::GrowthOptions;
 use crate::plan::summary::Preservation;
@@ -259,20 +259,40 @@ fn stacking_changes_the_function_and_says_so() {
 }
 
 #[test]
-fn new_vocabulary_rows_copy_the_last_padding_row_or_are_zero() {
-    for (tokenizer_size, copied) in [(Some(20), true), (Some(23), false), (None, false)] {
-        let model = f64_model();
-        let plan = model.plan(&LARGER, &GrowthOptions { tokenizer_size, ..loud() }).unwrap();
-        let grown = model.grow(&plan, 3);
-        for (name, width) in [("model.embed_tokens.weight", 12), ("lm_head.weight", 12)] {
-            let (old, new) = (model.values(name), grown.values(name));
-            let last = &old[22 * 12..];
-            for row in new.chunks(17).skip(23) {
-                let expected = if copied { last.to_vec() } else { vec![0.0; 12] };
-                assert_eq!(row[..width], expected, "{name} {tokenizer_size:?}");
+fn new_vocabulary_rows_are_the_mean_of_the_rows_that_tokens_have() {
+    for operator in [Operator::Zero, Operator::Msg, Operator::Clone] {
+        for (tokenizer_size, rows) in [(Some(20), 20), (Some(23), 23), (Some(40), 23), (None, 23)] {
+            let model = f64_model();
+            let target = if operator == Operator::Clone { Shape { vocab_size: 30, ..SMALL } } else { LARGER };
+            let options = GrowthOptions { operator, tokenizer_size, ..loud() };
+            let grown = model.grow(&model.plan(&target, &options).unwrap(), 3);
+            for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+                let (old, new) = (model.values(name), grown.values(name));
+                let mean = |c: usize| (0..rows).map(|r| old[r * 12 + c]).sum::<f64>() / rows as f64;
+                for row in new.chunks(target.hidden_size).skip(23) {
+                    for (c, value) in row[..12].iter().enumerate() {
+                        assert!((value - mean(c)).abs() < 1e-15, "{operator} {name} {tokenizer_size:?}");
+                    }
+                }
             }
         }
     }
+}
+
+#[test]
+fn drawn_vocabulary_rows_differ_and_those_of_a_head_of_its_own_do_not() {
+    let model = f64_model();
+    let options = |new_rows| GrowthOptions { new_rows, ..loud() };
+    let rows = |new_rows, name| {
+        let grown = model.grow(&model.plan(&LARGER, &options(new_rows)).unwrap(), 3);
+        let values = grown.values(name);
+        values.chunks(17).skip(23).map(|r| r[..12].to_vec()).collect::<Vec<_>>()
+    };
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let drawn = rows(NewRows::Draw, embedding);
+    assert!(drawn.windows(2).all(|w| w[0] != w[1]));
+    assert_eq!(rows(NewRows::Draw, head), rows(NewRows::Mean, head));
+    assert!(rows(NewRows::Zero, embedding).concat().iter().all(|&v| v == 0.0));
 }
 
 /// The error after the plan or the grown config was changed by `mutate`.

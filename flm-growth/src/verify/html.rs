@@ -22,7 +22,7 @@ impl VerifyReport {
         let mut page = String::new();
         let title = format!("{source} → {target}");
         let verdict = if self.passed {
-            "<p class=\"ok\"><b>The same function, within the bounds.</b></p>".to_owned()
+            format!("<p class=\"ok\"><b>The same function{}, within the bounds.</b></p>", self.among())
         } else {
             let failures: String = self.failures.iter().map(|f| format!("<li>{}</li>", escape(f))).collect();
             format!("<p class=\"bad\"><b>NOT the same function:</b></p><ul class=\"bad\">{failures}</ul>")
@@ -77,9 +77,25 @@ impl VerifyReport {
         Ok(page)
     }
 
+    /// What the verdict is about.
+    pub fn among(&self) -> &'static str {
+        if self.new_rows.is_some() { " among the old vocabulary rows" } else { "" }
+    }
+
     fn rows(&self) -> Vec<[String; 2]> {
         let number = |value: Option<f64>| value.map_or_else(|| "–".into(), |v| format!("{v:.6}"));
         let small = |value: f64| format!("{value:.3e}");
+        let new = self.new_rows.map_or_else(
+            || "none".into(),
+            |n| {
+                format!(
+                    "{}, with {} of the probability, likeliest at {:.3} %",
+                    n.rows,
+                    small(n.probability),
+                    100.0 * n.likeliest
+                )
+            },
+        );
         [
             ("arithmetic", self.dtype.clone()),
             (
@@ -94,6 +110,7 @@ impl VerifyReport {
             ("same likeliest token", format!("{:.3} %", 100.0 * self.argmax_agreement)),
             ("perplexity, source", number(self.source_perplexity)),
             ("perplexity, target", number(self.target_perplexity)),
+            ("new vocabulary rows", new),
             (
                 "noise floor: bf16 against f32, source",
                 self.noise_floor.map_or_else(|| "not measured".into(), small),

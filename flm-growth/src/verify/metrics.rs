@@ -57,6 +57,11 @@ pub struct LogitMetrics {
     /// Negative log-likelihoods of the next tokens, for each model.
     pub nll: [f64; 2],
     pub predicted: u64,
+    /// Of the target's rows that the source lacks: the sum of their probability over positions, the
+    /// positions at which one of them is the likeliest token, and what they add to the target's `nll`.
+    pub new_mass: f64,
+    pub new_wins: u64,
+    pub new_nll: f64,
 }
 
 impl LogitMetrics {
@@ -67,6 +72,27 @@ impl LogitMetrics {
             .collect();
         // in order: the sums are the same for any number of threads
         positions.iter().for_each(|p| self.merge(p));
+    }
+
+    /// Adds what `rows` new rows have in the same positions: `b` as in [`Self::add`], and theirs.
+    pub fn add_new_rows(
+        &mut self,
+        b: &[f64],
+        vocab: usize,
+        new: &[f64],
+        rows: usize,
+        next: impl Fn(usize) -> Option<u32>,
+    ) {
+        for (i, (b, new)) in b.chunks_exact(vocab).zip(new.chunks_exact(rows)).enumerate() {
+            let (old, added) = (log_total(b), log_total(new));
+            let all = log_total(&[old, added]);
+            self.not_finite += new.iter().filter(|v| !v.is_finite()).count() as u64;
+            self.new_mass += (added - all).exp();
+            self.new_wins += u64::from(new[argmax(new)] > b[argmax(b)]);
+            if next(i).is_some_and(|n| (n as usize) < vocab) {
+                self.new_nll += all - old;
+            }
+        }
     }
 
     fn of_position(a: &[f64], b: &[f64], next: Option<u32>) -> Self {
@@ -105,6 +131,9 @@ impl LogitMetrics {
         self.nll[0] += other.nll[0];
         self.nll[1] += other.nll[1];
         self.predicted += other.predicted;
+        self.new_mass += other.new_mass;
+        self.new_wins += other.new_wins;
+        self.new_nll += other.new_nll;
     }
 }
 

@@ -134,7 +134,14 @@ pub fn verify(
                 let next = |position: usize| text.get(position + 1).copied();
                 let values = |runner: &Runner| runner.logits(row, start, end, vocab);
                 let source = values(&a)?;
-                logits.add(&source, &values(&b)?, vocab, |i| next(start + i));
+                let added = to.vocab_size.saturating_sub(from.vocab_size);
+                if added > 0 {
+                    let (old, new) = b.logits_and_from(row, (start, end), vocab, from.vocab_size)?;
+                    logits.add(&source, &old, vocab, |i| next(start + i));
+                    logits.add_new_rows(&old, vocab, &new, added, |i| next(start + i));
+                } else {
+                    logits.add(&source, &values(&b)?, vocab, |i| next(start + i));
+                }
                 let wide = |dtype: DType| -> Result<Option<Vec<f64>>> {
                     if dtype == options.dtype {
                         return Ok(Some(source.clone()));
@@ -157,6 +164,7 @@ pub fn verify(
         layers: differences.collect(),
         texts: options.tokens.iter().filter(|t| !t.is_empty()).count(),
         vocab,
+        new_rows: to.vocab_size.saturating_sub(from.vocab_size),
     };
     Ok(VerifyReport::new(measured, options.dtype, bounds))
 }

@@ -39,6 +39,19 @@ pub struct LayerDifference {
     pub relative_l2: f64,
 }
 
+/// What the target's new vocabulary rows do.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct NewRowsReport {
+    /// How many there are.
+    pub rows: usize,
+    /// Their mean probability: what the old rows lose.
+    pub probability: f64,
+    /// Share of positions at which one of them is the target's likeliest token.
+    pub likeliest: f64,
+    /// Perplexity of the target among the old rows and these; `None` where no text has two tokens.
+    pub target_perplexity: Option<f64>,
+}
+
 /// How far a target is from its source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VerifyReport {
@@ -67,6 +80,9 @@ pub struct VerifyReport {
     pub source_perplexity: Option<f64>,
     /// Perplexity of the target.
     pub target_perplexity: Option<f64>,
+    /// The target's vocabulary rows that the source lacks; `None` where it has no more.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub new_rows: Option<NewRowsReport>,
     /// Logits that are NaN or infinite, of either model.
     pub not_finite: u64,
     /// Relative L2 difference between the source in bf16 and in f32.
@@ -88,12 +104,14 @@ pub struct Measured {
     pub layers: Vec<LayerDifference>,
     pub texts: usize,
     pub vocab: usize,
+    /// Rows of the target that the source lacks.
+    pub new_rows: usize,
 }
 
 impl VerifyReport {
     /// Judges what was measured in `dtype` by `bounds`.
     pub fn new(measured: Measured, dtype: DType, bounds: Bounds) -> Self {
-        let Measured { logits: m, noise_floor, layers, texts, vocab } = measured;
+        let Measured { logits: m, noise_floor, layers, texts, vocab, new_rows } = measured;
         let perplexity = |nll: f64| (m.predicted > 0).then(|| (nll / m.predicted as f64).exp());
         let relative_l2 = m.difference.relative();
         let argmax_agreement = m.same_argmax as f64 / m.positions as f64;
@@ -121,6 +139,20 @@ impl VerifyReport {
                 100.0 * bound
             ));
         }
+        let new_rows = (new_rows > 0).then(|| NewRowsReport {
+            rows: new_rows,
+            probability: m.new_mass / m.positions as f64,
+            likeliest: m.new_wins as f64 / m.positions as f64,
+            target_perplexity: perplexity(m.nll[1] + m.new_nll),
+        });
+        // what wins is what is generated, whatever the old rows say
+        if let (Some(new), Some(_)) = (new_rows.filter(|n| n.likeliest > 0.0), bounds.argmax_agreement) {
+            failures.push(format!(
+                "one of {} new vocabulary rows is the most likely token at {:.2} % of positions",
+                new.rows,
+                100.0 * new.likeliest
+            ));
+        }
         Self {
             dtype: dtype.as_str().into(),
             texts,
@@ -134,6 +166,7 @@ impl VerifyReport {
             argmax_agreement,
             source_perplexity: perplexity(m.nll[0]),
             target_perplexity: perplexity(m.nll[1]),
+            new_rows,
             not_finite: m.not_finite,
             noise_floor,
             layers,

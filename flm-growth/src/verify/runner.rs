@@ -70,7 +70,24 @@ impl Runner {
 
     /// The first `vocab` logits of positions `start..end` of text `row`.
     pub(super) fn logits(&self, row: usize, start: usize, end: usize, vocab: usize) -> Result<Vec<f64>> {
+        values(&self.all_logits(row, start, end)?.narrow(2, 0, vocab)?)
+    }
+
+    /// Of the same logits the first `vocab`, and those of the rows from `first` on.
+    pub(super) fn logits_and_from(
+        &self,
+        row: usize,
+        (start, end): (usize, usize),
+        vocab: usize,
+        first: usize,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
+        let all = self.all_logits(row, start, end)?;
+        let rest = all.dim(2)?.saturating_sub(first);
+        Ok((values(&all.narrow(2, 0, vocab)?)?, values(&all.narrow(2, first.min(all.dim(2)?), rest)?)?))
+    }
+
+    fn all_logits(&self, row: usize, start: usize, end: usize) -> Result<Tensor> {
         let stream = self.stream()?.narrow(0, row, 1)?.narrow(1, start, end - start)?.contiguous()?;
-        values(&self.model.head(&stream)?.narrow(2, 0, vocab)?)
+        Ok(self.model.head(&stream)?)
     }
 }

@@ -186,6 +186,39 @@ fn rows_past_the_tokenizer_are_not_compared() {
 }
 
 #[test]
+fn new_vocabulary_rows_are_looked_at() {
+    let stored = pair(Precision::F64, &loud(), TARGET, |_| ());
+    let report = run(&stored, |o| o.dtype = DType::F64);
+    let new = report.new_rows.unwrap();
+    assert!(report.passed && report.among().contains("old"), "{report:#?}");
+    assert_eq!((new.rows, new.likeliest), (28, 0.0));
+    // by the reference's forward pass: every new row's logit is the mean of the old ones
+    let (mut probability, mut positions, mut nll, mut count) = (0.0, 0.0, 0.0, 0.0);
+    for text in texts() {
+        let tokens: Vec<usize> = text.iter().map(|&t| t as usize).collect();
+        for (i, logits) in stored.model.logits(&tokens).iter().enumerate() {
+            let old: f64 = logits.iter().map(|v| v.exp()).sum();
+            let added = 28.0 * (logits.iter().sum::<f64>() / 100.0).exp();
+            (probability, positions) = (probability + added / (old + added), positions + 1.0);
+            if let Some(&next) = tokens.get(i + 1) {
+                (nll, count) = (nll + (old + added).ln() - logits[next], count + 1.0);
+            }
+        }
+    }
+    assert!((new.probability / (probability / positions) - 1.0).abs() < 1e-9, "{new:?}");
+    assert!((new.target_perplexity.unwrap() / (nll / count).exp() - 1.0).abs() < 1e-9, "{new:?}");
+
+    // rows that win are another function, however well the old ones agree
+    let louder = pair(Precision::F64, &loud(), TARGET, |plan| {
+        let head = plan.tensors.iter_mut().filter(|t| t.name == "lm_head.weight");
+        head.for_each(|t| t.new_rows = Some(crate::tensor_plan::Fill::Normal(Std::Value(3.0))));
+    });
+    let report = run(&louder, |o| o.dtype = DType::F64);
+    assert!(report.argmax_agreement == 1.0 && report.relative_l2 < 1e-12 && !report.passed, "{report:#?}");
+    assert!(report.failures[0].contains("new vocabulary rows"), "{:?}", report.failures);
+}
+
+#[test]
 fn what_cannot_be_compared_is_refused() {
     let stored = pair(Precision::F32, &loud(), TARGET, |_| ());
     let fails = |change: &dyn Fn(&mut VerifyOptions)| {

@@ -9,7 +9,6 @@ use candle_core::DType;
 use clap::{Args, ValueEnum};
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
-use flm_growth::Operator;
 use flm_growth::Placement;
 use flm_growth::Provenance;
 use flm_growth::SourceModel;
@@ -17,6 +16,7 @@ use flm_growth::Std;
 use flm_growth::{Distances, Metric};
 use flm_growth::{ExecuteOptions, execute};
 use flm_growth::{GrowthOptions, GrowthPlan, Multipliers};
+use flm_growth::{NewRows, Operator};
 use flm_growth::{Shape, ShapeOverrides};
 
 use crate::arguments::{
@@ -53,7 +53,7 @@ pub(crate) struct Grow {
     overrides: Vec<String>,
     /// Take stages and settings from a recipe; a copy goes into the output.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "hidden", "heads", "kv_heads", "ffn", "layers",
-        "vocab", "operator", "place", "metric", "keep_ends", "seed", "std", "noise", "mup", "input_mult", "untie", "mask_steps"])]
+        "vocab", "operator", "place", "metric", "keep_ends", "seed", "std", "noise", "mup", "input_mult", "untie", "mask_steps", "new_rows"])]
     recipe: Option<PathBuf>,
     /// Plan from a preset's name or a config.json, without weights; needs --dry-run.
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "src", requires = "dry_run")]
@@ -77,9 +77,15 @@ pub(crate) struct Grow {
     /// Decoder blocks.
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
-    /// Rows of the embedding.
+    /// Rows of the embedding. What is preserved is the function of the old tokens: their logits stay, and
+    /// with --new-rows mean the likeliest token; the new rows take a share of the probability, which
+    /// `flm verify` tells.
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
+    /// What the rows of new tokens are, in the embedding and in the head; padding rows beyond the source's
+    /// tokenizer do not count as old ones.
+    #[arg(long, value_enum, default_value_t = NewRowsName::Mean)]
+    new_rows: NewRowsName,
     /// What the new weights are. Of several stages msg is for the last: those before it are grown with
     /// zero, which is msg folded at masks of 0.
     #[arg(long, value_enum, default_value_t = DEFAULT_OPERATOR.into())]
@@ -128,6 +134,28 @@ pub(crate) struct Grow {
     dry_run: bool,
     #[command(flatten, next_help_heading = "Tokens to measure on, with --place distance")]
     texts: TextArgs,
+}
+
+/// Names of new rows on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NewRowsName {
+    /// The mean of the old rows: a new token is never likelier than the likeliest old one.
+    Mean,
+    /// The mean and noise (--std) in the embedding; the mean in a head that is not tied to it.
+    Draw,
+    /// Zeros: a new token is the likeliest where all logits are negative, and training on a text that begins
+    /// with one can end in NaN.
+    Zero,
+}
+
+impl From<NewRowsName> for NewRows {
+    fn from(name: NewRowsName) -> Self {
+        match name {
+            NewRowsName::Mean => Self::Mean,
+            NewRowsName::Draw => Self::Draw,
+            NewRowsName::Zero => Self::Zero,
+        }
+    }
 }
 
 /// Names of operators on the command line.
@@ -252,6 +280,7 @@ impl Grow {
             noise: self.noise,
             mask_steps: Some(self.mask_steps),
             seed: Some(self.seed),
+            new_rows: Some(self.new_rows.into()),
             ..Stage::default()
         };
         let last = Stage {
@@ -299,10 +328,22 @@ impl Grow {
             std: stage.std.unwrap_or(Std::Match),
             noise: stage.noise,
             multipliers: Multipliers { input_mult: stage.input_mult, output_pair: stage.mup },
+            new_rows: stage.new_rows.unwrap_or_default(),
             tokenizer_size,
             untie: stage.untie.unwrap_or(false),
             mask_steps: stage.mask_steps.unwrap_or(5000),
         };
+        let from = source.config();
+        let kept =
+            (target.hidden_size, target.num_attention_heads) == (from.hidden_size, from.num_attention_heads);
+        if let Some((down, up)) = unusual_width(&target).filter(|_| !kept) {
+            let fits =
+                if down > from.hidden_size { format!("{down} and {up} do") } else { format!("{up} does") };
+            output.warn(&format!(
+                "transformers opens only widths that the heads divide: {} is no multiple of {} heads, {fits}",
+                target.hidden_size, target.num_attention_heads
+            ));
+        }
         Ok(GrowthPlan::new(&model, &target, &options)?)
     }
 
@@ -337,6 +378,13 @@ impl Grow {
         let metric = stage.metric.unwrap_or(Metric::Angular);
         Ok(distances.placement(metric, added, stage.keep_ends.unwrap_or(true))?)
     }
+}
+
+/// The next smaller and the next larger width that the number of heads divides, where this one is not.
+fn unusual_width(shape: &Shape) -> Option<(usize, usize)> {
+    let (hidden, heads) = (shape.hidden_size, shape.num_attention_heads);
+    let rest = hidden.checked_rem(heads).filter(|&r| r > 0)?;
+    Some((hidden - rest, (hidden - rest).checked_add(heads)?))
 }
 
 /// What a stage grows.

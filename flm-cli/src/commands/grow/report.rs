@@ -139,11 +139,17 @@ fn human(report: &Report, plan: &GrowthPlan) -> String {
     rows.push(vec!["parameters".into(), count(s.source_parameters), count(s.target_parameters)]);
     let mut text = table(&["", "from", "to"], rows, true);
     let preservation = match report.preservation {
-        Preservation::Exact => "exact in exact arithmetic, no weight rounded".into(),
+        Preservation::Exact => "exact in exact arithmetic, no weight rounded".to_owned(),
         Preservation::Rounded { tensors, relative } => {
             format!("{tensors} tensors rescaled and rounded, by at most {relative:.1e} of a weight")
         }
         Preservation::No => "NOT kept: this operator is a baseline".into(),
+    };
+    let preservation = match plan.new_rows() {
+        Some(rows) if report.preservation != Preservation::No => {
+            format!("{preservation}; the same among the old vocabulary rows: {rows}")
+        }
+        _ => preservation,
     };
     let masks = report
         .masks

@@ -10,7 +10,7 @@ use std::{
 
 use flm_candle::ChatMessage;
 use flm_tests::word_model::word_model;
-use flm_train::{Content, read_samples};
+use flm_train::{Content, Conversation, read_samples};
 use serde_json::{Value, json};
 
 /// Ids of `<_user>` and `<_bot>`.
@@ -113,8 +113,8 @@ fn a_saved_conversation_is_training_data() {
     let second =
         vec![turn("user", user), turn("assistant", said[1]), turn("user", "w5"), turn("assistant", said[2])];
     assert_eq!(samples.len(), 3);
-    assert_eq!(samples[1].content, Content::Chat(first));
-    assert_eq!(samples[2].content, Content::Chat(second));
+    assert_eq!(samples[1].content, Content::Chat(Conversation::new(first)));
+    assert_eq!(samples[2].content, Content::Chat(Conversation::new(second)));
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn an_interrupt_stops_the_answer_and_not_the_program() {
     drop(lines);
     assert_eq!(child.wait().unwrap().code(), Some(0));
     let samples = read_samples(&file).unwrap();
-    let Content::Chat(messages) = &samples[0].content else { panic!("{samples:?}") };
+    let Content::Chat(Conversation { messages, .. }) = &samples[0].content else { panic!("{samples:?}") };
     assert_eq!(
         messages.iter().map(|m| m.role.as_str()).collect::<Vec<_>>(),
         ["user", "assistant", "user", "assistant"]

@@ -31,7 +31,8 @@ mod trainer;
 
 pub use crate::backprop::{Backprop, StepLoss};
 pub use crate::data::batch::{IGNORED, MicroBatch, Packed};
-pub use crate::data::format::{Content, read_samples};
+pub use crate::data::encode::{OnUnrendered, Truncation};
+pub use crate::data::format::{Content, Conversation, Sample, Samples, read_data, read_samples};
 pub use crate::error::TrainError;
 pub use crate::optimizer::adamw::{AdamW, AdamWOptions};
 pub use crate::optimizer::clip::{Clip, clip_coefficient};

@@ -351,6 +351,68 @@ fn what_is_learned_of_an_answer_does_not_depend_on_the_templates_habits() {
 }
 
 #[test]
+fn turns_that_are_not_to_be_learned_are_read_and_not_learned() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant: {% endif %}";
+    for mark in [r#""weight":0"#, r#""train":false"#, r#""loss":false"#] {
+        let line = format!(
+            r#"{{"messages":[{{"role":"user","content":"a b"}},{{"role":"assistant","content":"one",{mark}}},{{"role":"user","content":"c"}},{{"role":"assistant","content":"two"}}]}}"#
+        );
+        assert_eq!(learned(dir.path(), &line, template), ["two</s>"], "{mark}");
+    }
+    let skipped = r#"{"prompt":"a","completion":"b","label":false}"#;
+    let plan = Plan::new(recipe(dir.path(), &[skipped, LINES[0]], &[]).unwrap()).unwrap();
+    assert_eq!(plan.dataset.statistics.dropped, 1);
+    assert!(plan.notes().iter().any(|note| note.contains("1 of 2 samples left out")), "{:?}", plan.notes());
+}
+
+#[test]
+fn what_a_template_renders_of_a_message_is_learned_and_what_it_does_not_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let thought = r#"{"messages":[{"role":"user","content":"one"},{"role":"assistant","content":"four","reasoning_content":"two"}]}"#;
+    let thinks = "{% for m in messages %}{{ m.role }}|{% if m.reasoning_content is defined %}(\
+                  {{ m.reasoning_content }}){% endif %}{{ m.content }}</s>{% endfor %}";
+    assert_eq!(learned(dir.path(), thought, thinks), ["(two)four</s>"]);
+    let call = r#"{"messages":[{"role":"user","content":"one"},{"role":"assistant","content":"","tool_calls":[{"function":{"name":"f","arguments":{"z":1,"a":2}}}]}],"tools":[{"name":"f"}]}"#;
+    let calls = "{{ tools | tojson }}{% for m in messages %}{{ m.role }}|{{ m.content }}\
+                 {% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}</s>{% endfor %}";
+    let expected = r#"{"name": "f", "arguments": {"z": 1, "a": 2}}</s>"#;
+    assert_eq!(learned(dir.path(), call, calls), [expected]);
+    // the template of the model renders none of it
+    for (line, key) in [(thought, "messages[1].reasoning_content"), (call, "tools")] {
+        let plan = |how: &str| Plan::new(recipe(dir.path(), &[LINES[0], line], &[how]).unwrap());
+        let error = plan("data.packing=true").unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("data.jsonl:2: the chat template does not render `{key}`")),
+            "{error}"
+        );
+        let left = plan("data.unrendered=drop").unwrap();
+        assert_eq!((left.dataset.statistics.dropped, left.dataset.statistics.documents), (1, 1));
+        let all = plan("data.unrendered=ignore").unwrap();
+        assert_eq!(all.dataset.statistics.documents, 2);
+        assert!(all.notes().iter().any(|note| note.contains("keys that are not read")), "{:?}", all.notes());
+    }
+}
+
+#[test]
+fn a_run_tells_what_it_left_out_and_which_limit_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!(r#"{{"prompt":"{}","completion":"b"}}"#, "白日依山尽".repeat(40));
+    fs::write(dir.path().join("validation.jsonl"), format!("{}\n{long}\n", LINES[1])).unwrap();
+    let validation = format!("data.validation_files=[{:?}]", dir.path().join("validation.jsonl"));
+    let changes = [validation.as_str(), "train.max_steps=100"];
+    let notes = Plan::new(recipe(dir.path(), &[LINES[0], &long], &changes).unwrap()).unwrap().notes();
+    for says in [
+        "1 of 2 samples left out",
+        "validation: 1 of 2 samples left out",
+        "train.epochs = 3 ends the run at step 3",
+    ] {
+        assert!(notes.iter().any(|note| note.contains(says)), "{notes:?}");
+    }
+}
+
+#[test]
 fn a_base_model_learns_texts_and_no_conversations() {
     let dir = tempfile::tempdir().unwrap();
     let line = [r#"{"text":"one two three"}"#];
@@ -420,6 +482,12 @@ fn texts_are_cut_into_rows_and_wholly_learned() {
         assert!(row.packed.len() <= 48);
         assert_eq!(row.packed.targets(), row.packed.len() - 1);
     }
+    // a last token alone is learned too
+    let line = format!("{{\"text\":\"{}\"}}", &text[..60]);
+    let whole = Plan::new(recipe(dir.path(), &[&line], &[]).unwrap()).unwrap().dataset.statistics.tokens;
+    let edge =
+        Plan::new(recipe(dir.path(), &[&line], &[&format!("data.context_length={}", whole - 1)]).unwrap());
+    assert_eq!(edge.unwrap().dataset.statistics.targets, whole - 1);
 }
 
 /// Names of everything in a folder, sorted.

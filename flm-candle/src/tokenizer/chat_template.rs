@@ -35,16 +35,19 @@ const TELE_FLM: &str = concat!(
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
-    /// Who speaks: `system`, `user` or `assistant`.
+    /// Who speaks: `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Text of the message.
     pub content: String,
+    /// What else a template may render: `reasoning_content`, `tool_calls`, `name` and the like.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, serde_json::Value>,
 }
 
 impl ChatMessage {
     /// A turn of `role` that says `content`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), rest: serde_json::Map::new() }
     }
 }
 
@@ -108,11 +111,25 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, TokenizerError> {
+        self.render_with_tools(messages, None, add_generation_prompt)
+    }
+
+    /// The same for a model that is told of `tools`, a list of their JSON schemas.
+    ///
+    /// # Errors
+    /// Those of [`Self::render`].
+    pub fn render_with_tools(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&serde_json::Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TokenizerError> {
         let prompt = self.env.get_template(NAME).map_err(template)?;
         // transformers passes these two as None where there are none.
         let none = || Value::from(());
         let messages = Value::from(Serde(messages));
-        let variables = context! { messages, add_generation_prompt, tools => none(), documents => none() };
+        let tools = tools.map_or_else(none, |tools| Value::from(Serde(tools)));
+        let variables = context! { messages, add_generation_prompt, tools, documents => none() };
         prompt.render(variables).map_err(template)
     }
 }

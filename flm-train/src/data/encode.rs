@@ -1,9 +1,10 @@
 //! From a sample to token ids, and which of them are learned.
 
-use crate::data::format::Content;
+use crate::data::format::{Content, Conversation};
 use crate::data::{DataStatistics, Document};
 use flm_candle::Tokenizer;
 use flm_candle::{ChatMessage, ChatPolicy};
+use serde_json::Value;
 
 /// Turns samples into token ids and marks those that are learned.
 #[derive(Debug)]
@@ -39,14 +40,59 @@ impl<'a> Encoder<'a> {
     pub fn encode(&self, content: &Content, source: (usize, usize)) -> Result<Document, String> {
         match content {
             Content::Text(text) => self.text(text, source),
-            Content::Chat(messages) => self.chat(messages, source),
+            Content::Chat(conversation) => self.chat(conversation, source),
         }
+    }
+
+    /// What of a conversation the template does not render: keys that matter to what is learned, and
+    /// others, each as often as it stands there.
+    ///
+    /// # Errors
+    /// Those of the template.
+    pub fn unrendered(&self, content: &Content) -> Result<Unrendered, String> {
+        let mut found = Unrendered::default();
+        let (Content::Chat(chat), Some(policy)) = (content, &self.policy) else { return Ok(found) };
+        if chat.tools.is_none() && chat.messages.iter().all(|message| message.rest.is_empty()) {
+            return Ok(found);
+        }
+        let render_all = |messages: &[ChatMessage], tools| {
+            policy.template().render_with_tools(messages, tools, false).map_err(|e| e.to_string())
+        };
+        let whole = render_all(&chat.messages, chat.tools.as_ref())?;
+        if chat.tools.is_some() && render_all(&chat.messages, None)? == whole {
+            found.matters.push("tools".into());
+        }
+        for (index, message) in chat.messages.iter().enumerate() {
+            for (key, value) in &message.rest {
+                let empty = match value {
+                    Value::Array(list) => list.is_empty(),
+                    Value::String(text) => text.is_empty(),
+                    _ => false,
+                };
+                if empty {
+                    continue;
+                }
+                if !MATTERS.contains(&key.as_str()) {
+                    if !policy.template().source().contains(key.as_str()) {
+                        found.others.push(key.clone());
+                    }
+                    continue;
+                }
+                let mut without = chat.messages.clone();
+                without[index].rest.shift_remove(key);
+                // a template that fails without it renders it
+                if render_all(&without, chat.tools.as_ref()).is_ok_and(|text| text == whole) {
+                    found.matters.push(format!("messages[{index}].{key}"));
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn text(&self, text: &str, source: (usize, usize)) -> Result<Document, String> {
         let mut ids = self.tokenizer.encode_text(text).map_err(|e| e.to_string())?;
-        // a text without tokens of its own teaches nothing
-        if self.tokenizer.encode(text).is_ok_and(|own| own.is_empty()) {
+        // a text without tokens of its own teaches nothing; BOS and the like are few
+        if ids.len() < 8 && self.tokenizer.encode(text).is_ok_and(|own| own.is_empty()) {
             return Ok(Document { ids: Vec::new(), target: Vec::new(), source });
         }
         ids.extend(self.close.filter(|close| ids.last() != Some(close)));
@@ -56,19 +102,21 @@ impl<'a> Encoder<'a> {
     /// The template is rendered up to each assistant turn, as for generating it, and with it; what the
     /// second text has more is the turn. Both are tokenised as parts of the whole and split where their
     /// tokens begin to differ, which is how a model sees them that continues a prompt.
-    fn chat(&self, messages: &[ChatMessage], source: (usize, usize)) -> Result<Document, String> {
+    fn chat(&self, chat: &Conversation, source: (usize, usize)) -> Result<Document, String> {
         let Some(policy) = &self.policy else {
             return Err("a conversation, but the model has no chat template: give data.chat_template".into());
         };
+        let messages = &chat.messages;
+        let render = |messages: &[ChatMessage], prompt| render(policy, chat, messages, prompt);
         let mut document = Document { ids: Vec::new(), target: Vec::new(), source };
         let mut whole = Growing::default();
         // whether the last answer still waits for the token that ends it
         let mut open = false;
         for (index, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
-            let with = render(policy, &messages[..=index], false)?;
-            let mut before = render(policy, &messages[..index], true)?;
+            let with = render(&messages[..=index], false)?;
+            let mut before = render(&messages[..index], true)?;
             if !with.starts_with(&before) {
-                before = render(policy, &messages[..index], false)?;
+                before = render(&messages[..index], false)?;
             }
             if !before.starts_with(&whole.text) || !with.starts_with(&before) {
                 return Err(format!(
@@ -81,8 +129,9 @@ impl<'a> Encoder<'a> {
                 return Err(format!("the chat template leaves assistant turn {index} out"));
             }
             // the header of a template that knows no generation prompt is no part of the answer
-            let header = with[before.len()..].find(content).filter(|_| !content.is_empty()).unwrap_or(0);
-            before.push_str(&with[before.len()..before.len() + header]);
+            let header = header(&render, &messages[..=index], &before);
+            let header = header.filter(|header| with[before.len()..].starts_with(header.as_str()));
+            before.push_str(&header.unwrap_or_default());
             let start = self.grow(&mut whole, &before)?;
             document.take(&whole.ids, start, false);
             if open {
@@ -92,8 +141,9 @@ impl<'a> Encoder<'a> {
                 follows.into_iter().for_each(|target| *target = stops);
             }
             let start = self.grow(&mut whole, &with)?;
-            document.take(&whole.ids, start, true);
-            open = !self.end_at_stop(&mut document, start, policy);
+            let learned = chat.learned.get(index).copied().unwrap_or(false);
+            document.take(&whole.ids, start, learned);
+            open = learned && !self.end_at_stop(&mut document, start, policy);
         }
         if open && let Some(close) = self.close {
             document.ids.push(close);
@@ -145,11 +195,75 @@ impl Document {
     }
 }
 
-fn render(policy: &ChatPolicy, messages: &[ChatMessage], prompt: bool) -> Result<String, String> {
+/// What a template puts before an assistant turn that follows `before`: found with the turn's content alone,
+/// since reasoning and tool calls may stand before it.
+fn header(
+    render: impl Fn(&[ChatMessage], bool) -> Result<String, String>,
+    messages: &[ChatMessage],
+    before: &str,
+) -> Option<String> {
+    let (last, earlier) = messages.split_last()?;
+    let content = match last.content.trim() {
+        "" if last.rest.is_empty() => return None,
+        "" => "answer",
+        content => content,
+    };
+    let mut bare = earlier.to_vec();
+    bare.push(ChatMessage::new(last.role.clone(), content));
+    let text = render(&bare, false).ok()?;
+    let turn = text.strip_prefix(before)?;
+    turn.find(content).map(|at| turn[..at].to_owned())
+}
+
+fn render(
+    policy: &ChatPolicy,
+    chat: &Conversation,
+    messages: &[ChatMessage],
+    prompt: bool,
+) -> Result<String, String> {
     if messages.is_empty() {
         return Ok(String::new());
     }
-    policy.template().render(messages, prompt).map_err(|e| e.to_string())
+    policy.template().render_with_tools(messages, chat.tools.as_ref(), prompt).map_err(|e| e.to_string())
+}
+
+/// Keys of a message that are a part of what it says.
+const MATTERS: [&str; 13] = [
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "refusal",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+    "tools",
+];
+
+/// Keys that a template does not render.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unrendered {
+    /// A part of what is said: without it, something else would be learned.
+    pub matters: Vec<String>,
+    /// Anything else.
+    pub others: Vec<String>,
+}
+
+/// What happens to a sample of which the chat template does not render a part that matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnrendered {
+    /// It is an error.
+    #[default]
+    Error,
+    /// The sample is left out.
+    Drop,
+    /// The rest of it is learned.
+    Ignore,
 }
 
 /// What happens to a sample that is longer than a row.
@@ -176,16 +290,25 @@ impl Truncation {
     ) -> Result<Vec<Document>, String> {
         let len = document.ids.len();
         if text {
-            let parts = document.ids.chunks(context).zip(document.target.chunks(context));
-            // one token alone has nothing to predict
-            return Ok(parts
-                .filter(|(ids, _)| ids.len() > 1)
-                .map(|(ids, target)| Document {
-                    ids: ids.into(),
-                    target: target.into(),
-                    source: document.source,
-                })
-                .collect());
+            let mut parts = Vec::new();
+            let mut start = 0;
+            while start < len {
+                let end = (start + context).min(len);
+                // a last token alone is predicted from the one before it
+                let first = if end - start == 1 && start > 0 && context > 1 { start - 1 } else { start };
+                if end - first > 1 {
+                    parts.push(Document {
+                        ids: document.ids[first..end].into(),
+                        target: document.target[first..end].into(),
+                        source: document.source,
+                    });
+                }
+                start = end;
+            }
+            if parts.is_empty() {
+                statistics.leave_out("texts of less than two tokens", 1);
+            }
+            return Ok(parts);
         }
         if len > context {
             match self {
@@ -193,7 +316,7 @@ impl Truncation {
                     return Err(format!("{len} tokens are more than the context length of {context}"));
                 }
                 Self::Drop => {
-                    statistics.dropped += 1;
+                    statistics.leave_out("longer than the context", 1);
                     return Ok(Vec::new());
                 }
                 Self::Right => {
@@ -204,7 +327,8 @@ impl Truncation {
             }
         }
         if document.targets() == 0 {
-            statistics.dropped += 1;
+            let why = if len > context { "nothing to learn within the context" } else { "nothing to learn" };
+            statistics.leave_out(why, 1);
             return Ok(Vec::new());
         }
         Ok(vec![document])

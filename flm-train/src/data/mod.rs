@@ -6,10 +6,11 @@ pub(crate) mod format;
 pub(crate) mod pack;
 mod shuffle;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::data::encode::{Encoder, Truncation};
-use crate::data::format::{Content, read_samples};
+use crate::data::encode::{Encoder, OnUnrendered, Truncation};
+use crate::data::format::{Content, read_data};
 use crate::data::pack::{Row, pack};
 use crate::data::shuffle::{permutation, shuffled};
 
@@ -35,14 +36,23 @@ impl Document {
 }
 
 /// What became of the samples.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct DataStatistics {
     /// Samples in the files.
     pub samples: usize,
     /// Samples of which the end was cut off.
     pub truncated: usize,
-    /// Samples that were left out: too long, or nothing to learn after truncation.
+    /// Samples that were left out.
     pub dropped: usize,
+    /// Why samples were left out, and how many.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_out: BTreeMap<String, usize>,
+    /// Keys that nothing was taken from, and how often they stand in the files.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unread: BTreeMap<String, usize>,
+    /// Samples of which something was chosen, by what.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub chosen: BTreeMap<String, usize>,
     /// Documents that are trained on (a long text becomes several).
     pub documents: usize,
     /// Tokens of those.
@@ -51,6 +61,35 @@ pub struct DataStatistics {
     pub targets: usize,
     /// The longest document.
     pub longest: usize,
+}
+
+impl DataStatistics {
+    fn leave_out(&mut self, why: &str, count: usize) {
+        self.dropped += count;
+        *self.left_out.entry(why.to_owned()).or_default() += count;
+    }
+
+    /// What a person should know of the files, a line each: what was cut off, left out, chosen and not
+    /// read.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.truncated > 0 {
+            notes
+                .push(format!("{} of {} samples cut off at the context's end", self.truncated, self.samples));
+        }
+        for (why, count) in &self.left_out {
+            notes.push(format!("{count} of {} samples left out: {why}", self.samples));
+        }
+        for (what, count) in &self.chosen {
+            notes.push(format!("{count} samples: {what} is learned"));
+        }
+        if !self.unread.is_empty() {
+            let keys: Vec<String> =
+                self.unread.iter().map(|(key, count)| format!("{key} ({count})")).collect();
+            notes.push(format!("keys that are not read: {}", keys.join(", ")));
+        }
+        notes
+    }
 }
 
 /// How data becomes rows.
@@ -66,6 +105,10 @@ pub struct DataOptions {
     pub context: usize,
     /// What happens to longer samples.
     pub truncation: Truncation,
+    /// What happens to samples that the template does not render whole.
+    pub unrendered: OnUnrendered,
+    /// Under which key of the files a known key stands.
+    pub columns: BTreeMap<String, String>,
     /// Whether several documents share a row.
     pub packing: bool,
     /// Seed of the order.
@@ -81,6 +124,8 @@ pub struct Dataset {
     pub validation: Vec<Row>,
     /// Training files' samples.
     pub statistics: DataStatistics,
+    /// Validation files' samples; none where they are split off.
+    pub validation_statistics: DataStatistics,
     /// Changes when tokens, targets or their order change.
     pub digest: u32,
     /// The same of the rows to validate on alone.
@@ -110,13 +155,14 @@ impl Dataset {
                     .into(),
             ));
         }
+        let mut validation_statistics = DataStatistics::default();
         documents = shuffled(documents, options.seed, PACKING);
         let validation = if options.validation_files.is_empty() {
             let count = (documents.len() as f64 * options.validation).round() as usize;
             documents.split_off(documents.len() - count.min(documents.len().saturating_sub(1)))
         } else {
             let first = options.files.len();
-            encode_files(&options.validation_files, first, options, encoder, &mut DataStatistics::default())?
+            encode_files(&options.validation_files, first, options, encoder, &mut validation_statistics)?
         };
         let rows = pack(documents, options.context, options.packing);
         let validation = pack(validation, options.context, options.packing);
@@ -131,7 +177,7 @@ impl Dataset {
         let digest = digest_of(&mut rows.iter().chain(&validation));
         let validation_digest = digest_of(&mut validation.iter());
         let files = options.files.iter().chain(&options.validation_files).cloned().collect();
-        Ok(Self { rows, validation, statistics, digest, validation_digest, files })
+        Ok(Self { rows, validation, statistics, validation_statistics, digest, validation_digest, files })
     }
 
     /// Rows of the training set, each with its packed tokens, in the order of `epoch`.
@@ -166,10 +212,45 @@ fn encode_files(
 ) -> Result<Vec<Document>, TrainError> {
     let mut documents = Vec::new();
     for (index, path) in files.iter().enumerate() {
-        for sample in read_samples(path)? {
+        let data = read_data(path, &options.columns)?;
+        statistics.samples += data.left_out.values().sum::<usize>();
+        data.left_out.iter().for_each(|(why, count)| statistics.leave_out(why, *count));
+        for (key, count) in data.unread {
+            *statistics.unread.entry(key).or_default() += count;
+        }
+        for (what, count) in data.chosen {
+            *statistics.chosen.entry(what).or_default() += count;
+        }
+        for sample in data.samples {
             statistics.samples += 1;
             let line = sample.line;
             let at_line = |message: String| TrainError::Line { path: path.clone(), line, message };
+            let unrendered = encoder.unrendered(&sample.content).map_err(at_line)?;
+            for key in unrendered.others {
+                *statistics.unread.entry(key).or_default() += 1;
+            }
+            if let Some(first) = unrendered.matters.first() {
+                match options.unrendered {
+                    OnUnrendered::Error => {
+                        return Err(at_line(format!(
+                            "the chat template does not render `{first}`: what is learned would be another \
+                             conversation. Give a template that does (data.chat_template), or set \
+                             data.unrendered to \"drop\" to leave such samples out or \"ignore\" to learn the rest"
+                        )));
+                    }
+                    OnUnrendered::Drop => {
+                        let key = first.rsplit('.').next().unwrap_or(first);
+                        statistics.leave_out(&format!("`{key}` is not rendered by the chat template"), 1);
+                        continue;
+                    }
+                    OnUnrendered::Ignore => {
+                        for key in &unrendered.matters {
+                            let key = key.rsplit('.').next().unwrap_or(key);
+                            *statistics.unread.entry(key.to_owned()).or_default() += 1;
+                        }
+                    }
+                }
+            }
             let document = encoder.encode(&sample.content, (first + index, line)).map_err(at_line)?;
             let whole = matches!(sample.content, Content::Text(_));
             let parts =

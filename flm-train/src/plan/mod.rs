@@ -241,6 +241,23 @@ impl Plan {
         model_operations(self.layout.config(), self.dataset.rows.iter().map(|row| &row.packed))
     }
 
+    /// What a person should know before the run, a line each: what of the data is not learned, and
+    /// which of two limits ends it.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.dataset.statistics.notes();
+        let validation = self.dataset.validation_statistics.notes();
+        notes.extend(validation.into_iter().map(|note| format!("validation: {note}")));
+        let train = &self.recipe.train;
+        let all = self.steps_per_epoch() * train.epochs;
+        if let Some(max) = train.max_steps.filter(|&max| max > all) {
+            notes.push(format!(
+                "train.epochs = {} ends the run at step {all}, before train.max_steps = {max}",
+                train.epochs
+            ));
+        }
+        notes
+    }
+
     /// What the run will be, for `--dry-run`.
     pub fn report(&self) -> PlanReport {
         let shape = StepShape {
@@ -261,7 +278,7 @@ impl Plan {
         let checkpoints = save.keep.max(1) as u64 + 1 + u64::from(save.keep_best);
         PlanReport {
             parameters,
-            data: self.dataset.statistics,
+            data: self.dataset.statistics.clone(),
             rows: self.dataset.rows.len(),
             validation_rows: self.dataset.validation.len(),
             packing_efficiency: self.dataset.packing_efficiency(self.context),

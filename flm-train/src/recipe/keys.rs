@@ -16,6 +16,8 @@ pub(super) const KEYS: &[&str] = &[
     "data.context_length",
     "data.packing",
     "data.truncation",
+    "data.unrendered",
+    "data.columns",
     "data.close_turns",
     "data.chat_template",
     "train.epochs",

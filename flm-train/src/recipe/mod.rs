@@ -4,6 +4,7 @@ mod keys;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use toml::{Table, Value};
 use crate::recipe::keys::{check_keys, make_absolute, set};
 
 use crate::data::DataOptions;
-use crate::data::encode::Truncation;
+use crate::data::encode::{OnUnrendered, Truncation};
 use crate::error::TrainError;
 use crate::optimizer::adamw::AdamWOptions;
 use crate::optimizer::clip::Clip;
@@ -62,6 +63,12 @@ pub struct DataSettings {
     /// What happens to longer samples.
     #[serde(default)]
     pub truncation: Truncation,
+    /// What happens to samples of which the chat template does not render a part, such as tool calls.
+    #[serde(default)]
+    pub unrendered: OnUnrendered,
+    /// Under which key of the files a known key stands: `prompt = "q"`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
     /// Whether an assistant turn ends in the end-of-text token.
     #[serde(default = "yes")]
     pub close_turns: bool,
@@ -392,6 +399,8 @@ impl Recipe {
             validation: self.data.validation,
             context: self.data.context_length.unwrap_or(context),
             truncation: self.data.truncation,
+            unrendered: self.data.unrendered,
+            columns: self.data.columns.clone(),
             packing: self.data.packing,
             seed: self.train.seed,
         }

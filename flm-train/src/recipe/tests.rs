@@ -23,10 +23,11 @@ fn every_known_key_can_be_set_and_no_other_exists() {
     let mut full = recipe;
     (full.data.context_length, full.train.max_steps) = (Some(8), Some(3));
     full.data.chat_template = Some("t".into());
+    full.data.columns.insert("prompt".into(), "q".into());
     let mut keys = Vec::new();
     fn walk(value: &Value, path: &str, keys: &mut Vec<String>) {
         match value {
-            Value::Table(t) => {
+            Value::Table(t) if !KEYS.contains(&path) => {
                 t.iter().for_each(|(k, v)| walk(v, format!("{path}.{k}").trim_start_matches('.'), keys));
             }
             _ => keys.push(path.to_owned()),
@@ -88,4 +89,12 @@ fn unknown_keys_suggest_the_nearest_and_wrong_values_are_named() {
         let error = read(&text, &change.into_iter().collect::<Vec<_>>()).unwrap_err();
         assert!(error.contains(says), "{error}");
     }
+}
+
+#[test]
+fn columns_are_a_table_of_any_names() {
+    let text = format!("{MINIMAL}columns = {{ prompt = \"q\", response = \"a\" }}\n");
+    assert_eq!(read(&text, &[]).unwrap().data.columns["prompt"], "q");
+    let changed = read(MINIMAL, &["data.columns={ prompt = \"z\" }"]).unwrap();
+    assert_eq!(changed.data.columns["prompt"], "z");
 }

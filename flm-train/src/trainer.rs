@@ -228,7 +228,7 @@ impl Trainer {
             }
         }
         if !model.exists() {
-            let dtype = self.plan.recipe.save_dtype()?;
+            let dtype = self.plan.save_dtype()?;
             let masks = self.plan.masks.after(self.state.step);
             state::save(self.store.as_ref(), &self.origin(), &model, Some(dtype), masks, None)?;
             on_event(&Event::Saved(model.clone()));

@@ -297,12 +297,14 @@ fn only_assistant_turns_are_learned_and_each_ends_where_generation_stops() {
         .split_inclusive(|&id| id == eos || id == user)
         .map(|turn| tokenizer.decode_with_special(turn).unwrap())
         .collect();
-    // the first answer ends where the user's next turn begins, as it is prompted; the last in EOS
-    assert_eq!(turns, ["处处闻啼鸟<_user>", "花落知多少</s>"]);
     let policy = flm_candle::ChatPolicy::new(&tokenizer, None, &[]).unwrap();
     assert!([eos, user].iter().all(|id| policy.stop_tokens().contains(id)));
+    // the template leaves answers open: each is closed, and the result is prompted so as well
+    assert_eq!(turns, ["处处闻啼鸟</s>", "花落知多少</s>"]);
+    let closed = policy.with_closed_answers(&tokenizer, eos).unwrap();
+    assert_eq!(closed.end_of_turn(), Some(eos));
     let text = tokenizer.decode_with_special(&row.ids).unwrap();
-    assert_eq!(text, "<_user>春眠不觉晓<_bot>处处闻啼鸟<_user>夜来风雨声<_bot>花落知多少</s>");
+    assert_eq!(text, "<_user>春眠不觉晓<_bot>处处闻啼鸟</s><_user>夜来风雨声<_bot>花落知多少</s>");
     let open =
         Plan::new(recipe(dir.path(), &LINES[2..3], &[long, "data.close_turns=false"]).unwrap()).unwrap();
     assert_eq!(open.dataset.statistics.targets, plan.dataset.statistics.targets - 1);

@@ -48,6 +48,24 @@ impl ChatPolicy {
         Ok(Self { template, stop, end_of_turn })
     }
 
+    /// The policy with answers that end in `eos`, where the template puts no token of its own after them:
+    /// what a model is trained on and what it is prompted with are then the same text. The same policy where
+    /// the template closes answers, or where no text stands for the token.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn with_closed_answers(self, tokenizer: &Tokenizer, eos: u32) -> Result<Self, TokenizerError> {
+        let text = tokenizer
+            .id_to_token(eos)
+            .filter(|text| tokenizer.encode_special(text).is_ok_and(|ids| ids == [eos]));
+        match text {
+            Some(text) if self.end_of_turn.is_none() => {
+                Self::new(tokenizer, Some(self.template.with_closed_answers(&text)?), &self.stop)
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// The chat template.
     pub fn template(&self) -> &ChatTemplate {
         &self.template

@@ -100,6 +100,30 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// The template with `end` after the content of every assistant turn.
+    pub(crate) fn with_closed_answers(&self, end: &str) -> Result<Self, TokenizerError> {
+        let end = Value::from(end).to_string().replace('\\', "\\\\").replace('\'', "\\'");
+        // other keys are kept for templates that know some; llama.cpp's Jinja has no `dict`
+        let known = ["tool_calls", "reasoning_content", "thinking", "tool_call_id"];
+        let turn = if known.iter().any(|key| self.source.contains(key)) {
+            format!("dict(message, content=message['content'] + '{end}')")
+        } else {
+            format!("{{'role': message['role'], 'content': message['content'] + '{end}'}}")
+        };
+        let source = format!(
+            "{{%- set closed = namespace(messages=[]) -%}}\
+             {{%- for message in messages -%}}\
+             {{%- if message['role'] == 'assistant' -%}}{{%- set closed.messages = closed.messages + [{turn}] -%}}\
+             {{%- else -%}}{{%- set closed.messages = closed.messages + [message] -%}}{{%- endif -%}}\
+             {{%- endfor -%}}\
+             {{%- set messages = closed.messages -%}}{{{{- '' }}}}{}",
+            self.source
+        );
+        let mut env = (*self.env).clone();
+        env.add_template_owned(NAME, unix(&source)).map_err(template)?;
+        Ok(Self { env: Arc::new(env), source })
+    }
+
     /// The prompt of a conversation. `add_generation_prompt` asks for the opening of an answer;
     /// templates without such a branch ignore it.
     ///

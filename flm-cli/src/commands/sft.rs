@@ -77,7 +77,7 @@ impl Sft {
             recipe.train.peak_flops.clone_from(rate);
         }
         let plan = Plan::new(recipe)?;
-        plan.notes().iter().for_each(|note| output.note(note));
+        plan.notes().iter().for_each(|note| output.say(note));
         let run = RunArgs { dtype: self.dtype, device: self.device.clone(), stream: false };
         let device = run.device()?;
         if self.dry_run {

@@ -129,7 +129,7 @@ impl<'a> Encoder<'a> {
                 return Err(format!("the chat template leaves assistant turn {index} out"));
             }
             // the header of a template that knows no generation prompt is no part of the answer
-            let header = header(&render, &messages[..=index], &before);
+            let header = header(render, &messages[..=index], &before);
             let header = header.filter(|header| with[before.len()..].starts_with(header.as_str()));
             before.push_str(&header.unwrap_or_default());
             let start = self.grow(&mut whole, &before)?;

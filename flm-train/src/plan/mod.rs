@@ -47,7 +47,7 @@ pub struct Plan {
     pub budget: u64,
     /// The source's bytes: see [`flm_checkpoint::content_digest`].
     pub(crate) model_digest: String,
-    /// The chat template of `data.chat_template`.
+    /// The chat template that the model is trained with, where it is not the source's.
     pub(crate) chat_template: Option<String>,
 }
 
@@ -126,7 +126,20 @@ impl Plan {
             Err(error) => return Err(error.into()),
         };
         let eos = tokenizer.eos_id().or(config.eos_token_ids.first().copied());
-        let encoder = Encoder::new(&tokenizer, policy, eos.filter(|_| recipe.data.close_turns));
+        let close = eos.filter(|_| recipe.data.close_turns);
+        let policy = match (policy, close) {
+            (Some(policy), Some(eos)) => {
+                let own = policy.template().source().to_owned();
+                let closed = policy.with_closed_answers(&tokenizer, eos)?;
+                if closed.template().source() != own {
+                    // what the model is prompted with later
+                    chat_template = Some(closed.template().source().to_owned());
+                }
+                Some(closed)
+            }
+            (policy, _) => policy,
+        };
+        let encoder = Encoder::new(&tokenizer, policy, close);
         let options = recipe.data_options(config.max_position_embeddings);
         if options.context > config.max_position_embeddings {
             return Err(TrainError::Recipe(format!(
@@ -187,6 +200,18 @@ impl Plan {
             model_digest,
             chat_template,
         })
+    }
+
+    /// Dtype of the trained model: the source's, unless the recipe asks for another.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] for one that does not exist.
+    pub fn save_dtype(&self) -> Result<candle_core::DType, TrainError> {
+        let source =
+            self.layout.parameters().next().and_then(|(_, _, p)| self.checkpoint.entry(&p.name).ok());
+        self.recipe
+            .save_dtype()
+            .map(|asked| asked.or(source.map(|e| e.dtype)).unwrap_or(candle_core::DType::F32))
     }
 
     /// Updates of one pass over the data.

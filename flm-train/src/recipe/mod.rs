@@ -256,13 +256,13 @@ pub struct SaveSettings {
     pub keep: usize,
     /// Keep the one with the lowest validation loss as well.
     pub keep_best: bool,
-    /// Dtype of the trained model: f32, bf16 or f16.
+    /// Dtype of the trained model: f32, bf16, f16 or `source`, the source's.
     pub dtype: String,
 }
 
 impl Default for SaveSettings {
     fn default() -> Self {
-        Self { every_steps: 0, keep: 2, keep_best: true, dtype: "bf16".into() }
+        Self { every_steps: 0, keep: 2, keep_best: true, dtype: "source".into() }
     }
 }
 
@@ -381,13 +381,16 @@ impl Recipe {
         }
     }
 
-    /// Dtype of the trained model.
-    pub fn save_dtype(&self) -> Result<candle_core::DType, TrainError> {
+    /// Dtype of the trained model, `None` for the source's.
+    pub(crate) fn save_dtype(&self) -> Result<Option<candle_core::DType>, TrainError> {
         match self.save.dtype.as_str() {
-            "f32" => Ok(candle_core::DType::F32),
-            "bf16" => Ok(candle_core::DType::BF16),
-            "f16" => Ok(candle_core::DType::F16),
-            other => Err(TrainError::Recipe(format!("save.dtype is {other:?}, expected f32, bf16 or f16"))),
+            "f32" => Ok(Some(candle_core::DType::F32)),
+            "bf16" => Ok(Some(candle_core::DType::BF16)),
+            "f16" => Ok(Some(candle_core::DType::F16)),
+            "source" => Ok(None),
+            other => {
+                Err(TrainError::Recipe(format!("save.dtype is {other:?}, expected source, f32, bf16 or f16")))
+            }
         }
     }
 

@@ -58,6 +58,9 @@ pub enum CheckpointError {
     /// A path that should be a file is a directory, a FIFO, a socket or a device.
     #[error("{path} is not a regular file")]
     NotARegularFile { path: PathBuf },
+    /// Git LFS has not fetched the file.
+    #[error("{path} is a Git LFS pointer, not the file itself: run `git lfs pull`, or `flm pull` the model")]
+    LfsPointer { path: PathBuf },
     /// A text file of the checkpoint is far larger than such files are.
     #[error("{path} has {size} bytes; at most {limit} are read")]
     TooLarge {
@@ -134,8 +137,10 @@ pub enum CheckpointError {
     },
     /// No matrix has the dtype that the config declares.
     #[error(
-        "config.json declares torch_dtype {declared:?}, but {tensor} in {file} and all other matrices are not: \
-         set torch_dtype to {got:?}, or convert the checkpoint"
+        "config.json declares torch_dtype {}, but {tensor} in {file} and all other matrices are not: \
+         set torch_dtype to {}, or convert the checkpoint",
+        crate::dtype::torch_name(*declared),
+        crate::dtype::torch_name(*got)
     )]
     DTypeMismatch {
         tensor: String,

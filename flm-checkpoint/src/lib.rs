@@ -40,6 +40,7 @@ pub use crate::format::zip::ZipEntry;
 pub use crate::hex::hex;
 pub use crate::identity::{RunKey, content_digest, fingerprint};
 pub use crate::machine::{available_memory, peak_memory};
+pub use crate::read::file::LFS_POINTER;
 pub use crate::read::open::parse_index;
 pub use crate::read::remote::RemoteFiles;
 pub use crate::read::statistics::ValueStatistics;

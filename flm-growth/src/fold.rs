@@ -119,8 +119,7 @@ impl FoldPlan {
         config.growth = None;
         config.rms_norm_eps = self.rms_norm_eps;
         if let Some(dtype) = self.dtype {
-            let key = if config.raw().contains_key("dtype") { "dtype" } else { "torch_dtype" };
-            config.set_raw(key, dtype.torch_name().into());
+            config.set_dtype(dtype.into());
         }
         config.validate()?;
         Ok(config)

@@ -70,7 +70,7 @@ pub fn init(
         copy_side_files(dir, writer.staging_dir())?;
     }
     let mut config = config.clone();
-    config.set_raw("torch_dtype", precision.torch_name().into());
+    config.set_dtype(precision.into());
     let provenance =
         serde_json::json!({ "tool": crate::execute::record::TOOL, "source": "", "init": { "seed": seed } });
     let path = writer.staging_dir().join(PROVENANCE_FILE);

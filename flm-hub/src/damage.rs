@@ -6,7 +6,6 @@ use std::{
     path::Path,
 };
 
-const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// The end of a zip archive: its signature, at most a comment of 64 KiB before the end of the file.
 const ZIP_END: &[u8] = b"PK\x05\x06";
 const ZIP_TAIL: u64 = (64 << 10) + 22;
@@ -26,7 +25,7 @@ pub(crate) fn seen(path: &Path) -> Option<&'static str> {
     let mut file = File::open(path).ok()?;
     let mut first = Vec::new();
     file.by_ref().take(64).read_to_end(&mut first).ok()?;
-    if first.starts_with(LFS) && meta.len() < 1024 {
+    if first.starts_with(flm_checkpoint::LFS_POINTER) && meta.len() < 1024 {
         return Some("it is a Git LFS pointer");
     }
     let cut_off = if path.extension().is_some_and(|e| e == "safetensors") {
@@ -90,7 +89,10 @@ mod tests {
         let zip = [b"PK\x03\x04..".as_slice(), ZIP_END, &[0; 18]].concat();
         assert_eq!((of("a.bin", &zip), of("a.bin", &zip[..6])), (None, Some("it is cut off")));
         assert_eq!((of("config.json", b"{}\n"), of("config.json", b"")), (None, Some("it is empty")));
-        assert_eq!(of("t.model", &[LFS, b"\noid x"].concat()), Some("it is a Git LFS pointer"));
+        assert_eq!(
+            of("t.model", &[flm_checkpoint::LFS_POINTER, b"\noid x"].concat()),
+            Some("it is a Git LFS pointer")
+        );
         std::fs::write(dir.path().join("b.bin.aria2"), "").unwrap();
         assert_eq!(of("b.bin", b"x"), Some("aria2 left it unfinished"));
     }

@@ -64,15 +64,7 @@ pub(crate) fn save(
     let layout = store.layout();
     let mut config = layout.config().clone();
     config.growth = growth;
-    let name = match dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(DType::F32) {
-        DType::BF16 => "bfloat16",
-        DType::F16 => "float16",
-        _ => "float32",
-    };
-    config.set_raw("torch_dtype", name.into());
-    if config.raw().contains_key("dtype") {
-        config.set_raw("dtype", name.into());
-    }
+    config.set_dtype(dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(DType::F32));
     let writer = Writer::create(dst, &specs(layout, "", dtype), MAX_SHARD)?;
     let digests = write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
     copy_side_files(origin.source, writer.staging_dir())?;

@@ -83,10 +83,7 @@ impl Tokenizer {
             }
             None => Vec::new(),
         };
-        let generation = dir.join("generation_config.json");
-        if let Some(bytes) = read(&generation)? {
-            tokenizer.generation_eos = eos_tokens(&bytes).map_err(|e| e.in_file(&generation))?;
-        }
+        tokenizer.generation_eos = generation_eos(dir)?;
         let path = dir.join("tokenizer_config.json");
         let mut config = TokenizerConfig { tokens: named.clone(), ..TokenizerConfig::default() };
         (tokenizer.add_bos, tokenizer.add_eos) = around;
@@ -346,6 +343,18 @@ fn post_processor(bytes: &[u8]) -> (bool, bool) {
     serde_json::from_slice::<Value>(bytes).map_or((false, false), |file| around(&file["post_processor"]))
 }
 
+/// The end-of-text tokens of generation_config.json in `dir`; none where there is no such file.
+///
+/// # Errors
+/// [`TokenizerError`] of a file that cannot be read, or where `eos_token_id` is no id and no list of ids.
+pub fn generation_eos(dir: &Path) -> Result<Vec<u32>, TokenizerError> {
+    let path = dir.join("generation_config.json");
+    match read(&path)? {
+        Some(bytes) => eos_tokens(&bytes).map_err(|e| e.in_file(&path)),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// `eos_token_id` of generation_config.json: a number or a list.
 fn eos_tokens(bytes: &[u8]) -> Result<Vec<u32>, TokenizerError> {
     let file: Value = serde_json::from_slice(bytes).map_err(|e| TokenizerError::Config(e.to_string()))?;
@@ -358,8 +367,23 @@ fn eos_tokens(bytes: &[u8]) -> Result<Vec<u32>, TokenizerError> {
     ids.ok_or_else(|| TokenizerError::Config("`eos_token_id` is neither an id nor a list of ids".into()))
 }
 
+/// The largest file of a tokenizer that is read, in bytes; Gemma's tokenizer.json has 33 MB.
+const MAX_FILE: u64 = 256 << 20;
+
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
+    let failed = |reason: &str| TokenizerError::Read {
+        path: path.display().to_string(),
+        source: std::io::Error::other(reason.to_owned()),
+    };
+    match path.metadata() {
+        Ok(meta) if !meta.is_file() => return Err(failed("not a regular file")),
+        Ok(meta) if meta.len() > MAX_FILE => return Err(failed("far larger than a tokenizer's files are")),
+        _ => {}
+    }
     match std::fs::read(path) {
+        Ok(bytes) if bytes.starts_with(flm_checkpoint::LFS_POINTER) => {
+            Err(failed("a Git LFS pointer, not the file itself: run `git lfs pull`"))
+        }
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(TokenizerError::Read { path: path.display().to_string(), source }),

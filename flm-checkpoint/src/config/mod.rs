@@ -141,7 +141,8 @@ impl TeleFlmConfig {
 
     /// Reads and checks the text of a `config.json`.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::NotAnObject(e.to_string()))?;
+        let value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}'))
+            .map_err(|e| ConfigError::NotAnObject(e.to_string()))?;
         match value {
             Value::Object(raw) => Self::from_map(raw),
             other => Err(ConfigError::NotAnObject(short(&other))),
@@ -161,13 +162,25 @@ impl TeleFlmConfig {
                 return Err(ConfigError::Unsupported(format!("`{key}` = true")));
             }
         }
-        if let Some(act) = raw.get("hidden_act").filter(|v| v.as_str() != Some("silu")) {
+        if let Some(act) =
+            raw.get("hidden_act").filter(|v| !matches!(v.as_str(), Some("silu" | "swish")) && !v.is_null())
+        {
             return Err(ConfigError::Unsupported(format!("`hidden_act` = {}", short(act))));
         }
+        unsupported(&raw)?;
         for key in ["rope_scaling", "rope_parameters"] {
             let Some(scaling) = raw.get(key).filter(|v| !v.is_null()) else { continue };
-            let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
-            if kind != Some("default") {
+            let kind =
+                scaling.get("rope_type").or_else(|| scaling.get("type")).filter(|kind| !kind.is_null());
+            // without a type there may be the base and nothing else
+            let other = scaling.as_object().and_then(|object| {
+                object.keys().find(|key| !["rope_theta", "rope_type", "type"].contains(&key.as_str()))
+            });
+            let default = match kind.map(Value::as_str) {
+                Some(kind) => kind == Some("default"),
+                None => other.is_none(),
+            };
+            if !scaling.is_object() || !default {
                 return Err(ConfigError::Unsupported(format!("`{key}` = {}", short(scaling))));
             }
         }
@@ -188,11 +201,15 @@ impl TeleFlmConfig {
             None if use_mup => Err(ConfigError::Missing(key)),
             None => Ok(1.0),
         };
-        let rope_parameters = raw.get("rope_parameters").and_then(Value::as_object);
-        let rope_theta = match (keys.number("rope_theta")?, rope_parameters) {
-            (Some(theta), _) => theta,
-            (None, Some(inner)) => Keys(inner).number("rope_theta")?.unwrap_or(10_000.0),
-            (None, None) => 10_000.0,
+        // transformers 5 takes the inner one where both are given
+        let inner = |key: &str| match raw.get(key).and_then(Value::as_object) {
+            Some(object) => Keys(object).number("rope_theta"),
+            None => Ok(None),
+        };
+        let rope_theta = match (inner("rope_parameters")?, inner("rope_scaling")?, keys.number("rope_theta")?)
+        {
+            (Some(theta), ..) | (None, Some(theta), _) | (None, None, Some(theta)) => theta,
+            (None, None, None) => 10_000.0,
         };
         let config = Self {
             model_type,
@@ -203,8 +220,12 @@ impl TeleFlmConfig {
             num_key_value_heads: keys.optional_size("num_key_value_heads")?.unwrap_or(num_attention_heads),
             head_dim,
             vocab_size: keys.size("vocab_size")?,
-            max_position_embeddings: keys.size("max_position_embeddings")?,
-            rms_norm_eps: keys.number("rms_norm_eps")?.ok_or(ConfigError::Missing("rms_norm_eps"))?,
+            // LlamaConfig's defaults; the first Llama's files said max_sequence_length
+            max_position_embeddings: match keys.optional_size("max_position_embeddings")? {
+                Some(length) => length,
+                None => keys.optional_size("max_sequence_length")?.unwrap_or(2048),
+            },
+            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta,
             tie_word_embeddings: keys.boolean("tie_word_embeddings")?.unwrap_or(false),
             use_mup,
@@ -361,7 +382,9 @@ impl TeleFlmConfig {
 
     /// The dtype that `torch_dtype` (or `dtype`) names, where it is one that weights can have.
     pub fn declared_dtype(&self) -> Option<candle_core::DType> {
-        let name = self.raw.get("torch_dtype").or_else(|| self.raw.get("dtype"))?.as_str()?;
+        // transformers 5 reads `dtype` first
+        let text = |key: &str| self.raw.get(key).and_then(Value::as_str);
+        let name = text("dtype").or_else(|| text("torch_dtype"))?;
         match name.trim_start_matches("torch.") {
             "bfloat16" => Some(candle_core::DType::BF16),
             "float16" => Some(candle_core::DType::F16),
@@ -371,9 +394,35 @@ impl TeleFlmConfig {
         }
     }
 
-    /// Sets a key that has no field, for example `torch_dtype`.
+    /// Declares the dtype of the weights, under each of `torch_dtype` and `dtype` that the file has, or the
+    /// former where it has none.
+    pub fn set_dtype(&mut self, dtype: candle_core::DType) {
+        let name = crate::dtype::torch_name(dtype);
+        let newer = self.raw.contains_key("dtype");
+        if newer {
+            self.raw.insert("dtype".into(), name.into());
+        }
+        if !newer || self.raw.contains_key("torch_dtype") {
+            self.raw.insert("torch_dtype".into(), name.into());
+        }
+    }
+
+    /// Sets a key that has no field.
     pub fn set_raw(&mut self, key: &str, value: Value) {
         self.raw.insert(key.into(), value);
+    }
+
+    /// [`Self::to_json`] for a directory that holds no code: `auto_map` names only classes that stand in a
+    /// repository of their own.
+    pub fn to_json_without_code(&self) -> String {
+        let mut config = self.clone();
+        if let Some(Value::Object(map)) = config.raw.get_mut("auto_map") {
+            map.retain(|_, class| class.as_str().is_some_and(|class| class.contains("--")));
+            if map.is_empty() {
+                config.raw.shift_remove("auto_map");
+            }
+        }
+        config.to_json()
     }
 
     /// The text of a `config.json`: the keys that were read, with every field's present value.
@@ -382,6 +431,17 @@ impl TeleFlmConfig {
     /// assume without it, so reading and writing an unchanged config gives the same keys and values.
     pub fn to_json(&self) -> String {
         let mut out = self.raw.clone();
+        // the base of rotary is where readers of both generations look for it, with one value
+        let mut nested = false;
+        for key in ["rope_parameters", "rope_scaling"] {
+            let inner = out.get_mut(key).and_then(Value::as_object_mut);
+            if let Some(theta) = inner.and_then(|object| object.get_mut("rope_theta")) {
+                nested = true;
+                if !same_value(theta, &self.rope_theta.into()) {
+                    *theta = self.rope_theta.into();
+                }
+            }
+        }
         let mut put = |key: &str, value: Value, implied: bool| {
             let write = match out.get(key) {
                 Some(old) => !same_value(old, &value),
@@ -406,10 +466,9 @@ impl TeleFlmConfig {
         put("num_key_value_heads", self.num_key_value_heads.into(), same_heads);
         put("head_dim", self.head_dim.into(), self.head_dim * self.num_attention_heads == self.hidden_size);
         put("rms_norm_eps", self.rms_norm_eps.into(), false);
-        let nested = |m: &Map<String, Value>| {
-            m.get("rope_parameters").and_then(|p| p.get("rope_theta")).and_then(Value::as_f64)
-        };
-        put("rope_theta", self.rope_theta.into(), nested(&self.raw).unwrap_or(10_000.0) == self.rope_theta);
+        // Tele-FLM's own code is of transformers 4, which knows no inner one
+        let implied = if nested { self.model_type == ModelType::Llama } else { self.rope_theta == 10_000.0 };
+        put("rope_theta", self.rope_theta.into(), implied);
         put("tie_word_embeddings", self.tie_word_embeddings.into(), !self.tie_word_embeddings);
         put("use_mup", self.use_mup.into(), !self.use_mup);
         for (key, value) in [
@@ -419,10 +478,18 @@ impl TeleFlmConfig {
         ] {
             put(key, value.into(), !self.use_mup);
         }
-        if let Some(id) = self.bos_token_id {
-            put("bos_token_id", id.into(), false);
+        match self.bos_token_id {
+            Some(id) => put("bos_token_id", id.into(), false),
+            None => put("bos_token_id", Value::Null, true),
+        }
+        // one entry a layer, all of them what is computed here
+        if let Some(Value::Array(types)) = out.get_mut("layer_types") {
+            types.resize(self.num_hidden_layers, FULL_ATTENTION.into());
         }
         match self.eos_token_ids.as_slice() {
+            [] if out.get("eos_token_id").is_some() => {
+                out.insert("eos_token_id".into(), Value::Null);
+            }
             [] => {}
             [id] if !out.get("eos_token_id").is_some_and(Value::is_array) => {
                 out.insert("eos_token_id".into(), (*id).into());
@@ -442,6 +509,59 @@ impl TeleFlmConfig {
         let mut text = serde_json::to_string_pretty(&Value::Object(out)).unwrap_or_default();
         text.push('\n');
         text
+    }
+}
+
+/// The only kind of attention that is computed.
+const FULL_ATTENTION: &str = "full_attention";
+
+/// Fails at the first key that would change the function and is not computed.
+fn unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
+    let off = |value: &Value| {
+        value.is_null()
+            || value == false
+            || value.as_f64() == Some(0.0)
+            || value.as_array().is_some_and(Vec::is_empty)
+    };
+    let one = |value: &Value| value.is_null() || value.as_f64() == Some(1.0);
+    let neutral = |key: &str, value: &Value| match key {
+        "is_causal" => value.is_null() || value == true,
+        "quantization_config" => value.is_null(),
+        "layer_types" => {
+            value.is_null()
+                || value.as_array().is_some_and(|types| types.iter().all(|kind| kind == FULL_ATTENTION))
+        }
+        "use_sliding_window"
+        | "rope_interleaved"
+        | "interleaved_rope"
+        | "qk_norm"
+        | "use_qk_norm"
+        | "use_qkv_bias"
+        | "qkv_bias"
+        | "bias"
+        | "parallel_attn"
+        | "use_parallel_residual"
+        | "alibi"
+        | "attn_logit_softcapping"
+        | "final_logit_softcapping"
+        | "clip_qkv"
+        | "no_rope_layers"
+        | "no_rope_layer_interval" => off(value),
+        "partial_rotary_factor"
+        | "rotary_pct"
+        | "embedding_multiplier"
+        | "attention_multiplier"
+        | "residual_multiplier"
+        | "logits_scaling"
+        | "scale_emb"
+        | "scale_depth"
+        | "lm_head_multiplier" => one(value),
+        "num_local_experts" | "num_experts" | "n_routed_experts" => one(value) || off(value),
+        _ => true,
+    };
+    match raw.iter().find(|(key, value)| !neutral(key, value)) {
+        Some((key, value)) => Err(ConfigError::Unsupported(format!("`{key}` = {}", short(value)))),
+        None => Ok(()),
     }
 }
 

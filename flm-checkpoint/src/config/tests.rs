@@ -126,3 +126,109 @@ fn plain_llama_opens_without_multipliers() {
         (serde_json::from_str(json).unwrap(), serde_json::from_str(&config.to_json()).unwrap());
     assert_eq!(before, after);
 }
+
+fn parsed(more: &str) -> Result<TeleFlmConfig, ConfigError> {
+    TeleFlmConfig::from_json(&format!(
+        "\u{feff}{{\"model_type\":\"llama\",\"hidden_size\":16,\"intermediate_size\":32,\"num_hidden_layers\":2,\
+         \"num_attention_heads\":2,\"vocab_size\":64{more}}}"
+    ))
+}
+
+#[test]
+fn absent_keys_have_the_familys_defaults() {
+    let config = parsed("").unwrap();
+    assert_eq!(
+        (config.max_position_embeddings, config.rms_norm_eps, config.rope_theta),
+        (2048, 1e-6, 10_000.0)
+    );
+    assert_eq!(parsed(r#","max_sequence_length":512"#).unwrap().max_position_embeddings, 512);
+    assert!(parsed(r#","hidden_act":"swish","rope_scaling":{}"#).is_ok());
+}
+
+/// transformers 5.23: the value inside `rope_parameters` (or `rope_scaling`) wins over the one at the top.
+#[test]
+fn the_base_of_rotary_is_the_inner_one_and_written_in_both_places() {
+    for (more, theta) in [
+        (r#","rope_theta":10000,"rope_parameters":{"rope_theta":500000,"rope_type":"default"}"#, 500_000.0),
+        (r#","rope_theta":10000,"rope_scaling":{"rope_theta":1000000,"type":"default"}"#, 1_000_000.0),
+        (r#","rope_parameters":{"rope_theta":300}"#, 300.0),
+        (r#","rope_theta":700,"rope_parameters":null"#, 700.0),
+    ] {
+        let mut config = parsed(more).unwrap();
+        assert_eq!(config.rope_theta, theta, "{more}");
+        let written: Value = serde_json::from_str(&config.to_json()).unwrap();
+        let top = &written["rope_theta"];
+        assert!(*top == theta || top.is_null() && !more.contains(",\"rope_theta\""), "{more}: {top}");
+        config.rope_theta = 123.0;
+        let written: Value = serde_json::from_str(&config.to_json()).unwrap();
+        assert!(written["rope_theta"].is_null() || written["rope_theta"] == 123.0, "{more}");
+        for inner in ["rope_parameters", "rope_scaling"] {
+            assert!(
+                written[inner]["rope_theta"].is_null() || written[inner]["rope_theta"] == 123.0,
+                "{more}"
+            );
+        }
+    }
+    let nested = parsed(r#","rope_parameters":{"rope_theta":300}"#).unwrap();
+    let published = TeleFlmConfig { model_type: ModelType::TeleFlm, ..nested };
+    assert_eq!(serde_json::from_str::<Value>(&published.to_json()).unwrap()["rope_theta"], 300.0);
+    for more in [
+        r#","rope_parameters":{"rope_theta":300,"rope_type":"llama3","factor":8}"#,
+        r#","rope_scaling":{"factor":8}"#,
+        r#","rope_scaling":"linear""#,
+    ] {
+        assert!(parsed(more).is_err(), "{more}");
+    }
+}
+
+#[test]
+fn keys_that_change_the_function_and_are_not_computed_are_refused_by_name() {
+    for (key, neutral, other) in [
+        ("is_causal", "true", "false"),
+        ("quantization_config", "null", r#"{"quant_method":"gptq"}"#),
+        (
+            "layer_types",
+            r#"["full_attention","full_attention"]"#,
+            r#"["full_attention","sliding_attention"]"#,
+        ),
+        ("use_sliding_window", "false", "true"),
+        ("partial_rotary_factor", "1.0", "0.5"),
+        ("residual_multiplier", "1", "0.22"),
+        ("no_rope_layers", "[]", "[1,0]"),
+        ("final_logit_softcapping", "null", "30.0"),
+        ("num_local_experts", "0", "8"),
+    ] {
+        assert!(parsed(&format!(",\"{key}\":{neutral}")).is_ok(), "{key}");
+        let error = parsed(&format!(",\"{key}\":{other}")).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{key}`")), "{error}");
+    }
+}
+
+#[test]
+fn what_is_written_is_true_of_dtype_depth_and_tokens() {
+    let more = r#","torch_dtype":"float32","dtype":"float32","layer_types":["full_attention","full_attention"],
+        "bos_token_id":1,"eos_token_id":[2,3]"#;
+    let mut config = parsed(more).unwrap();
+    config.set_dtype(candle_core::DType::BF16);
+    config.num_hidden_layers = 4;
+    (config.bos_token_id, config.eos_token_ids) = (None, Vec::new());
+    let written: Value = serde_json::from_str(&config.to_json()).unwrap();
+    assert_eq!((&written["torch_dtype"], &written["dtype"]), (&"bfloat16".into(), &"bfloat16".into()));
+    assert_eq!(written["layer_types"].as_array().unwrap().len(), 4);
+    assert!(written["bos_token_id"].is_null() && written["eos_token_id"].is_null());
+    let mut newer = parsed(r#","dtype":"float32""#).unwrap();
+    newer.set_dtype(candle_core::DType::F16);
+    assert!(newer.raw().get("torch_dtype").is_none());
+    assert_eq!(newer.declared_dtype(), Some(candle_core::DType::F16));
+}
+
+#[test]
+fn classes_in_code_that_is_left_behind_are_not_named() {
+    let config =
+        parsed(r#","auto_map":{"AutoConfig":"configuration.C","AutoModel":"o/r--modeling.M"}"#).unwrap();
+    assert!(config.to_json().contains("configuration.C"));
+    let text = config.to_json_without_code();
+    assert!(!text.contains("configuration.C") && text.contains("o/r--modeling.M"), "{text}");
+    let config = parsed(r#","auto_map":{"AutoConfig":"configuration.C"}"#).unwrap();
+    assert!(!config.to_json_without_code().contains("auto_map"));
+}

@@ -28,9 +28,21 @@ impl OpenFile {
         regular(std::fs::metadata(path).map_err(io("open", path))?)?;
         let file = File::open(path).map_err(io("open", path))?;
         let size = regular(file.metadata().map_err(io("open", path))?)?;
-        Ok(Self { file, size })
+        let file = Self { file, size };
+        if file.is_pointer() {
+            return Err(CheckpointError::LfsPointer { path: path.into() });
+        }
+        Ok(file)
+    }
+
+    fn is_pointer(&self) -> bool {
+        let mut head = [0u8; LFS_POINTER.len()];
+        self.size < 1024 && self.read_exact_at(&mut head, 0).is_ok() && head == LFS_POINTER
     }
 }
+
+/// What Git LFS leaves in place of a file that was not fetched begins with this.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 
 impl Source for OpenFile {
     fn size(&self) -> u64 {

@@ -17,6 +17,10 @@ use crate::format::zip::ZipEntry;
 use crate::format::{RawTensor, is_skipped, pytorch, safetensors as safetensors_header};
 use crate::read::file::{OpenFile, read_json_file};
 use crate::read::{Checkpoint, Format, TensorEntry, WeightFile};
+use crate::tensor_id::{EMBED_TOKENS, LM_HEAD};
+
+/// Bytes that are compared at a time.
+const COMPARED: u64 = 1 << 20;
 
 /// What a directory may hold, the preferred first.
 const FORMATS: [(Format, &str); 4] = [
@@ -27,7 +31,8 @@ const FORMATS: [(Format, &str); 4] = [
 ];
 
 impl Checkpoint {
-    /// Opens the directory `dir`: reads config.json and every header, no weights.
+    /// Opens the directory `dir`: reads config.json and every header, and of the weights at most a head that
+    /// is stored beside tied embeddings, to tell whether it is their copy.
     ///
     /// Of several forms of weights in one directory the first in the order of [`Format`] is taken.
     /// Files may be symbolic links, as in the Hub's cache.
@@ -67,7 +72,45 @@ impl Checkpoint {
         }
         // No name stands twice: each file's reader saw to that, and an index places a name in one file.
         checkpoint.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        checkpoint.use_stored_head()?;
         Ok(checkpoint)
+    }
+
+    /// A head that is stored and differs from the embedding is the model's, whatever config.json says of
+    /// tied weights: so does transformers 5. An equal copy stays tied.
+    fn use_stored_head(&mut self) -> Result<()> {
+        if !self.config.tie_word_embeddings || self.handles.len() < self.files.len() {
+            return Ok(());
+        }
+        let (Some(head), Some(embedding)) = (self.find(LM_HEAD), self.find(EMBED_TOKENS)) else {
+            return Ok(());
+        };
+        // a head of another shape is a problem that `check` names
+        if head.shape == embedding.shape && !self.same_bytes(head, embedding)? {
+            self.config.tie_word_embeddings = false;
+        }
+        Ok(())
+    }
+
+    fn same_bytes(&self, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
+        if a.dtype != b.dtype || a.nbytes != b.nbytes {
+            return Ok(false);
+        }
+        // PyTorch stores tied weights once
+        if a.file == b.file && a.offset == b.offset {
+            return Ok(true);
+        }
+        let len = COMPARED.min(a.nbytes);
+        let (mut left, mut right) = (vec![0; len as usize], vec![0; len as usize]);
+        for start in (0..a.nbytes).step_by(COMPARED as usize) {
+            let len = COMPARED.min(a.nbytes - start) as usize;
+            self.read_at(a, start, &mut left[..len])?;
+            self.read_at(b, start, &mut right[..len])?;
+            if left[..len] != right[..len] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn add_shards(&mut self, files: &dyn Files, index: &Path, map: &WeightMap) -> Result<()> {
@@ -94,6 +137,10 @@ impl Checkpoint {
                         }
                     });
                 }
+            }
+            // tied weights are stored once, whatever the index says
+            if self.config.tie_word_embeddings {
+                tensors.remove(LM_HEAD);
             }
             if let Some(tensor) = tensors.pop_first() {
                 return Err(CheckpointError::NotInFile {

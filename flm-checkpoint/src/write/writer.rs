@@ -208,7 +208,7 @@ impl Writer {
         if let Some(index) = &self.index {
             write_file(&self.staging.dir().join(INDEX_FILE), index.as_bytes())?;
         }
-        write_file(&self.staging.dir().join("config.json"), config.to_json().as_bytes())?;
+        write_file(&self.staging.dir().join("config.json"), config.to_json_without_code().as_bytes())?;
         self.staging.publish()
     }
 
@@ -225,8 +225,10 @@ impl Writer {
         let dir = self.staging.dir().to_path_buf();
         let weights: BTreeMap<String, WeightFileDigest> =
             self.digests().map(|(name, digest)| (name.to_owned(), digest.clone())).collect();
-        let mut files =
-            BTreeMap::from([("config.json".to_owned(), FileDigest::of(config.to_json().as_bytes()))]);
+        let mut files = BTreeMap::from([(
+            "config.json".to_owned(),
+            FileDigest::of(config.to_json_without_code().as_bytes()),
+        )]);
         if let Some(index) = &self.index {
             files.insert(INDEX_FILE.into(), FileDigest::of(index.as_bytes()));
         }

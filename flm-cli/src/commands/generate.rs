@@ -6,8 +6,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use flm_candle::TextStream;
 use flm_candle::Tokenizer;
-use flm_candle::generate;
 use flm_candle::{ChatMessage, ChatPolicy, ChatTemplate};
+use flm_candle::{generate, generation_eos};
 use serde::Serialize;
 
 use crate::arguments::{
@@ -84,7 +84,7 @@ impl Generate {
             options.stop_tokens = match (&policy, &tokenizer) {
                 (Some(policy), _) => policy.stop_tokens().to_vec(),
                 (None, Some(tokenizer)) => tokenizer.stop_tokens(eos),
-                (None, None) => eos.clone(),
+                (None, None) => [eos.clone(), generation_eos(&self.dir)?].concat(),
             };
         }
         let mut stream = tokenizer.as_ref().map(TextStream::new);

@@ -275,7 +275,10 @@ fn beside(
         let digest = FileDigest::of_file(&dir.join(&name), &|_| ())?;
         checksums.files.insert(name, digest);
     }
-    let texts = [("config.json", Some(plan.config.to_json())), (INDEX, writer.index().map(str::to_owned))];
+    let texts = [
+        ("config.json", Some(plan.config.to_json_without_code())),
+        (INDEX, writer.index().map(str::to_owned)),
+    ];
     for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text?))) {
         checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
     }

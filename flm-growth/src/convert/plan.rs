@@ -6,7 +6,6 @@ use flm_checkpoint::CheckpointError;
 use flm_checkpoint::Result;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
-use flm_checkpoint::dtype;
 use flm_checkpoint::{Checkpoint, TensorEntry};
 use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 
@@ -65,9 +64,7 @@ impl<'a> Plan<'a> {
             .collect();
         let written = options.dtype.or_else(|| stored_dtype_if_undeclared(src));
         if let Some(written) = written.filter(|&d| config.declared_dtype() != Some(d)) {
-            let newer = config.raw().contains_key("dtype") && !config.raw().contains_key("torch_dtype");
-            let key = if newer { "dtype" } else { "torch_dtype" };
-            config.set_raw(key, dtype::torch_name(written).into());
+            config.set_dtype(written);
         }
         Ok(Self { tensors, config })
     }

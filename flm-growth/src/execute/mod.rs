@@ -239,7 +239,7 @@ impl Transfer<'_> {
         let mut text = |name: &str, text: &str| {
             checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
         };
-        text("config.json", &self.config.to_json());
+        text("config.json", &self.config.to_json_without_code());
         if let Some(index) = writer.index() {
             text("model.safetensors.index.json", index);
         }

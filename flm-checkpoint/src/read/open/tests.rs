@@ -200,3 +200,41 @@ fn a_file_that_was_cut_after_opening_is_named() {
     let text = checkpoint.read(checkpoint.entry("a").unwrap()).unwrap_err().to_string();
     assert!(text.contains("cannot read a from ") && text.contains("model.safetensors"), "{text}");
 }
+
+/// transformers 5 and vLLM (#51665) use a stored head that differs from the embedding.
+#[test]
+fn a_stored_head_is_the_models_unless_it_is_the_embeddings_copy() {
+    let dir = empty();
+    let path = dir.path().join("config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    let tied = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    assert_ne!(tied, config);
+    fs::write(&path, tied).unwrap();
+    let entry =
+        |from: usize, to: usize| json!({ "dtype": "F32", "shape": [2, 2], "data_offsets": [from, to] });
+    let header = json!({ "lm_head.weight": entry(0, 16), "model.embed_tokens.weight": entry(16, 32) });
+    for (last, is_tied) in [(7u8, true), (8, false)] {
+        let mut data = [7u8; 32];
+        data[31] = last;
+        write(dir.path(), "model.safetensors", safetensors(&header.to_string(), &data));
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.config().tie_word_embeddings, is_tied);
+        let written: serde_json::Value = serde_json::from_str(&checkpoint.config().to_json()).unwrap();
+        assert_eq!(written["tie_word_embeddings"], is_tied);
+    }
+}
+
+#[test]
+fn pointers_of_git_lfs_are_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 13476838\n";
+    for name in ["model.safetensors", "pytorch_model.bin"] {
+        let dir = empty();
+        write(dir.path(), name, pointer);
+        let text = error(&dir).to_string();
+        assert!(text.contains(name) && text.contains("Git LFS pointer"), "{text}");
+    }
+    let (source, target) = (empty(), empty());
+    write(source.path(), "tokenizer.model", pointer);
+    let text = crate::copy_side_files(source.path(), target.path()).unwrap_err().to_string();
+    assert!(text.contains("tokenizer.model is a Git LFS pointer"), "{text}");
+}

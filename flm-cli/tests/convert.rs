@@ -356,7 +356,7 @@ fn what_cannot_be_written_as_another_layout_is_refused() {
         let error = String::from_utf8(out.stderr).unwrap();
         assert!(!out.status.success() && error.contains(expected), "{error}");
     };
-    flm_json(["demo", "--dir", text(&dir.path().join("demo"))]);
+    flm_json(["demo", "--dir", text(&dir.path().join("demo")), "--until", "convert"]);
     let (masked, x) = (dir.path().join("masked"), dir.path().join("x"));
     flm_json([
         "grow",

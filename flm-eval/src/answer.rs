@@ -17,7 +17,9 @@ const ROUNDS: u64 = 3;
 /// How to answer.
 #[derive(Debug, Clone, Copy)]
 pub struct AnswerOptions {
+    /// How each answer is generated.
     pub decoding: Decoding,
+    /// Seed of the sampling.
     pub seed: u64,
     /// Only say what it would take.
     pub dry_run: bool,
@@ -26,9 +28,13 @@ pub struct AnswerOptions {
 /// What a run did.
 #[derive(Debug, Clone, Serialize)]
 pub struct Answered {
+    /// Name of the model, as in the rows that are written.
     pub model: String,
+    /// Digest of the checkpoint's files.
     pub model_digest: String,
+    /// SHA-256 of the question file, in hexadecimal.
     pub data_sha256: String,
+    /// Digest of everything else that decides an answer.
     pub settings_digest: String,
     /// Answered by this run.
     pub answered: usize,

@@ -27,7 +27,9 @@ pub struct Question {
 /// A benchmark: its questions, how to answer and how to judge them.
 #[derive(Debug, Clone)]
 pub struct Questions {
+    /// In the order of the file.
     pub list: Vec<Question>,
+    /// How the answers are judged.
     pub rubric: Rubric,
     temperatures: BTreeMap<String, f64>,
     sha256: String,
@@ -101,6 +103,7 @@ impl Questions {
         &self.sha256
     }
 
+    /// Identifiers of the questions, in the order of the file.
     pub fn ids(&self) -> Vec<QuestionId> {
         self.list.iter().map(|question| question.question_id.clone()).collect()
     }

@@ -8,8 +8,6 @@
 //! Every row carries what it was made with (`identity`), and rows that do not belong together are
 //! not compared. `perplexity` stands apart: it measures a model on `texts`.
 
-#![allow(missing_docs, reason = "being written, crate by crate")]
-
 mod answer;
 mod benchmark;
 mod journal;

@@ -35,8 +35,11 @@ pub struct Job {
 /// How to continue all of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Decoding {
+    /// Maximum number of tokens of an answer.
     pub max_new_tokens: usize,
+    /// Share of the probability that is sampled from; all of it where absent.
     pub top_p: Option<f64>,
+    /// Divisor of the logits of tokens that stand in the text already; 1 changes nothing.
     pub repetition_penalty: f32,
     /// Prompts that are continued together.
     pub batch: usize,
@@ -68,11 +71,23 @@ pub struct Cost {
 #[derive(Debug, Clone, Copy)]
 pub enum Progress {
     /// So many of all are done already.
-    Begun { done: usize, total: usize },
+    Begun {
+        /// Questions that are done.
+        done: usize,
+        /// All questions.
+        total: usize,
+    },
     /// One more is done.
     One,
     /// What answering will cost, before it begins.
-    Cost { questions: usize, cost: Cost, decoding: Decoding },
+    Cost {
+        /// Questions that are left.
+        questions: usize,
+        /// What they cost.
+        cost: Cost,
+        /// How they are answered.
+        decoding: Decoding,
+    },
 }
 
 impl LocalModel {

@@ -22,12 +22,16 @@ pub struct Cut {
 pub struct Sums {
     /// Nats, summed over the scored tokens.
     pub nll: f64,
+    /// Tokens of the texts.
     pub tokens: usize,
+    /// Tokens that have a probability: those with a token before them.
     pub scored: usize,
+    /// Bytes of the texts in UTF-8.
     pub bytes: usize,
 }
 
 impl Sums {
+    /// Adds the sums of another text.
     pub fn add(&mut self, other: Self) {
         self.nll += other.nll;
         self.tokens += other.tokens;
@@ -39,18 +43,26 @@ impl Sums {
 /// The measures of some texts.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measures {
+    /// e to the mean negative log-likelihood of a scored token.
     pub perplexity: f64,
+    /// Negative log-likelihood in bits, divided by the bytes of the texts.
     pub bits_per_byte: f64,
     /// Nats, summed over the scored tokens.
     pub nll: f64,
+    /// Tokens of the texts.
     pub tokens: usize,
+    /// Tokens that have a probability: those with a token before them.
     pub scored: usize,
+    /// Bytes of the texts in UTF-8.
     pub bytes: usize,
+    /// Tokens of a window.
     pub context: usize,
+    /// Tokens from one window's beginning to the next one's.
     pub stride: usize,
 }
 
 impl Measures {
+    /// The measures of texts that were cut into windows by `cut`.
     pub fn new(sums: Sums, cut: Cut) -> Self {
         let Sums { nll, tokens, scored, bytes } = sums;
         Self {

@@ -5,7 +5,9 @@ use serde::Serialize;
 /// A row of the table in the model card of FLM-2-52B-Instruct-2407 (CofeAI, Hugging Face).
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Published {
+    /// Name in the model card.
     pub model: &'static str,
+    /// The card's overall score, from 1 to 10.
     pub overall: f64,
     /// In the order of [`CATEGORIES`].
     pub categories: [f64; 8],

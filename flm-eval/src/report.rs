@@ -20,11 +20,14 @@ use crate::published::{PUBLISHED, Published};
 pub struct Series {
     /// Name in tables and legends.
     pub label: String,
+    /// What was judged, by whom and how.
     pub identity: Identity,
+    /// Its scores.
     pub scores: Scores,
     /// Strict totals divided by the baseline's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<Ratios>,
+    /// The judgments themselves.
     #[serde(skip)]
     pub rows: Vec<JudgedRow>,
 }
@@ -32,7 +35,9 @@ pub struct Series {
 /// What a report shows.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
+    /// Version of flm.
     pub flm: String,
+    /// The models, in the order of the command line.
     pub series: Vec<Series>,
     /// Label of the series that ratios are to.
     pub baseline: Option<String>,

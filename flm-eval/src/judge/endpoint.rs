@@ -23,6 +23,7 @@ const LONGEST_BODY: u64 = 16 << 20;
 pub struct EndpointOptions {
     /// Base such as `https://api.openai.com/v1`.
     pub url: String,
+    /// Name of the model that judges, as the endpoint knows it.
     pub model: String,
     /// Sent as a bearer token; never shown, never stored.
     pub key: Option<String>,
@@ -59,6 +60,10 @@ enum Problem {
 }
 
 impl Endpoint {
+    /// An endpoint that judges with `prompt`. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// A URL that is neither http nor https; a client that cannot be made.
     pub fn new(options: EndpointOptions, prompt: Prompt) -> anyhow::Result<Self> {
         if !options.url.starts_with("http://") && !options.url.starts_with("https://") {
             bail!("--judge-url {}: expected http://… or https://…", options.url);

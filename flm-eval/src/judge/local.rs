@@ -7,9 +7,13 @@ use crate::model::{Decoding, Job, LocalModel};
 /// A checkpoint that judges, greedily.
 #[derive(Debug)]
 pub struct LocalJudge {
+    /// The model that judges.
     pub model: LocalModel,
+    /// What it is asked.
     pub prompt: Prompt,
+    /// Maximum number of tokens of a judgment.
     pub max_new_tokens: usize,
+    /// Judgments that are generated together.
     pub batch: usize,
 }
 

@@ -28,8 +28,11 @@ pub struct Answer {
 /// What a run of a judge did.
 #[derive(Debug, Clone, Serialize)]
 pub struct Judged {
+    /// The file of judgments.
     pub out: PathBuf,
+    /// Name of the judge.
     pub judge: String,
+    /// SHA-256 of the judge's prompt, in hexadecimal; absent where the judge has none.
     pub prompt_sha256: Option<String>,
     /// Judged by this run.
     pub judged: usize,

@@ -37,6 +37,7 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Means of the readings, by category and above.
     pub fn new(readings: &[Reading<'_>]) -> Self {
         let mut scores: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         let mut dimensions: BTreeMap<String, (f64, usize)> = BTreeMap::new();
@@ -88,17 +89,24 @@ impl Totals {
 /// A table divided by a baseline's.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ratios {
+    /// By category, those left out that either table lacks.
     pub categories: Map<String, Value>,
+    /// Of the reasoning categories' means.
     pub reasoning: Option<f64>,
+    /// Of the language categories' means.
     pub language: Option<f64>,
+    /// Of the overall scores.
     pub overall: Option<f64>,
 }
 
 /// The means above the categories.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Halves {
+    /// Of the reasoning categories' means.
     pub reasoning: Option<f64>,
+    /// Of the language categories' means.
     pub language: Option<f64>,
+    /// Of the overall scores.
     pub overall: Option<f64>,
 }
 

@@ -41,8 +41,11 @@ impl fmt::Display for QuestionId {
 /// A saved judgment: flm's own or the released scripts'.
 #[derive(Debug, Clone)]
 pub struct JudgedRow {
+    /// Which question.
     pub question_id: QuestionId,
+    /// Its category.
     pub category: String,
+    /// The judge's whole text.
     pub judgment: String,
     /// Every field of the row, the three above included.
     pub fields: Map<String, Value>,
@@ -72,7 +75,7 @@ impl JudgedRow {
     }
 
     #[cfg(test)]
-    pub fn plain(question_id: QuestionId, category: &str, judgment: &str) -> Self {
+    pub(crate) fn plain(question_id: QuestionId, category: &str, judgment: &str) -> Self {
         let fields = Map::from_iter([("category".to_owned(), Value::from(category))]);
         Self { question_id, category: category.into(), judgment: judgment.into(), fields }
     }

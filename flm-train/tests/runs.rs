@@ -9,7 +9,7 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use flm_candle::Tokenizer;
+use flm_candle::{ChatMessage, Tokenizer};
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
@@ -114,6 +114,12 @@ fn the_loss_falls_and_the_result_is_a_checkpoint() {
     assert_eq!(outcome.model, dir.path().join("out/final"));
     assert_eq!(weights(&outcome.model).len(), config().tensors().count());
     assert!(outcome.model.join("tokenizer.model").exists());
+    // answers are prompted as they were trained: closed, where Tele-FLM's own template leaves them open
+    let trained = Tokenizer::from_dir(&outcome.model).unwrap();
+    let said =
+        [("user", "a"), ("assistant", "b"), ("user", "c")].map(|(role, text)| ChatMessage::new(role, text));
+    let prompt = trained.chat_template().unwrap().render(&said, true).unwrap();
+    assert_eq!(prompt, "<_user>a<_bot>b</s><_user>c<_bot>");
     let lines = fs::read_to_string(dir.path().join("out/metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), losses.len());
     let report = fs::read_to_string(dir.path().join("out/report.html")).unwrap();

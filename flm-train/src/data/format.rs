@@ -250,9 +250,13 @@ impl Rows<'_> {
 
     fn content(&mut self, row: &mut Object) -> Result<Content, String> {
         let has = |row: &Object, key: &str| row.get(key).is_some_and(|value| !value.is_null());
-        if let Some(key) =
-            TURNS.into_iter().find(|key| row.get(*key).is_some_and(|v| v.is_array() || v.is_object()))
-        {
+        let turns = |key: &&str| match row.get(*key) {
+            // UltraChat's; anything else of that name is not a conversation
+            Some(Value::Array(list)) if *key == "data" => list.len() > 1 && list.iter().all(Value::is_string),
+            Some(value) => *key != "data" && (value.is_array() || value.is_object()),
+            None => false,
+        };
+        if let Some(key) = TURNS.into_iter().find(turns) {
             let list = row.shift_remove(key).unwrap_or_default();
             let (mut messages, mut learned) = self.turns(list, key)?;
             if key == "chosen" {

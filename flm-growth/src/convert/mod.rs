@@ -161,7 +161,9 @@ pub fn convert(
 ) -> Result<ConvertReport> {
     let plan = Plan::new(src, options)?;
     src.require_outside(dst)?;
-    if options.source_digests && src.format() == Format::Safetensors {
+    // PyTorch's CRC are compared as the archives are read
+    let safetensors = matches!(src.format(), Format::Safetensors | Format::ShardedSafetensors);
+    if options.source_digests && safetensors {
         src.verify_digests()?;
     }
     let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();

@@ -661,6 +661,20 @@ fn a_damaged_source_is_not_grown() {
     let options = ExecuteOptions { source_digests: false, ..Default::default() };
     execute(&plan, &damaged, &dst, &options, &|_| ()).unwrap();
     convert_to(&damaged, &dir.path().join("third"), false).unwrap();
+    // of several files as of one
+    let sharded = dir.path().join("sharded");
+    let options = ExecuteOptions { max_shard_bytes: 4000, ..Default::default() };
+    execute(&plan, &source, &sharded, &options, &|_| ()).unwrap();
+    let shards = std::fs::read_dir(&sharded).unwrap().map(|entry| entry.unwrap().path());
+    let weights = shards.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).max().unwrap();
+    assert!(weights.to_string_lossy().contains("-of-"), "{weights:?}");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 3;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let error =
+        convert_to(&Checkpoint::open(&sharded).unwrap(), &dir.path().join("fourth"), true).unwrap_err();
+    assert!(error.to_string().contains("is damaged: tensor "), "{error}");
 }
 
 fn convert_to(source: &Checkpoint, dst: &Path, digests: bool) -> flm_checkpoint::Result<()> {

@@ -185,6 +185,8 @@ impl Plan {
         let per_epoch = dataset.rows.len().div_ceil(recipe.train.batch_size) as u64;
         let steps = (per_epoch * recipe.train.epochs).min(recipe.train.max_steps.unwrap_or(u64::MAX));
         let context = shape.context;
+        // a run of days begins with weights that are what they were
+        checkpoint.verify_digests()?;
         let model_digest = flm_checkpoint::content_digest(&checkpoint)?;
         Ok(Self {
             recipe,

@@ -49,6 +49,47 @@ impl PartialEq for Candidate {
 
 impl Eq for Candidate {}
 
+/// Where a text can be cut so that its parts have the same pieces as the whole: between characters that
+/// stand side by side in no piece, which no merge can join.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Boundaries {
+    /// No piece has a space after something else.
+    space: bool,
+    /// No piece but itself has a newline.
+    newline: bool,
+}
+
+/// SentencePiece's space.
+const SPACE: char = '\u{2581}';
+
+impl Boundaries {
+    pub(super) fn new<'p>(pieces: impl Iterator<Item = &'p str>) -> Self {
+        let mut found = Self { space: true, newline: true };
+        for piece in pieces {
+            found.space &= !piece.trim_start_matches(SPACE).contains(SPACE);
+            found.newline &= !piece.contains('\n') || piece == "\n";
+        }
+        found
+    }
+
+    /// Parts of at least `least` bytes, where there is a boundary after so many.
+    pub(super) fn parts(self, text: &str, least: usize) -> impl Iterator<Item = &str> {
+        let mut rest = text;
+        std::iter::from_fn(move || {
+            let mut before = None;
+            let cut = rest.char_indices().find_map(|(at, c)| {
+                let last = before.replace(c)?;
+                let space = self.space && c == SPACE && last != SPACE;
+                let newline = self.newline && (c == '\n' || last == '\n');
+                (at >= least && (space || newline)).then_some(at)
+            });
+            let (part, left) = rest.split_at(cut.unwrap_or(rest.len()));
+            rest = left;
+            (!part.is_empty()).then_some(part)
+        })
+    }
+}
+
 /// Cuts a normalised text into the texts of its pieces; what has no piece stays one character.
 ///
 /// O(n log n) in the length of the text.

@@ -18,11 +18,15 @@ mod vocabulary;
 use prost::Message;
 
 use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::sentencepiece::bpe::Boundaries;
 use crate::tokenizer::sentencepiece::decoder::DecodeState;
 use crate::tokenizer::sentencepiece::decoder::Rules;
 use crate::tokenizer::sentencepiece::normalizer::Normalizer;
 use crate::tokenizer::sentencepiece::pieces::{Kind, Matcher, Pieces};
 use crate::tokenizer::sentencepiece::proto::ModelProto;
+
+/// Bytes of a text that are merged at a time, where it can be cut.
+const PART: usize = 64 << 10;
 
 /// `TrainerSpec.ModelType.BPE`.
 pub(crate) const BPE: i32 = 2;
@@ -31,6 +35,7 @@ pub(crate) const BPE: i32 = 2;
 #[derive(Debug)]
 pub(crate) struct SentencePiece {
     pieces: Pieces,
+    boundaries: Boundaries,
     normalizer: Normalizer,
     /// As it stands in the file, for the export.
     charsmap: Vec<u8>,
@@ -73,7 +78,9 @@ impl SentencePiece {
             pieces.get(id).filter(|p| p.kind == Kind::Control).map(|_| id)
         };
         let (bos, eos) = (control(trainer.bos_piece()), control(trainer.eos_piece()));
+        let boundaries = Boundaries::new(pieces.iter().map(|(_, piece)| piece.text.as_str()));
         Ok(Self {
+            boundaries,
             normalizer,
             charsmap: spec.precompiled_charsmap.take().unwrap_or_default(),
             special,
@@ -114,9 +121,15 @@ impl SentencePiece {
     }
 
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
+        self.encode_parts(text, PART, ids);
+    }
+
+    /// Merging takes some 70 bytes a byte of a part.
+    fn encode_parts(&self, text: &str, part: usize, ids: &mut Vec<u32>) {
         let normalized = self.normalize(text);
         let mut after_unknown = false;
-        for word in crate::tokenizer::sentencepiece::bpe::segment(&self.pieces, &normalized) {
+        let parts = self.boundaries.parts(&normalized, part);
+        for word in parts.flat_map(|part| bpe::segment(&self.pieces, part)) {
             let known = self.pieces.textual(word).map(|(id, _)| id);
             match (known, self.pieces.bytes()) {
                 (Some(id), _) => ids.push(id),

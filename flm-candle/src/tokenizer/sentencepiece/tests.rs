@@ -23,6 +23,32 @@ fn every_golden_row_normalizes_encodes_and_decodes_as_in_the_library() {
 }
 
 #[test]
+fn a_text_in_parts_has_the_ids_of_the_whole() {
+    for name in MODELS {
+        let model = SentencePiece::from_bytes(&model_bytes(name)).unwrap();
+        let rows = golden(name);
+        let mut texts: Vec<String> = rows.iter().map(|row| row.text.clone()).collect();
+        texts.push(texts.join(" ") + &texts.join("\n"));
+        let mut cut = 0;
+        for text in &texts {
+            let encode = |part| {
+                let mut ids = Vec::new();
+                model.encode_parts(text, part, &mut ids);
+                ids
+            };
+            let whole = encode(usize::MAX);
+            assert!([1, 2, 7, 50].into_iter().all(|part| encode(part) == whole), "{name}: {text:?}");
+            cut += model.boundaries.parts(&model.normalize(text), 1).count();
+        }
+        assert!(cut > texts.len() * 2, "{name}: {cut} parts");
+    }
+    // a piece that spans words forbids the cut
+    let model = small(&[("a\u{2581}b", -1.0, 1), ("a", -2.0, 1), ("b", -2.0, 1)], false);
+    let model = open(&model).unwrap();
+    assert_eq!(model.boundaries.parts("a\u{2581}b", 1).count(), 1);
+}
+
+#[test]
 fn odd_models_encode_and_decode_as_in_the_library() {
     #[derive(serde::Deserialize)]
     struct Rules {

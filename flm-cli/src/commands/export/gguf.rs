@@ -73,6 +73,9 @@ struct TokenizerSummary {
 impl Gguf {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let src = open(&self.src)?;
+        if !self.dry_run {
+            src.verify_digests()?;
+        }
         let vocabulary = if self.no_tokenizer {
             None
         } else {

@@ -50,7 +50,7 @@ fn hostile_text_stays_text_and_the_page_loads_nothing() {
     }
     assert!(lower.contains("&lt;img src=x onerror=alert(2)&gt;"));
     assert!(lower.contains("default-src 'none'") && lower.contains("script-src 'sha256-"));
-    assert!(page.contains("175.0 %") && page.contains("after differs from"));
+    assert!(page.contains("175.0 %") && page.contains("after against ") && page.contains(" higher, "));
 }
 
 #[test]

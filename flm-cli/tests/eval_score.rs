@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -74,12 +77,17 @@ fn every_row_is_read_as_the_released_parser_reads_it() {
 }
 
 #[test]
-fn the_strict_total_leaves_out_what_cannot_be_read_or_is_off_the_scale() {
+fn the_strict_total_is_over_the_verdicts_on_the_scale() {
     let (_, found, _) = score(&[fixture("judgments-quirks.jsonl").to_str().unwrap()]);
     let (mut sum, mut count) = (0.0, 0);
-    for row in rows("judgments-quirks.jsonl") {
-        let score = row["score"].as_f64().unwrap();
-        if row["category"] == "数学计算" && (1.0..=10.0).contains(&score) {
+    for (row, read) in rows("judgments-quirks.jsonl").iter().zip(found["rows"].as_array().unwrap()) {
+        let verdict = read["verdict"]["scored"].as_f64();
+        assert_eq!(read["counted"], Value::from(verdict.is_some()));
+        // where the released parser finds an integer in the dict, both read the same
+        if row["score"].is_u64() && row["score"].as_u64() <= Some(10) && row["form"] != "decimal" {
+            assert_eq!(verdict, row["score"].as_f64(), "{row}");
+        }
+        if let Some(score) = verdict.filter(|_| row["category"] == "数学计算") {
             (sum, count) = (sum + score, count + 1);
         }
     }
@@ -90,9 +98,122 @@ fn the_strict_total_leaves_out_what_cannot_be_read_or_is_off_the_scale() {
     let off_scale =
         rows("judgments-quirks.jsonl").iter().filter(|r| r["score"].as_f64() > Some(10.0)).count();
     assert_eq!(of("out_of_range"), off_scale as u64);
+    let verdicts = ledger["strict"].as_object().unwrap().values().map(|count| count.as_u64().unwrap());
+    assert_eq!(verdicts.sum::<u64>(), 683);
     let overall = found["strict"]["overall"].as_f64().unwrap();
     let interval = &found["intervals"]["strict"]["overall"];
     assert!(interval[0].as_f64().unwrap() < overall && overall < interval[1].as_f64().unwrap());
+}
+
+/// Writes judgments of id, category and text.
+fn judgments(path: &Path, rows: &[(u64, &str, String)]) -> String {
+    let row = |(id, category, judgment): &(u64, &str, String)| {
+        format!("{}\n", serde_json::json!({"question_id": id, "category": category, "judgment": judgment}))
+    };
+    std::fs::write(path, rows.iter().map(row).collect::<String>()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const CATEGORIES: [&str; 8] =
+    ["数学计算", "逻辑推理", "基本任务", "中文理解", "综合问答", "文本写作", "角色扮演", "专业能力"];
+
+#[test]
+fn a_baseline_is_compared_over_the_questions_that_both_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |id: u64| {
+        (id, CATEGORIES[id as usize % 8], format!("{{'综合得分': {}}}", if id > 80 { 4 } else { 6 }))
+    };
+    let all: Vec<_> = (1..=160).map(row).collect();
+    let after = judgments(&dir.path().join("after.jsonl"), &all);
+    let before = judgments(&dir.path().join("before.jsonl"), &all[..80]);
+    let (ok, found, warning) = score(&[&after, "--baseline", &before]);
+    assert!(ok, "{warning}");
+    let baseline = &found["baseline"];
+    assert!(same_number(&baseline["ratio"]["overall"], &1.0.into()), "{baseline}");
+    let comparison = &baseline["comparison"];
+    assert_eq!(
+        (&comparison["questions"], &comparison["only_here"], &comparison["ties"]),
+        (&80.into(), &80.into(), &80.into())
+    );
+    assert_eq!(baseline["ledger"]["rows"], 80);
+    assert!(
+        warning.contains("80 questions that both have") && warning.contains("80 are only in"),
+        "{warning}"
+    );
+    let other = judgments(&dir.path().join("other.jsonl"), &[(999, "数学计算", "{'综合得分': 6}".into())]);
+    let (ok, _, error) = score(&[&after, "--baseline", &other]);
+    assert!(!ok && error.contains("no scored question in common"), "{error}");
+}
+
+#[test]
+fn the_released_table_follows_the_scripts_where_rows_are_odd() {
+    let dir = tempfile::tempdir().unwrap();
+    // dimension_calculate.py: `if line['score'] != -1`
+    let row = |id: u64, text: &str| (id, CATEGORIES[id as usize % 8], text.to_owned());
+    let dims = judgments(
+        &dir.path().join("dims.jsonl"),
+        &[
+            row(1, "{'事实正确性': 8, '综合得分': 8}"),
+            row(2, "{'事实正确性': 8, '综合得分': 8}"),
+            row(3, "{'事实正确性': 2}"),
+            row(4, "{'事实正确性': 2}"),
+        ],
+    );
+    let (_, found, _) = score(&[&dims]);
+    assert_eq!(found["released"]["dimensions"]["事实正确性"], serde_json::json!([8.0, 2]));
+    // show_result.py divides by every category: without one there is no mean
+    assert_eq!(found["released"]["overall"], Value::Null);
+    // and takes the category from the question file
+    let questions = dir.path().join("questions.jsonl");
+    let question = |id: u64, category: &str| serde_json::json!({"question_id": id, "category": category, "question": "q"});
+    std::fs::write(&questions, format!("{}\n{}\n", question(1, "基本任务"), question(2, "数学计算")))
+        .unwrap();
+    let two = [(1, "数学计算", "{'综合得分': 8}".into()), (2, "数学计算", "{'综合得分': 2}".into())];
+    let two = judgments(&dir.path().join("two.jsonl"), &two);
+    let (_, found, _) = score(&[&two, "--questions", questions.to_str().unwrap()]);
+    assert_eq!(found["released"]["categories"], serde_json::json!({"数学计算": 2.0, "基本任务": 8.0}));
+}
+
+#[test]
+fn readability_goes_before_the_order_of_duplicates() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows =
+        [(1, "a", "抱歉".into()), (2, "a", "{'综合得分': 4}".into()), (1, "a", "{'综合得分': 8}".into())];
+    let path = judgments(&dir.path().join("j.jsonl"), &rows);
+    let (_, found, _) = score(&[&path]);
+    assert!(same_number(&found["strict"]["categories"]["a"], &6.0.into()), "{found}");
+    // categories of one's own have an overall score
+    assert!(same_number(&found["strict"]["overall"], &6.0.into()), "{found}");
+    // nothing that can be read is no success
+    let path = judgments(&dir.path().join("k.jsonl"), &rows[..1]);
+    let (ok, _, warning) = score(&[&path]);
+    assert!(!ok && warning.contains("no verdict that can be read"), "{warning}");
+}
+
+#[test]
+fn an_own_pattern_reads_the_score() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = judgments(&dir.path().join("j.jsonl"), &[(1, "a", "grade: B+ (7.5 points)".into())]);
+    let (ok, found, error) = score(&[&path, "--pattern", r"\(([\d.]+) points\)"]);
+    assert!(ok && same_number(&found["strict"]["overall"], &7.5.into()), "{error}");
+    let (ok, _, error) = score(&[&path, "--pattern", "points"]);
+    assert!(!ok && error.contains("has no group"), "{error}");
+}
+
+#[test]
+fn what_was_not_asked_is_not_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |id: u64| (id, CATEGORIES[id as usize % 8], "{'综合得分': 5}".to_owned());
+    let path = judgments(&dir.path().join("judgments.jsonl"), &[row(1), row(9), row(30)]);
+    let (_, found, _) = score(&[&path]);
+    assert_eq!(found["ledger"]["missing"], Value::from([0; 0]), "{found}");
+    let answers = dir.path().join("answers.jsonl");
+    std::fs::copy(&path, &answers).unwrap();
+    let asked = std::fs::read_to_string(&answers).unwrap();
+    std::fs::write(&answers, asked + "{\"question_id\": 40, \"category\": \"数学计算\"}\n").unwrap();
+    let (_, found, _) = score(&[&path]);
+    assert_eq!(found["ledger"]["missing"], Value::from([40]));
+    assert_eq!(found["ledger"]["expected_from"], "the answers");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Answers of a checkpoint to a benchmark's questions.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::HashSet, path::Path};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -10,6 +10,7 @@ use crate::benchmark::{Question, Questions};
 use crate::journal::Journal;
 use crate::model::{Completion, Cost, Decoding, Job, LocalModel, Progress};
 use crate::provenance::{sha256, version};
+use crate::score::rows::QuestionId;
 
 /// Times that an empty answer is asked for again, as the released scripts do.
 const ROUNDS: u64 = 3;
@@ -42,6 +43,8 @@ pub struct Answered {
     pub already: usize,
     /// Empty after every round.
     pub empty: usize,
+    /// Cut by `max_new_tokens`, in this run and earlier ones.
+    pub cut: usize,
     /// Questions that do not fit in the model's context.
     pub too_long: usize,
     /// Over the weights.
@@ -66,7 +69,7 @@ pub fn answer(
         (Some(journal), rows)
     };
     let maker = RowMaker::new(questions, model, options);
-    let mut done = Vec::new();
+    let mut done = HashSet::new();
     for (index, row) in rows.iter().enumerate() {
         for (name, expected) in &maker.keys {
             if row.get(*name).and_then(Value::as_str) != Some(expected) {
@@ -77,10 +80,10 @@ pub fn answer(
                 );
             }
         }
-        done.extend(row.get("question_id").cloned());
+        let id = row.get("question_id").map(|id| serde_json::from_value::<QuestionId>(id.clone()));
+        done.extend(id.transpose().with_context(|| format!("{}, line {}", out.display(), index + 1))?);
     }
-    let mut todo: Vec<&Question> =
-        questions.list.iter().filter(|q| !done.contains(&json!(q.question_id))).collect();
+    let mut todo: Vec<&Question> = questions.list.iter().filter(|q| !done.contains(&q.question_id)).collect();
     let mut answered = Answered {
         model: model.name.clone(),
         model_digest: model.digest.clone(),
@@ -89,6 +92,7 @@ pub fn answer(
         answered: 0,
         already: questions.list.len() - todo.len(),
         empty: 0,
+        cut: rows.iter().filter(|row| row.get("finish").and_then(Value::as_str) == Some("length")).count(),
         too_long: 0,
         passes: 0,
         cost: None,
@@ -122,6 +126,7 @@ pub fn answer(
                 return Ok(());
             }
             answered.empty += usize::from(retry);
+            answered.cut += usize::from(completion.finish == "length");
             answered.too_long += usize::from(completion.finish == "prompt-too-long");
             if let Some(journal) = &mut journal {
                 journal.append(&maker.row(questions, todo[index], completion, round))?;
@@ -153,11 +158,8 @@ struct RowMaker {
 
 impl RowMaker {
     fn new(questions: &Questions, model: &LocalModel, options: &AnswerOptions) -> Self {
-        let temperatures: BTreeMap<&str, f64> = questions
-            .list
-            .iter()
-            .map(|q| (q.category.as_str(), questions.temperature(&q.category)))
-            .collect();
+        // of all categories, asked or not: a raised --limit asks more, and nothing else changes
+        let temperatures = questions.temperatures();
         let settings = json!({
             "max_new_tokens": options.decoding.max_new_tokens,
             "temperatures": temperatures,

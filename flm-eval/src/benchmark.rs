@@ -1,7 +1,7 @@
 //! Benchmarks in AlignBench's format: a file of questions, or a checkout with its configuration.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -10,18 +10,24 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::provenance::sha256;
 use crate::rubric::Rubric;
-use crate::score::rows::QuestionId;
+use crate::score::Expected;
+use crate::score::rows::{QuestionId, lines, parse_line};
 
 /// One question.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Question {
     pub question_id: QuestionId,
     pub category: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text_or_null")]
     pub subcategory: String,
     pub question: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text_or_null")]
     pub reference: String,
+}
+
+/// Text, empty where there is `null`.
+fn text_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// A benchmark: its questions, how to answer and how to judge them.
@@ -32,6 +38,7 @@ pub struct Questions {
     /// How the answers are judged.
     pub rubric: Rubric,
     temperatures: BTreeMap<String, f64>,
+    categories: BTreeSet<String>,
     sha256: String,
 }
 
@@ -73,12 +80,9 @@ impl Questions {
 
     fn parse(bytes: &[u8], rubric: Rubric, temperatures: BTreeMap<String, f64>) -> anyhow::Result<Self> {
         let (mut list, mut ids) = (Vec::new(), HashSet::new());
-        for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            let question: Question = serde_json::from_slice(line)
-                .with_context(|| format!("line {}: not a question", index + 1))?;
+        for (index, line) in lines(bytes) {
+            let question: Question =
+                parse_line(line).with_context(|| format!("line {}: not a question", index + 1))?;
             ensure!(!question.question.trim().is_empty(), "line {}: the question is empty", index + 1);
             ensure!(
                 ids.insert(question.question_id.clone()),
@@ -95,7 +99,8 @@ impl Questions {
                 "the temperature of {category} is {temperature}"
             );
         }
-        Ok(Self { list, rubric, temperatures, sha256: sha256(bytes) })
+        let categories = list.iter().map(|question| question.category.clone()).collect();
+        Ok(Self { list, rubric, temperatures, categories, sha256: sha256(bytes) })
     }
 
     /// SHA-256 of the question file.
@@ -108,12 +113,23 @@ impl Questions {
         self.list.iter().map(|question| question.question_id.clone()).collect()
     }
 
+    /// What scores are counted against.
+    pub fn expected(&self) -> Expected {
+        let categories = self.list.iter().map(|q| (q.question_id.clone(), q.category.clone()));
+        Expected { ids: self.ids(), categories: categories.collect(), from: "the questions" }
+    }
+
     /// The temperature to answer a category with: the configuration's, else AlignBench's.
     pub fn temperature(&self, category: &str) -> f64 {
         self.temperatures.get(category).copied().unwrap_or(match category {
             "角色扮演" | "文本写作" | "综合问答" => 0.7,
             _ => 0.1,
         })
+    }
+
+    /// The temperatures of all categories of the file, those that a limit left out included.
+    pub(crate) fn temperatures(&self) -> BTreeMap<&str, f64> {
+        self.categories.iter().map(|name| (name.as_str(), self.temperature(name))).collect()
     }
 
     /// Keeps the first `count` questions of every category, in proportion to the category's size.

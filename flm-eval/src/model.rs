@@ -1,6 +1,6 @@
 //! A checkpoint that answers: batches of chat prompts, one pass over the weights for all of them.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use anyhow::Context;
 use flm_candle::Tokenizer;
@@ -106,8 +106,7 @@ impl LocalModel {
         let digest = flm_checkpoint::fingerprint(checkpoint)
             .with_context(|| format!("cannot read {}", dir.display()))?;
         let whole = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-        let name =
-            whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        let name = folder_name(&whole);
         Ok(Self { model, tokenizer, policy, name, digest, streamed: residency == Residency::Streamed })
     }
 
@@ -218,5 +217,28 @@ impl LocalModel {
         let text = self.tokenizer.decode(ids)?;
         let text = text.trim_end_matches('\u{FFFD}').trim().to_owned();
         Ok(Completion { text, tokens: ids.len(), finish: finish.as_str() })
+    }
+}
+
+/// A model's name by its folder; every training run's result is called `final`, so there it is the run's.
+fn folder_name(dir: &Path) -> String {
+    let name = |dir: &Path| dir.file_name().map(|name| name.to_string_lossy().into_owned());
+    match name(dir) {
+        Some(last) if last == "final" => dir.parent().and_then(name).unwrap_or(last),
+        found => found.unwrap_or_else(|| "model".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tuned_models_are_named_by_their_runs() {
+        let of = |dir: &str| folder_name(Path::new(dir));
+        assert_eq!(
+            (of("/a/run-7/final"), of("/a/run-7"), of("/final")),
+            ("run-7".into(), "run-7".into(), "final".into())
+        );
     }
 }

@@ -24,6 +24,10 @@ pub(crate) fn version() -> String {
 pub struct Identity {
     /// Name of the judge, as the rows give it.
     pub judge: Option<String>,
+    /// The snapshot that the judge's endpoint says it ran.
+    pub judge_reported: Option<String>,
+    /// The endpoint.
+    pub judge_url: Option<String>,
     /// SHA-256 of the judge's prompt template and rubric.
     pub prompt_sha256: Option<String>,
     /// SHA-256 of the question file.
@@ -57,12 +61,26 @@ impl Identity {
             let only = if values.len() == 1 { values.first() } else { None };
             Ok(only.filter(|value| !value.is_empty()).map(|value| (*value).to_owned()))
         };
+        // rows that do not say where they come from may stand with those that do: a refusal names no snapshot
+        let known = |name: &'static str| -> anyhow::Result<Option<String>> {
+            let values: BTreeSet<&str> =
+                rows.iter().map(|row| row.text(name)).filter(|v| !v.is_empty()).collect();
+            let listed = || values.iter().copied().collect::<Vec<_>>().join(" and ");
+            ensure!(
+                values.len() < 2 || mixed,
+                "the rows differ in {name} ({}): score them apart, or give --allow-different",
+                listed()
+            );
+            Ok((!values.is_empty()).then(listed))
+        };
         // the released files call the model's name model_id
         let model = common("model")?.or(common("model_id")?);
         // rows of different versions of flm may stand together
         let flm: BTreeSet<&str> = rows.iter().map(|row| row.text("flm")).filter(|v| !v.is_empty()).collect();
         Ok(Self {
             judge: common("judge")?,
+            judge_reported: known("judge_reported")?,
+            judge_url: known("judge_url")?,
             prompt_sha256: common("prompt_sha256")?,
             data_sha256: common("data_sha256")?,
             model,
@@ -89,6 +107,19 @@ impl Identity {
                 shown(a.as_deref()),
                 shown(b.as_deref())
             );
+        }
+        // one name may stand for different models: ask what the endpoints say of themselves
+        let reported = [
+            ("judge's endpoint", &self.judge_url, &other.judge_url),
+            ("judge's snapshot", &self.judge_reported, &other.judge_reported),
+        ];
+        for (what, a, b) in reported {
+            if let (Some(a), Some(b)) = (a, b) {
+                ensure!(
+                    a == b,
+                    "not comparable: the {what} differs ({a} and {b}); --allow-different compares all the same"
+                );
+            }
         }
         Ok(())
     }

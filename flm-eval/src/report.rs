@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use crate::provenance::{Identity, version};
 use crate::score::aggregate::Ratios;
+use crate::score::compare::Comparison;
 use crate::score::rows::{JudgedRow, QuestionId, read_rows};
-use crate::score::{Scores, score};
+use crate::score::{Expected, Reader, Scores, score};
 
 use crate::published::{PUBLISHED, Published};
 
@@ -24,9 +25,12 @@ pub struct Series {
     pub identity: Identity,
     /// Its scores.
     pub scores: Scores,
-    /// Strict totals divided by the baseline's.
+    /// Strict totals divided by the baseline's, both over the questions that both have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<Ratios>,
+    /// The whole comparison with the baseline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<Comparison>,
     /// The judgments themselves.
     #[serde(skip)]
     pub rows: Vec<JudgedRow>,
@@ -77,6 +81,7 @@ impl Report {
             let rows = read_rows(path)?;
             let identity =
                 Identity::of(&rows, allow_different).with_context(|| path.display().to_string())?;
+            let asked = Expected::beside(path)?;
             let folder = path
                 .canonicalize()
                 .ok()
@@ -86,7 +91,8 @@ impl Report {
             if series.iter().any(|other| other.label == label) {
                 label = format!("{label}, {folder}");
             }
-            series.push(Series { label, identity, scores: score(&rows, None), ratio: None, rows });
+            let scores = score(&rows, Reader { expected: asked.as_ref(), pattern: None })?;
+            series.push(Series { label, identity, scores, ratio: None, comparison: None, rows });
         }
         let (first, others) = series.split_first_mut().context("no judgments")?;
         let mut differences = Vec::new();
@@ -97,7 +103,9 @@ impl Report {
                 differences.push(format!("{error:#}"));
             }
             if baseline.is_some() {
-                other.ratio = Some(other.scores.strict.ratios(&first.scores.strict));
+                let comparison = Comparison::new(&other.rows, &other.scores, &first.scores);
+                other.ratio = Some(comparison.ratio.clone());
+                other.comparison = Some(comparison);
             }
         }
         let baseline = baseline.map(|_| series[0].label.clone());
@@ -120,14 +128,17 @@ impl Report {
         names
     }
 
-    /// Every question with each series' first row, by question id.
+    /// Every question with each series' counted or first row, by question id.
     pub fn questions(&self) -> BTreeMap<&QuestionId, Vec<Option<usize>>> {
         let mut questions: BTreeMap<&QuestionId, Vec<Option<usize>>> = BTreeMap::new();
         for (s, series) in self.series.iter().enumerate() {
             for (r, row) in series.rows.iter().enumerate() {
                 let slots =
                     questions.entry(&row.question_id).or_insert_with(|| vec![None; self.series.len()]);
-                slots[s] = slots[s].or(Some(r));
+                // the row that is counted, else the first
+                if slots[s].is_none() || series.scores.rows[r].counted {
+                    slots[s] = Some(r);
+                }
             }
         }
         questions

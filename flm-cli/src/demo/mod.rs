@@ -39,7 +39,7 @@ use flm_eval::RuleJudge;
 use flm_eval::read_rows;
 use flm_eval::write_whole;
 use flm_eval::{AnswerOptions, answer};
-use flm_eval::{Scores, score};
+use flm_eval::{Reader, score};
 use flm_eval::{read_answers, run};
 
 /// The built-in model as it comes, as PyTorch shards.
@@ -344,10 +344,13 @@ impl Demo<'_> {
         let judgments = out.join("judgments.jsonl");
         let list = read_answers(&answers, &questions.rubric)?;
         run(&list, &RuleJudge, &judgments, &mut |_| ())?;
-        let scores = score(&read_rows(&judgments)?, Some(&questions.ids()));
-        let (overall, [low, high]) = overall(&scores)?;
+        let scores =
+            score(&read_rows(&judgments)?, Reader { expected: Some(&questions.expected()), pattern: None })?;
+        let overall = scores.strict.overall.context("no overall score: a category is missing")?;
+        let interval =
+            scores.intervals.strict.overall.map(|[low, high]| format!(" (95 % {low:.2} – {high:.2})"));
         let did = format!("{} {name} SFT: {} answers to questions not trained on", MIDDLE, answered.answered);
-        let proved = format!("rule judge: {overall:.2} of 10 (95 % {low:.2} – {high:.2})");
+        let proved = format!("rule judge: {overall:.2} of 10{}", interval.unwrap_or_default());
         Ok((did, proved, answered.answered == questions.list.len()))
     }
 
@@ -357,18 +360,14 @@ impl Demo<'_> {
         let html = page(&report)?;
         let path = self.dir.join(PAGE);
         write_whole(&path, html.as_bytes())?;
-        let (before, after) = (overall(&report.series[0].scores)?, overall(&report.series[1].scores)?);
-        let apart = after.1[0] > before.1[1];
-        let proved = if apart { "better after SFT, the intervals apart" } else { "no clear difference" };
-        Ok((format!("one page, {}: {PAGE}", size(html.len() as u64)), proved.into(), apart))
+        let comparison = report.series[1].comparison.as_ref().context("no baseline")?;
+        let apart = comparison.intervals.overall.is_some_and(|[low, _]| low > 0.0);
+        let proved = match (comparison.difference.overall, comparison.intervals.overall) {
+            (Some(by), Some([low, high])) if apart => {
+                format!("better after SFT by {by:.2} (95 % {low:.2} – {high:.2})")
+            }
+            _ => "no clear difference".to_owned(),
+        };
+        Ok((format!("one page, {}: {PAGE}", size(html.len() as u64)), proved, apart))
     }
-}
-
-/// The strict overall score and its 95 % interval.
-fn overall(scores: &Scores) -> anyhow::Result<(f64, [f64; 2])> {
-    scores
-        .strict
-        .overall
-        .zip(scores.intervals.strict.overall)
-        .context("no overall score: a category is missing")
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::report::chart;
 use flm_eval::JudgedRow;
 use flm_eval::published;
-use flm_eval::{OVERALL, Score};
+use flm_eval::{OVERALL, Verdict};
 use flm_eval::{Report, gloss};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -57,20 +57,18 @@ fn title(report: &Report) -> String {
 
 /// What a reader wants to know first of a comparison with a baseline.
 fn verdicts(report: &Report) -> Vec<String> {
-    let Some((first, others)) = report.series.split_first().filter(|_| report.baseline.is_some()) else {
-        return Vec::new();
+    let Some(baseline) = &report.baseline else { return Vec::new() };
+    let verdict = |series: &flm_eval::Series| {
+        let comparison = series.comparison.as_ref()?;
+        let mut text = format!("{} against {baseline}: {}", series.label, comparison.verdict());
+        for (count, label) in [(comparison.only_here, &series.label), (comparison.only_baseline, baseline)] {
+            if count > 0 {
+                text += &format!("; {count} more of {label} alone");
+            }
+        }
+        Some(text + ".")
     };
-    let verdict = |other: &flm_eval::Series| {
-        let (a, b) = (first.scores.strict.overall?, other.scores.strict.overall?);
-        let (ia, ib) = (first.scores.intervals.strict.overall?, other.scores.intervals.strict.overall?);
-        let apart = if ia[1] < ib[0] || ib[1] < ia[0] {
-            "the intervals do not overlap"
-        } else {
-            "the intervals overlap"
-        };
-        Some(format!("{} differs from {} by {:+.2}; {apart}.", other.label, first.label, b - a))
-    };
-    others.iter().filter_map(verdict).collect()
+    report.series.iter().filter_map(verdict).collect()
 }
 
 fn series(index: usize, series: &flm_eval::Series) -> Json {
@@ -86,11 +84,14 @@ fn series(index: usize, series: &flm_eval::Series) -> Json {
         "reasoning": fixed(s.strict.reasoning),
         "language": fixed(s.strict.language),
         "released": fixed(s.released.overall),
+        "few": (!s.intervals.strict.too_few.is_empty()).then_some(s.intervals.strict.needed),
         "ratio": series.ratio.as_ref().and_then(|r| r.overall).map(|r| format!("{:.1} %", 100.0 * r)),
         "ledger": s.ledger,
         "clean": s.ledger.is_clean(),
         "identity": [
             ("judge", identity.judge.as_deref()),
+            ("judge's endpoint", identity.judge_url.as_deref()),
+            ("judge's snapshot, as reported", identity.judge_reported.as_deref()),
             ("judge's prompt, SHA-256", identity.prompt_sha256.as_deref()),
             ("questions, SHA-256", identity.data_sha256.as_deref()),
             ("model, digest", identity.model_digest.as_deref()),
@@ -109,8 +110,6 @@ fn categories(report: &Report) -> Vec<Json> {
         let mean = series.scores.strict.category(name);
         let interval = series.scores.intervals.strict.categories.get(name);
         let count = series.rows.iter().filter(|row| row.category == name).count();
-        // one question resampled is always itself: an interval without width would look like certainty
-        let interval = interval.filter(|_| count > 1);
         let bounds: Option<[f64; 2]> = interval.and_then(|i| serde_json::from_value(i.clone()).ok());
         json!({
             "mean": fixed(mean),
@@ -159,7 +158,7 @@ fn questions(report: &Report) -> Vec<Json> {
     for (id, slots) in report.questions() {
         let answer = |(s, slot): (usize, &Option<usize>)| {
             let series = &report.series[s];
-            slot.map(|r| answer(series.label.as_str(), s, &series.rows[r], series.scores.rows[r].score))
+            slot.map(|r| answer(series.label.as_str(), s, &series.rows[r], series.scores.rows[r].verdict))
         };
         let answers: Vec<Json> = slots.iter().enumerate().filter_map(answer).collect();
         let Some(row) = slots.iter().zip(&report.series).find_map(|(slot, s)| Some(&s.rows[(*slot)?])) else {
@@ -182,13 +181,15 @@ fn questions(report: &Report) -> Vec<Json> {
     views
 }
 
-fn answer(label: &str, index: usize, row: &JudgedRow, score: Score) -> Json {
-    let how = match score {
-        Score::Parsed(_) => "",
-        Score::Fallback(_) => "found outside the dict",
-        Score::Failed => "no score in the judgment",
-    };
-    let number = score.strict();
+fn answer(label: &str, index: usize, row: &JudgedRow, verdict: Verdict) -> Json {
+    let refused = row.is_refused().then(|| format!("the judge refused: {}", row.text("refused")));
+    let how = refused.unwrap_or_else(|| match verdict {
+        Verdict::Scored(_) => String::new(),
+        Verdict::OutOfRange(score) => format!("the score {score} is not between 1 and 10"),
+        Verdict::Ambiguous => "the judgment has different scores".into(),
+        Verdict::Missing => "no score in the judgment".into(),
+    });
+    let number = verdict.score();
     json!({
         "label": label,
         "class": format!("s{}", index % 6),
@@ -197,7 +198,7 @@ fn answer(label: &str, index: usize, row: &JudgedRow, score: Score) -> Json {
         "judgment": row.judgment,
         "number": number,
         "shown": number.map_or_else(|| "–".to_owned(), |n| n.to_string()),
-        "how": if number.is_none() && score != Score::Failed { "the score is not between 1 and 10" } else { how },
+        "how": how,
     })
 }
 

@@ -15,7 +15,7 @@ use crate::model::Progress;
 use crate::provenance::{sha256, version};
 use crate::rubric::Rubric;
 use crate::score::parse::parse;
-use crate::score::rows::QuestionId;
+use crate::score::rows::{QuestionId, lines, parse_line};
 
 /// An answer as its file has it.
 #[derive(Debug, Clone)]
@@ -53,11 +53,8 @@ pub struct Failure {
 pub fn read_answers(path: &Path, rubric: &Rubric) -> anyhow::Result<Vec<Answer>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (mut answers, mut ids) = (Vec::<Answer>::new(), HashSet::new());
-    for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let answer = serde_json::from_slice(line).context("not a JSON object").and_then(|fields| {
+    for (index, line) in lines(&bytes) {
+        let answer = parse_line(line).and_then(|fields| {
             let answer = Answer::new(fields, rubric)?;
             let id = &answer.case.question_id;
             ensure!(ids.insert(id.clone()), "question {id} is answered twice");

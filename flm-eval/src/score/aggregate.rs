@@ -13,15 +13,25 @@ pub struct Reading<'a> {
     pub category: &'a str,
     pub score: f64,
     pub rating: &'a Map<String, Value>,
-    /// Dimension values outside are left out; `None` takes all.
-    pub range: Option<(u64, u64)>,
+}
+
+/// Which rules the means follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    /// Those of the released scripts: a half needs every one of its categories (`show_result.py` divides by
+    /// all of them), and a row scored −1 counts for no dimension (`dimension_calculate.py`).
+    Released,
+    /// What is there: categories without rows are left out of their half, dimension values that are not
+    /// between 1 and 10 out of their mean; benchmarks with none of AlignBench's categories have the mean of
+    /// their categories as the overall score.
+    Strict,
 }
 
 /// AlignBench's table of one model.
 ///
 /// A half is the mean of its categories' means, and the overall score is the mean of the halves: each
-/// reasoning category weighs 1/4, each language category 1/12. Categories without rows are left out of
-/// their half; without any row of a half, there is no overall score.
+/// reasoning category weighs 1/4, each language category 1/12. What happens without rows of some category,
+/// [`Rules`] say.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Totals {
     /// Mean by category, AlignBench's eight first.
@@ -38,18 +48,21 @@ pub struct Totals {
 
 impl Totals {
     /// Means of the readings, by category and above.
-    pub fn new(readings: &[Reading<'_>]) -> Self {
+    pub fn new(readings: &[Reading<'_>], rules: Rules) -> Self {
         let mut scores: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         let mut dimensions: BTreeMap<String, (f64, usize)> = BTreeMap::new();
         for reading in readings {
             scores.entry(reading.category).or_default().push(reading.score);
             for (name, value) in reading.rating {
-                let Some(value) = value.as_u64() else { continue };
+                let Some(value) = value.as_f64() else { continue };
+                let usable = match rules {
+                    Rules::Released => reading.score != -1.0,
+                    Rules::Strict => (1.0..=10.0).contains(&value),
+                };
                 // the released script takes a name with a comma for a misread one
-                let usable = reading.range.is_none_or(|(low, high)| (low..=high).contains(&value));
                 if usable && !name.contains(',') {
                     let sum = dimensions.entry(name.clone()).or_default();
-                    *sum = (sum.0 + value as f64, sum.1 + 1);
+                    *sum = (sum.0 + value, sum.1 + 1);
                 }
             }
         }
@@ -57,7 +70,7 @@ impl Totals {
             *sum /= *count as f64;
         }
         let means = scores.into_iter().map(|(name, scores)| (name.to_owned(), mean(&scores))).collect();
-        let halves = Halves::new(&means);
+        let halves = Halves::new(&means, rules);
         Self {
             reasoning: halves.reasoning,
             language: halves.language,
@@ -111,14 +124,21 @@ pub(crate) struct Halves {
 }
 
 impl Halves {
-    pub(crate) fn new(means: &BTreeMap<String, f64>) -> Self {
+    pub(crate) fn new(means: &BTreeMap<String, f64>, rules: Rules) -> Self {
         let half = |names: &[&str]| {
             let present: Vec<f64> = names.iter().filter_map(|name| means.get(*name).copied()).collect();
-            (!present.is_empty()).then(|| mean(&present))
+            let enough = match rules {
+                Rules::Released => present.len() == names.len(),
+                Rules::Strict => !present.is_empty(),
+            };
+            enough.then(|| mean(&present))
         };
         let (reasoning, language) = (half(&REASONING), half(&LANGUAGE));
         let overall = reasoning.zip(language).map(|(reasoning, language)| (reasoning + language) / 2.0);
-        Self { reasoning, language, overall }
+        let foreign = REASONING.iter().chain(&LANGUAGE).all(|name| !means.contains_key(*name));
+        let own = (rules == Rules::Strict && foreign && !means.is_empty())
+            .then(|| means.values().sum::<f64>() / means.len() as f64);
+        Self { reasoning, language, overall: overall.or(own) }
     }
 }
 
@@ -158,25 +178,47 @@ mod tests {
             ("专业能力", 7.85),
         ];
         let empty = Map::new();
-        let readings: Vec<_> = row
-            .iter()
-            .map(|&(category, score)| Reading { category, score, rating: &empty, range: None })
-            .collect();
-        let totals = Totals::new(&readings);
+        let readings: Vec<_> =
+            row.iter().map(|&(category, score)| Reading { category, score, rating: &empty }).collect();
+        let totals = Totals::new(&readings, Rules::Released);
+        assert_eq!(totals, Totals::new(&readings, Rules::Strict));
         assert!((totals.overall.unwrap() - 6.226_666_666_666_667).abs() < 1e-12, "{totals:?}");
         assert_eq!(totals.categories.keys().next().unwrap(), "数学计算");
-        let half = Totals::new(&readings[..2]);
+        let half = Totals::new(&readings[..2], Rules::Strict);
         assert_eq!((half.language, half.overall), (None, None));
         let ratios = totals.ratios(&totals);
         assert_eq!((ratios.overall, ratios.categories.len()), (Some(1.0), 8));
     }
 
     #[test]
-    fn dimensions_skip_names_with_commas_and_what_is_out_of_range() {
+    fn without_a_category_the_released_scripts_have_no_half() {
+        let empty = Map::new();
+        let names = || REASONING.iter().chain(&LANGUAGE).filter(|name| **name != "角色扮演");
+        let readings: Vec<_> =
+            names().map(|category| Reading { category, score: 5.0, rating: &empty }).collect();
+        let released = Totals::new(&readings, Rules::Released);
+        assert_eq!((released.reasoning, released.language, released.overall), (Some(5.0), None, None));
+        assert_eq!(Totals::new(&readings, Rules::Strict).overall, Some(5.0));
+    }
+
+    #[test]
+    fn categories_of_other_benchmarks_have_their_mean() {
+        let empty = Map::new();
+        let reading = |category, score| Reading { category, score, rating: &empty };
+        let readings = [reading("a", 2.0), reading("a", 4.0), reading("b", 9.0)];
+        assert_eq!(Totals::new(&readings, Rules::Strict).overall, Some(6.0));
+        assert_eq!(Totals::new(&readings, Rules::Released).overall, None);
+    }
+
+    #[test]
+    fn dimensions_skip_names_with_commas_and_what_the_rules_say() {
         let rating = object(json!({"清晰度": 4, "甲', '乙": 3, "完备性": 12}));
-        let reading = |range| Reading { category: "x", score: 1.0, rating: &rating, range };
-        let names = |range| Totals::new(&[reading(range)]).dimensions.into_keys().collect::<Vec<_>>();
-        assert_eq!(names(None), ["完备性", "清晰度"]);
-        assert_eq!(names(Some((1, 10))), ["清晰度"]);
+        let names = |score, rules| {
+            let totals = Totals::new(&[Reading { category: "x", score, rating: &rating }], rules);
+            totals.dimensions.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(names(1.0, Rules::Released), ["完备性", "清晰度"]);
+        assert_eq!(names(-1.0, Rules::Released), [""; 0]);
+        assert_eq!(names(1.0, Rules::Strict), ["清晰度"]);
     }
 }

@@ -1,4 +1,10 @@
-//! Percentile bootstrap: questions are drawn again within their category.
+//! Intervals by the bootstrap: questions are drawn again within their category.
+//!
+//! Few questions a category make a plain percentile interval too narrow twice over: a resample's spread is
+//! that of n values about their own mean, not of n − 1, and normal quantiles know nothing of a spread that is
+//! itself uncertain. So drawn deviations are widened by √(n/(n−1)), and the quantiles' distance from the mean
+//! by Student's t over the normal quantile, with Welch and Satterthwaite's degrees of freedom. Below
+//! [`FEWEST`] rows, or where all rows are alike, even that promises too much, and there is no interval.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +12,13 @@ use flm_candle::Stream;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::score::aggregate::{Halves, Reading, mean};
+use crate::score::aggregate::{Halves, Reading, Rules, mean};
+
+/// Rows that a category needs for an interval.
+pub(crate) const FEWEST: usize = 7;
+
+/// The normal distribution's 97.5 % quantile.
+const NORMAL: f64 = 1.959_963_984_540_054;
 
 /// 95 % intervals, [low, high].
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -15,6 +27,10 @@ pub struct Intervals {
     pub reasoning: Option<[f64; 2]>,
     pub language: Option<[f64; 2]>,
     pub overall: Option<[f64; 2]>,
+    /// Categories with too few rows for an interval, and their rows.
+    pub too_few: BTreeMap<String, usize>,
+    /// Rows that each of them would need.
+    pub needed: usize,
     /// Draws that they come from.
     pub resamples: usize,
     /// Seed of the draws.
@@ -22,37 +38,99 @@ pub struct Intervals {
 }
 
 /// Intervals of every mean of `readings`.
-pub(super) fn intervals(readings: &[Reading<'_>], resamples: usize, seed: u64) -> Intervals {
+pub(super) fn intervals(readings: &[Reading<'_>], rules: Rules, resamples: usize, seed: u64) -> Intervals {
     let mut scores: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for reading in readings {
         scores.entry(reading.category).or_default().push(reading.score);
     }
+    let means: BTreeMap<String, f64> =
+        scores.iter().map(|(name, scores)| ((*name).to_owned(), mean(scores))).collect();
+    let centre = Halves::new(&means, rules);
     let mut random = Draws::new(seed);
     let mut by_category: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let (mut reasoning, mut language, mut overall) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..resamples {
-        let mut means = BTreeMap::new();
+        let mut drawn = BTreeMap::new();
         for (&category, scores) in &scores {
-            let drawn: Vec<f64> = scores.iter().map(|_| scores[random.below(scores.len())]).collect();
-            means.insert(category.to_owned(), mean(&drawn));
+            let n = scores.len() as f64;
+            let again = (0..scores.len()).map(|_| scores[random.below(scores.len())]).sum::<f64>() / n;
+            let widened = (again - means[category]) * (n / (n - 1.0).max(1.0)).sqrt();
+            drawn.insert(category.to_owned(), means[category] + widened);
         }
-        let halves = Halves::new(&means);
+        let halves = Halves::new(&drawn, rules);
         reasoning.extend(halves.reasoning);
         language.extend(halves.language);
         overall.extend(halves.overall);
-        for (category, mean) in means {
+        for (category, mean) in drawn {
             by_category.entry(category).or_default().push(mean);
         }
     }
-    let categories = by_category.into_iter().filter_map(|(name, draws)| Some((name, json!(middle(draws)?))));
+    // a mean above the categories is their weighed sum: each one's weight is what the mean gains by it
+    let weigh = |of: &dyn Fn(&Halves) -> Option<f64>| -> Option<Vec<(f64, &[f64])>> {
+        let here = of(&centre)?;
+        let gain = |name: &str| {
+            let mut moved = means.clone();
+            *moved.get_mut(name)? += 1.0;
+            Some(of(&Halves::new(&moved, rules))? - here)
+        };
+        let weights = scores.iter().filter_map(|(name, scores)| Some((gain(name)?, scores.as_slice())));
+        Some(weights.filter(|(weight, _)| weight.abs() > 1e-9).collect())
+    };
+    let above =
+        |of: &dyn Fn(&Halves) -> Option<f64>, draws: Vec<f64>| interval(of(&centre)?, &weigh(of)?, draws);
+    let categories = by_category.into_iter().filter_map(|(name, draws)| {
+        let found = interval(means[&name], &[(1.0, scores[name.as_str()].as_slice())], draws)?;
+        Some((name, json!(found)))
+    });
     Intervals {
         categories: categories.collect(),
-        reasoning: middle(reasoning),
-        language: middle(language),
-        overall: middle(overall),
+        reasoning: above(&|halves| halves.reasoning, reasoning),
+        language: above(&|halves| halves.language, language),
+        overall: above(&|halves| halves.overall, overall),
+        too_few: scores
+            .iter()
+            .filter(|(_, scores)| scores.len() < FEWEST)
+            .map(|(name, scores)| ((*name).to_owned(), scores.len()))
+            .collect(),
+        needed: FEWEST,
         resamples,
         seed,
     }
+}
+
+/// The interval of a weighed sum of categories' means; `None` with too few rows or without any spread.
+fn interval(centre: f64, parts: &[(f64, &[f64])], draws: Vec<f64>) -> Option<[f64; 2]> {
+    let (mut variance, mut fourth) = (0.0, 0.0);
+    for (weight, scores) in parts {
+        if scores.len() < FEWEST {
+            return None;
+        }
+        let n = scores.len() as f64;
+        let mean = mean(scores);
+        let squares: f64 = scores.iter().map(|score| (score - mean).powi(2)).sum();
+        let part = weight.powi(2) * squares / (n - 1.0) / n;
+        variance += part;
+        fourth += part.powi(2) / (n - 1.0);
+    }
+    if variance <= 0.0 {
+        return None;
+    }
+    let widen = student(variance.powi(2) / fourth) / NORMAL;
+    let [low, high] = middle(draws)?;
+    Some([centre + (low - centre) * widen, centre + (high - centre) * widen])
+}
+
+/// Student's 97.5 % quantile, by the normal one's expansion (Abramowitz and Stegun 26.7.5).
+fn student(freedom: f64) -> f64 {
+    let z = NORMAL;
+    let terms = [
+        (z.powi(3) + z) / 4.0,
+        (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / 96.0,
+        (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / 384.0,
+        (79.0 * z.powi(9) + 776.0 * z.powi(7) + 1482.0 * z.powi(5) - 1920.0 * z.powi(3) - 945.0 * z)
+            / 92160.0,
+    ];
+    terms.iter().zip(1..).fold(z, |sum, (term, power)| sum + term / freedom.powi(power))
 }
 
 /// The 2.5 % and 97.5 % quantiles, between neighbours by their distance.
@@ -108,13 +186,12 @@ mod tests {
             category,
             score: if i.is_multiple_of(2) { 4.0 } else { 6.0 },
             rating: &empty,
-            range: None,
         };
         let readings: Vec<_> = (0..400)
             .map(|i| reading(i, "数学计算"))
             .chain((0..400).map(|i| reading(i, "综合问答")))
             .collect();
-        let found = intervals(&readings, 4000, 1);
+        let found = intervals(&readings, Rules::Strict, 4000, 1);
         // the standard error of a mean of 400 values ±1 is 1/20
         let expected = [5.0 - 1.96 / 20.0, 5.0 + 1.96 / 20.0];
         let [low, high] = found.reasoning.unwrap();
@@ -122,7 +199,54 @@ mod tests {
         // the mean of two independent halves is √2 surer
         let [low, high] = found.overall.unwrap();
         assert!(((high - low) - 2.0 * 1.96 / 20.0 / 2f64.sqrt()).abs() < 0.01, "{low} {high}");
-        assert_eq!(found, intervals(&readings, 4000, 1));
-        assert_eq!(intervals(&[], 10, 1).overall, None);
+        assert_eq!(found, intervals(&readings, Rules::Strict, 4000, 1));
+        assert_eq!(intervals(&[], Rules::Strict, 10, 1).overall, None);
+    }
+
+    #[test]
+    fn the_quantiles_are_students() {
+        // from its table
+        for (freedom, quantile) in [(4.0, 2.776), (9.0, 2.262), (30.0, 2.042), (1e9, 1.960)] {
+            assert!((student(freedom) - quantile).abs() < 2e-3, "{freedom}: {}", student(freedom));
+        }
+    }
+
+    #[test]
+    fn an_interval_covers_the_truth_as_often_as_it_says_or_is_not_given() {
+        const WORLDS: u64 = 1500;
+        let empty = Map::new();
+        let names: Vec<&str> = crate::score::REASONING.into_iter().chain(crate::score::LANGUAGE).collect();
+        let mut random = Draws::new(7);
+        for rows in [1, 2, 3, 5, 7, 10, 50] {
+            let (mut given, mut overall, mut category) = (0, 0, 0);
+            for world in 0..WORLDS {
+                // scores from 1 to 10, all alike: the truth is 5.5 everywhere
+                let readings: Vec<Reading<'_>> = (0..8 * rows)
+                    .map(|i| Reading {
+                        category: names[i % 8],
+                        score: 1.0 + random.below(10) as f64,
+                        rating: &empty,
+                    })
+                    .collect();
+                let found = intervals(&readings, Rules::Strict, 400, world);
+                let covers = |[low, high]: [f64; 2]| u64::from((low..=high).contains(&5.5));
+                if let Some(interval) = found.overall {
+                    given += 1;
+                    overall += covers(interval);
+                }
+                let first = found.categories.get(names[0]).cloned();
+                category += first.map_or(0, |found| covers(serde_json::from_value(found).unwrap()));
+                assert_eq!(found.too_few.len(), if rows < FEWEST { 8 } else { 0 });
+            }
+            if rows < FEWEST {
+                assert_eq!((given, category), (0, 0), "{rows} rows");
+                continue;
+            }
+            let share = |covered: u64| covered as f64 / WORLDS as f64;
+            assert_eq!(given, WORLDS);
+            for (what, share) in [("overall", share(overall)), ("a category", share(category))] {
+                assert!((0.93..=0.97).contains(&share), "{rows} rows: {what} covered in {share}");
+            }
+        }
     }
 }

@@ -52,7 +52,7 @@ impl Serialize for Score {
 
 /// What a judgment says.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Parsed {
+pub(crate) struct Parsed {
     /// The last dict: names to integers, in the order of their first mention.
     pub rating: Map<String, Value>,
     /// The overall score.

@@ -17,7 +17,7 @@ use flm_eval::read_rows;
 use flm_eval::write_whole;
 use flm_eval::{AnswerOptions, Answered, answer};
 use flm_eval::{Judged, read_answers, run};
-use flm_eval::{Scores, score};
+use flm_eval::{Reader, Scores, score};
 
 /// Answer the questions of AlignBench, or of any file in its format; with a judge, also judge and score.
 ///
@@ -56,6 +56,9 @@ pub(crate) struct AlignBench {
     /// Seed of the sampling.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Name of the model in rows, tables and pages [default: its folder, or the run's for a run's `final`].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
     /// Give the question as it is, without a chat template.
     #[arg(long)]
     plain: bool,
@@ -88,7 +91,8 @@ impl AlignBench {
         }
         let answers_path = self.out.join("answers.jsonl");
         let answers = {
-            let model = local_model(&self.dir, &self.run, self.plain)?;
+            let mut model = local_model(&self.dir, &self.run, self.plain)?;
+            model.name = self.name.clone().unwrap_or(model.name);
             let batch = self.batch.unwrap_or(if model.streamed { 64 } else { 16 });
             let decoding = Decoding {
                 max_new_tokens: self.max_new_tokens,
@@ -114,7 +118,8 @@ impl AlignBench {
                 run(&list, judge.as_ref(), &path, &mut crate::commands::eval::bar(output, "judgments"))?;
             let rows = read_rows(&path)?;
             report.identity = Some(Identity::of(&rows, false)?);
-            report.scores = Some(score(&rows, Some(&questions.ids())));
+            let expected = questions.expected();
+            report.scores = Some(score(&rows, Reader { expected: Some(&expected), pattern: None })?);
             report.judgments = Some(judged);
             write_whole(&self.out.join("scores.json"), &serde_json::to_vec_pretty(&report)?)?;
         }
@@ -126,12 +131,14 @@ impl AlignBench {
     fn human(&self, report: &Report) -> String {
         let a = &report.answers;
         let mut text = format!(
-            "{}: {} answered in {} passes, {} answered before, {} empty, {} too long for the context",
+            "{}: {} answered in {} passes, {} answered before, {} empty, {} cut by --max-new-tokens, \
+             {} too long for the context",
             self.out.join("answers.jsonl").display(),
             a.answered,
             a.passes,
             a.already,
             a.empty,
+            a.cut,
             a.too_long
         );
         if let Some(judged) = &report.judgments {

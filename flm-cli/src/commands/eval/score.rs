@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
@@ -10,14 +11,15 @@ use crate::output::{Output, table};
 use flm_eval::Identity;
 use flm_eval::Questions;
 use flm_eval::read_rows;
-use flm_eval::{Ratios, Totals};
-use flm_eval::{Scores, score};
+use flm_eval::{Comparison, Ledger, Ratios, Totals};
+use flm_eval::{Expected, Reader, Scores, score, score_pattern};
 
 /// Turn saved judgments into scores: by category, by dimension, overall, with intervals.
 ///
 /// `released` is the table of AlignBench's own scripts with all their quirks (a judgment that they cannot
-/// read counts −1), `strict` leaves out what cannot be read or is not between 1 and 10, and the ledger
-/// says how many those are. The rows need question_id, category and judgment; files of the released
+/// read counts −1). `strict` reads the verdict: what the judge says after thinking, in the dict or JSON that
+/// stands by itself, or after 综合得分, or as [[n]]; two different scores are ambiguous and count for nothing,
+/// as do scores that are not between 1 and 10. The ledger says how many those are. The rows need question_id, category and judgment; files of the released
 /// scripts will do.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  flm eval score judgments.jsonl --questions AlignBench --json")]
@@ -27,9 +29,12 @@ pub(crate) struct Score {
     /// The questions, to count missing rows against: a JSONL file or a checkout of AlignBench.
     #[arg(long, value_name = "PATH")]
     questions: Option<PathBuf>,
-    /// Judgments of another model to divide by.
+    /// Judgments of another model to compare with, over the questions that both have.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
+    /// Read the score by this regular expression: the first group of its last match.
+    #[arg(long, value_name = "REGEX")]
+    pattern: Option<String>,
     /// Take together what differs in its judge, prompt, data or model.
     #[arg(long)]
     allow_different: bool,
@@ -48,15 +53,23 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Baseline {
     identity: Identity,
+    /// Over the questions that both have.
     strict: Totals,
-    /// Strict totals divided by the baseline's.
+    /// Strict totals divided by the baseline's, over the questions that both have.
     ratio: Ratios,
+    ledger: Ledger,
+    comparison: Comparison,
 }
 
 impl Score {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let questions = self.questions.as_deref().map(Questions::open).transpose()?;
-        let ids = questions.as_ref().map(Questions::ids);
+        let expected = match &questions {
+            Some(questions) => Some(questions.expected()),
+            None => Expected::beside(&self.judgments)?,
+        };
+        let pattern = self.pattern.as_deref().map(score_pattern).transpose()?;
+        let reader = Reader { expected: expected.as_ref(), pattern: pattern.as_ref() };
         let rows = read_rows(&self.judgments)?;
         let identity = Identity::of(&rows, self.allow_different)?;
         if let (Some(questions), Some(sha256)) = (&questions, &identity.data_sha256)
@@ -70,24 +83,69 @@ impl Score {
                 questions.sha256()
             );
         }
-        let scores = score(&rows, ids.as_deref());
+        let scores = score(&rows, reader)?;
         let baseline = match &self.baseline {
             None => None,
             Some(path) => {
-                let rows = read_rows(path)?;
-                let other = Identity::of(&rows, self.allow_different)?;
+                let other_rows = read_rows(path)?;
+                let other = Identity::of(&other_rows, self.allow_different)?;
                 if !self.allow_different {
                     identity.check_comparable(&other)?;
                 }
-                let strict = score(&rows, ids.as_deref()).strict;
-                Some(Baseline { identity: other, ratio: scores.strict.ratios(&strict), strict })
+                let theirs = score(&other_rows, reader)?;
+                let comparison = Comparison::new(&rows, &scores, &theirs);
+                ensure!(
+                    comparison.questions > 0,
+                    "{} and {} have no scored question in common: nothing to compare",
+                    self.judgments.display(),
+                    path.display()
+                );
+                let (alone, other_alone) = (comparison.only_here, comparison.only_baseline);
+                if alone + other_alone > 0 {
+                    output.warn(&format!(
+                        "compared over the {} questions that both have a score of; {alone} are only in {}, \
+                         {other_alone} only in {}",
+                        comparison.questions,
+                        self.judgments.display(),
+                        path.display()
+                    ));
+                }
+                Some(Baseline {
+                    identity: other,
+                    strict: comparison.baseline.clone(),
+                    ratio: comparison.ratio.clone(),
+                    ledger: theirs.ledger,
+                    comparison,
+                })
             }
         };
+        let readable = scores.ledger.strict.scored > 0;
+        if let Some(warning) = unreadable(&scores.ledger) {
+            output.warn(&warning);
+        }
         output.result(&Report { scores, identity, baseline }, |report| {
-            tables(&report.scores, &report.identity, report.baseline.as_ref().map(|b| &b.ratio))
+            let baseline = report.baseline.as_ref();
+            let mut text = tables(&report.scores, &report.identity, baseline.map(|b| &b.ratio));
+            if let Some(baseline) = baseline {
+                text += &format!("\nagainst the baseline: {}", baseline.comparison.verdict());
+                text += &format!("\nbaseline: {}", ledger(&baseline.ledger));
+            }
+            text
         })?;
-        Ok(true)
+        Ok(readable)
     }
+}
+
+/// A warning where more than one row in a hundred has no verdict.
+pub(crate) fn unreadable(ledger: &Ledger) -> Option<String> {
+    let without = ledger.strict.missing + ledger.strict.ambiguous;
+    (100 * without > ledger.rows).then(|| {
+        format!(
+            "{without} of {} judgments have no verdict that can be read: judge them again \
+             (flm eval judge --again unreadable), or give the form of the score with --pattern",
+            ledger.rows
+        )
+    })
 }
 
 /// Scores for people; `ratio` is to a baseline.
@@ -134,17 +192,24 @@ pub(crate) fn tables(s: &Scores, identity: &Identity, ratio: Option<&Ratios>) ->
         .iter()
         .map(|(name, (mean, count))| vec![name.clone(), format!("{mean:.2}"), count.to_string()]);
     let l = &s.ledger;
+    let judge = match &identity.judge_reported {
+        Some(reported) => format!("{} ({reported})", identity.judge_label()),
+        None => identity.judge_label().to_owned(),
+    };
     let mut text = format!(
-        "judge: {}\n\n{}\n{}\n{} rows: {} parsed, {} by fallback, {} failed, {} out of range",
-        identity.judge_label(),
+        "judge: {judge}\n\n{}\n{}\n{}",
         table(&header, rows, true),
         table(&["dimension", "mean", "rows"], dimensions, true),
-        l.rows,
-        l.parsed,
-        l.fallback,
-        l.failed,
-        l.out_of_range
+        ledger(l),
     );
+    if !intervals.too_few.is_empty() {
+        let few = intervals.too_few.iter().map(|(name, rows)| format!("{name} {rows}"));
+        text += &format!(
+            "\nno interval with fewer than {} rows a category: {}",
+            intervals.needed,
+            few.collect::<Vec<_>>().join(", ")
+        );
+    }
     for (what, ids) in [("duplicate", &l.duplicates), ("missing", &l.missing), ("unknown", &l.unknown)] {
         if !ids.is_empty() {
             let first: Vec<_> = ids.iter().take(10).map(ToString::to_string).collect();
@@ -152,12 +217,38 @@ pub(crate) fn tables(s: &Scores, identity: &Identity, ratio: Option<&Ratios>) ->
             text += &format!("\n{} {what}: {}{more}", ids.len(), first.join(", "));
         }
     }
-    for (what, names) in [
-        ("no row in", l.missing_categories.join(", ")),
-        ("not AlignBench's, outside the overall score:", l.other_categories.join(", ")),
-    ] {
+    for (what, names) in
+        [("no row in", l.missing_categories.join(", ")), ("not AlignBench's:", l.other_categories.join(", "))]
+    {
         if !names.is_empty() {
             text += &format!("\n{what} {names}");
+        }
+    }
+    text
+}
+
+/// What scores are made of, in a line.
+fn ledger(l: &Ledger) -> String {
+    let mut text = format!(
+        "{} rows: {} parsed, {} by fallback, {} failed, {} out of range (released); \
+         {} scored, {} ambiguous, {} out of range, {} without a score (strict)",
+        l.rows,
+        l.parsed,
+        l.fallback,
+        l.failed,
+        l.out_of_range,
+        l.strict.scored,
+        l.strict.ambiguous,
+        l.strict.out_of_range,
+        l.strict.missing
+    );
+    for (count, what) in [
+        (l.refused, "refused by the judge"),
+        (l.replaced, "replaced by a later judgment"),
+        (l.without_reference, "judged without a reference"),
+    ] {
+        if count > 0 {
+            text += &format!("; {count} {what}");
         }
     }
     text

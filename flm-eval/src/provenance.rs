@@ -26,7 +26,7 @@ pub struct Identity {
     pub judge: Option<String>,
     /// The snapshot that the judge's endpoint says it ran.
     pub judge_reported: Option<String>,
-    /// The endpoint.
+    /// Address of the endpoint that judged, without keys and queries.
     pub judge_url: Option<String>,
     /// SHA-256 of the judge's prompt template and rubric.
     pub prompt_sha256: Option<String>,

@@ -90,6 +90,43 @@ fn rows_are_what_the_files_alone_give_and_the_total_is_their_sum() {
 }
 
 #[test]
+fn bytes_are_those_of_the_scored_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = word_model(dir.path());
+    std::fs::write(model.join("tokenizer_config.json"), json!({"bos_token": "<s>"}).to_string()).unwrap();
+    let path = dir.path().join("text.txt");
+    // 33 words of 4 bytes, every one a token, and a space after each but the last
+    let words: Vec<String> = (0..33).map(|i| format!("w{}", 100 + i)).collect();
+    std::fs::write(&path, words.join(" ")).unwrap();
+    let run = |text: &Path, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+        command.args(["eval", "perplexity", "--json"]).arg(&model).arg("--text").arg(text).args(more);
+        json_of(&command.output().unwrap())
+    };
+    let all = 33 * 4 + 32;
+    // windows of 8: five windows, of which the last is one token; each one's first token has no score
+    for (more, scored, bytes) in [
+        (&["--context", "8"][..], 28, all - 5 * 4),
+        (&["--context", "8", "--stride", "4"], 32, all - 4),
+        (&["--context", "8", "--bos"], 33, all),
+        (&["--context", "64"], 32, all - 4),
+    ] {
+        let report = run(&path, more);
+        assert_eq!((&report["scored"], &report["bytes"]), (&json!(scored), &json!(bytes)), "{more:?}");
+        let bits = report["nll"].as_f64().unwrap() / 2f64.ln() / f64::from(bytes);
+        assert!((report["bits_per_byte"].as_f64().unwrap() - bits).abs() < 1e-12, "{more:?}");
+    }
+    // a text of one token
+    let one = dir.path().join("one.txt");
+    std::fs::write(&one, "w100").unwrap();
+    let report = run(&one, &["--bos", "--context", "8"]);
+    assert_eq!(
+        (&report["scored"], &report["bytes"], &report["files"][0]["too_short"]),
+        (&json!(1), &json!(4), &json!(0))
+    );
+}
+
+#[test]
 fn what_cannot_be_scored_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let model = word_model(dir.path());

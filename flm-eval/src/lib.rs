@@ -30,7 +30,7 @@ pub use crate::judge::prompt::Prompt;
 pub use crate::judge::rule::RuleJudge;
 pub use crate::judge::run::{Judged, read_answers, run};
 pub use crate::model::{Cost, Decoding, LocalModel, Progress};
-pub use crate::perplexity::{Cut, Measures, Sums, Tokenised};
+pub use crate::perplexity::{Cut, Measures, Pieces, Sums, Tokenised};
 pub use crate::provenance::Identity;
 pub use crate::report::{Report, Series, find, gloss};
 pub use crate::rubric::Rubric;

@@ -8,14 +8,16 @@ use std::path::PathBuf;
 use crate::arguments::{RunArgs, open, tokenizer};
 use crate::commands::eval::texts::TextFile;
 use crate::output::{Output, count, table};
-use flm_eval::{Cut, Measures, Sums, Tokenised};
+use flm_eval::{Cut, Measures, Pieces, Sums, Tokenised};
 
 /// Measure how well a model predicts texts: perplexity and bits per byte, by domain.
 ///
 /// A text is tokenised as a whole and cut into windows of --context tokens that start every --stride
 /// tokens; a token is scored once, in the first window that has it after its first position. Padding
-/// rows of the vocabulary get no probability. Bits per byte can be compared between models with different
-/// tokenizers, perplexities cannot.
+/// rows of the vocabulary get no probability. Without --bos, a window's first token has nothing before it:
+/// where no earlier window has it, it is not scored and its bytes do not count. With --bos every token is
+/// scored, over all bytes: bits per byte can then be compared between models with different tokenizers;
+/// perplexities cannot.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm eval perplexity ./Tele-FLM --text book.txt --context 512 --json\n  \
@@ -38,7 +40,7 @@ pub(crate) struct Perplexity {
     /// Use the first N bytes of each file's texts.
     #[arg(long, value_name = "N")]
     max_bytes: Option<usize>,
-    /// Put the beginning-of-text token before every window.
+    /// Put the beginning-of-text token before every window (end-of-text, where there is none): all is scored.
     #[arg(long)]
     bos: bool,
     #[command(flatten)]
@@ -59,7 +61,7 @@ struct FileReport {
     path: PathBuf,
     /// How many were scored.
     texts: usize,
-    /// Texts of fewer than two tokens, of which nothing can be scored.
+    /// Texts of which nothing can be scored: of fewer than two tokens, with --bos of none.
     too_short: usize,
     #[serde(flatten)]
     measures: Measures,
@@ -78,23 +80,27 @@ impl Perplexity {
             self.context + usize::from(self.bos) <= longest,
             "the model's context is {longest} tokens: lower --context"
         );
-        let bos = match (self.bos, tokenizer.bos_id()) {
+        // a model without a beginning-of-text token has seen texts begin after the end of others
+        let bos = match (self.bos, tokenizer.bos_id().or(tokenizer.eos_id())) {
             (false, _) => None,
             (true, Some(id)) => Some(id),
-            (true, None) => bail!("--bos: the tokenizer has no beginning-of-text token"),
+            (true, None) => {
+                bail!("--bos: the tokenizer has neither a beginning-of-text nor an end-of-text token")
+            }
         };
         let cut = Cut { context: self.context, stride, bos };
+        let pieces = Pieces::new(&tokenizer);
         // every file is read before the model is loaded: what is wrong with one shows at once
         let tokenised = files
             .into_iter()
             .map(|file| {
                 let texts = file.texts(self.max_bytes)?;
                 let all = texts.len();
-                let texts = texts.iter().map(|text| Tokenised::new(text, &tokenizer, cut));
+                let texts = texts.iter().map(|text| Tokenised::new(text, &tokenizer, &pieces, cut));
                 let texts = texts.filter_map(Result::transpose).collect::<anyhow::Result<Vec<_>>>()?;
                 ensure!(
                     !texts.is_empty(),
-                    "{}: no text of two tokens or more: nothing to score",
+                    "{}: no text of two tokens or more: nothing to score without --bos",
                     file.path.display()
                 );
                 Ok((file, all - texts.len(), texts))

@@ -137,8 +137,26 @@ fn a_dry_run_says_what_it_would_take_and_a_checkpoint_can_judge() {
     let (judge, template) = (model.to_str().unwrap(), template.to_str().unwrap());
     let more = ["--judge-dir", judge, "--judge-template", template, "--judge-max-new-tokens", "4"];
     let (ok, report, error) = alignbench(&model, &questions, &out, &more);
+    // what it says is noise without an end, which is no judgment
+    assert!(!ok, "{error}");
+    assert_eq!((&report["judgments"]["judged"], &report["scores"]), (&json!(0), &Value::Null));
+    let failed = report["judgments"]["failed"].as_array().unwrap();
+    assert_eq!(failed.len(), 7);
+    assert!(failed[0]["why"].as_str().unwrap().contains("--judge-max-new-tokens"), "{}", failed[0]);
+}
+
+#[test]
+fn a_raised_limit_asks_only_what_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, questions) = checkpoint_and_questions(dir.path());
+    let out = dir.path().join("out");
+    let run = |limit: &str| alignbench(&model, &questions, &out, &["--limit", limit, "--name", "my model"]);
+    let (ok, report, error) = run("2");
+    assert!(ok && report["answers"]["answered"] == json!(2), "{error}");
+    // more categories than before: the settings are the same
+    let (ok, report, error) = run("7");
     assert!(ok, "{error}");
-    assert_eq!(report["judgments"]["judged"], json!(7));
-    // what it says is noise, which the ledger shows
-    assert_eq!(report["scores"]["ledger"]["failed"], json!(7));
+    assert_eq!((&report["answers"]["answered"], &report["answers"]["already"]), (&json!(5), &json!(2)));
+    assert_eq!(report["answers"]["model"], "my model");
+    assert!(report["answers"]["cut"].as_u64() <= Some(7) && report["answers"]["cut"].is_u64());
 }

@@ -187,10 +187,15 @@ fn one_answer_that_cannot_be_judged_fails_alone() {
     let answers = write_answers(dir.path(), 30);
     let server = JudgeServer::start(|id, _| (id == 17).then_some(Fault::BadRequest));
     let (ok, report, _) = run(&mut judge(&answers, &server, &[]));
-    assert!(!ok);
-    assert_eq!(report["judged"], json!(29));
-    assert_eq!(report["failed"][0]["question_id"], json!(17));
-    assert!(report["failed"][0]["why"].as_str().unwrap().contains("HTTP 400"));
+    // refused for what it says: a row with the reason, and no failure of the run
+    assert!(ok, "{report}");
+    assert_eq!((&report["judged"], &report["refused"]), (&json!(30), &json!(1)));
+    let refused: Vec<Value> = rows(&dir.path().join("judgments.jsonl"))
+        .into_iter()
+        .filter(|row| row.get("refused").is_some())
+        .collect();
+    assert_eq!((refused.len(), &refused[0]["question_id"]), (1, &json!(17)));
+    assert!(refused[0]["refused"].as_str().unwrap().contains("HTTP 400"));
     // down for good: the run stops instead of trying every answer
     let down = JudgeServer::start(|_, _| Some(Fault::ServerError));
     let out = dir.path().join("other.jsonl");
@@ -233,4 +238,108 @@ fn the_rule_is_deterministic_and_labelled() {
     let scores: Vec<Value> =
         rows(&dir.path().join("judgments.jsonl")).iter().map(|row| row["score"].clone()).collect();
     assert_eq!(scores, [json!(10), json!(1)]);
+}
+
+#[test]
+fn refused_answers_never_end_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 80);
+    let server = JudgeServer::start(|id, _| (id % 80 < 40).then_some(Fault::Flagged));
+    let (ok, report, error) = run(&mut judge(&answers, &server, &["--judge-concurrency", "1"]));
+    assert!(ok, "{error}");
+    assert_eq!((&report["judged"], &report["refused"]), (&json!(80), &json!(40)));
+    assert!(error.contains("40 were refused"), "{error}");
+    assert!(server.times().values().all(|times| times.len() == 1), "refusals are not asked again");
+}
+
+#[test]
+fn a_cut_judgment_is_a_failure_and_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 20);
+    let server = JudgeServer::start(|id, tries| (id % 5 == 0 && tries == 1).then_some(Fault::CutByLimit));
+    let (ok, report, _) = run(&mut judge(&answers, &server, &["--judge-concurrency", "1"]));
+    assert!(!ok);
+    assert_eq!((&report["judged"], report["failed"].as_array().unwrap().len()), (&json!(16), 4));
+    assert!(report["failed"][0]["why"].as_str().unwrap().contains("--judge-max-tokens"), "{report}");
+    let (ok, report, _) = run(&mut judge(&answers, &server, &[]));
+    assert!(ok && report["judged"] == json!(4) && report["already"] == json!(16), "{report}");
+}
+
+#[test]
+fn what_no_request_can_mend_stops_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 80);
+    let server = JudgeServer::start(|_, _| Some(Fault::WrongParameter));
+    let (ok, _, error) = run(&mut judge(&answers, &server, &["--judge-concurrency", "2"]));
+    assert!(!ok && error.contains("temperature is not supported"), "{error}");
+    assert!(server.times().values().map(Vec::len).sum::<usize>() <= 9);
+}
+
+#[test]
+fn requests_are_as_the_endpoint_wants_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 3);
+    let server = JudgeServer::start(|_, _| Some(Fault::Stream));
+    let url = format!("{}?api-version=1", server.url());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+    command.args(["eval", "judge", "--json"]).arg(&answers).args([
+        "--judge-url",
+        &url,
+        "--judge-model",
+        "mock",
+    ]);
+    command.args(["--judge-temperature", "none", "--judge-stream", "--judge-max-tokens", "77"]);
+    command.args(["--judge-field", "enable_thinking=false", "--judge-header", "api-key: $AZURE_KEY"]);
+    command.env("AZURE_KEY", "azure-0123456789").env("NO_PROXY", "*").env_remove("OPENAI_API_KEY");
+    let (ok, report, error) = run(&mut command);
+    assert!(ok && report["judged"] == json!(3), "{error}");
+    for body in server.bodies() {
+        assert!(body.get("temperature").is_none());
+        let sent = (&body["stream"], &body["max_tokens"], &body["enable_thinking"]);
+        assert_eq!(sent, (&json!(true), &json!(77), &json!(false)));
+    }
+    assert!(server.headers().iter().any(|line| line == "api-key: azure-0123456789"));
+    for row in rows(&dir.path().join("judgments.jsonl")) {
+        assert_eq!((&row["judge_temperature"], &row["judge_max_tokens"]), (&Value::Null, &json!(77)));
+        assert!(!row.to_string().contains("azure-0123456789"));
+    }
+}
+
+#[test]
+fn unreadable_judgments_are_judged_again_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 10);
+    let server = JudgeServer::start(|id, tries| (id <= 2 && tries == 1).then_some(Fault::NoScore));
+    let (ok, report, error) = run(&mut judge(&answers, &server, &[]));
+    assert!(ok && report["unreadable"] == json!(2), "{report}");
+    assert!(error.contains("no verdict that can be read"), "{error}");
+    let (_, report, _) = run(&mut judge(&answers, &server, &[]));
+    assert_eq!((&report["judged"], &report["unreadable"]), (&json!(0), &json!(2)));
+    let (ok, report, _) = run(&mut judge(&answers, &server, &["--again", "unreadable"]));
+    assert!(ok && report["judged"] == json!(2) && report["unreadable"] == json!(0), "{report}");
+    let mut score = Command::new(env!("CARGO_BIN_EXE_flm"));
+    let (ok, scores, _) =
+        run(score.args(["eval", "score", "--json"]).arg(dir.path().join("judgments.jsonl")));
+    assert!(ok);
+    let ledger = &scores["ledger"];
+    assert_eq!((&ledger["rows"], &ledger["replaced"], &ledger["failed"]), (&json!(12), &json!(2), &json!(0)));
+    assert_eq!((&ledger["strict"]["scored"], &ledger["duplicates"]), (&json!(10), &json!([])));
+}
+
+#[test]
+fn judges_of_one_name_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 8);
+    let server = JudgeServer::start(|id, tries| match (id <= 4, tries) {
+        (true, _) => None,
+        (false, 1) => Some(Fault::WrongParameter),
+        _ => Some(Fault::OtherSnapshot),
+    });
+    let (ok, report, _) = run(&mut judge(&answers, &server, &["--judge-concurrency", "1"]));
+    assert!(!ok && report["judged"] == json!(4), "{report}");
+    let (ok, _, error) = run(&mut judge(&answers, &server, &["--judge-concurrency", "1"]));
+    assert!(!ok && error.contains("mock-1106") && error.contains("mock-0613"), "{error}");
+    let other = JudgeServer::start(|_, _| None);
+    let (ok, _, error) = run(&mut judge(&answers, &other, &[]));
+    assert!(!ok && error.contains("a judgment of a judge at another address"), "{error}");
 }

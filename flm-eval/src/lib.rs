@@ -28,7 +28,7 @@ pub use crate::judge::endpoint::{Endpoint, EndpointOptions};
 pub use crate::judge::local::LocalJudge;
 pub use crate::judge::prompt::Prompt;
 pub use crate::judge::rule::RuleJudge;
-pub use crate::judge::run::{Judged, read_answers, run};
+pub use crate::judge::run::{Again, JudgeOptions, Judged, read_answers, run};
 pub use crate::model::{Cost, Decoding, LocalModel, Progress};
 pub use crate::perplexity::{Cut, Measures, Pieces, Sums, Tokenised};
 pub use crate::provenance::Identity;

@@ -29,6 +29,18 @@ pub enum Fault {
     Reset,
     Unauthorized,
     BadRequest,
+    /// 400 about how the judge is asked.
+    WrongParameter,
+    /// 403 about one answer.
+    Flagged,
+    /// A judgment with a score in it that was cut by the token limit.
+    CutByLimit,
+    /// A judgment that says no score.
+    NoScore,
+    /// A judgment in a stream.
+    Stream,
+    /// A judgment by another snapshot.
+    OtherSnapshot,
     /// A judgment, after a while.
     Slow(Duration),
 }
@@ -39,6 +51,8 @@ struct Log {
     answered: BTreeMap<u64, usize>,
     keys: Vec<String>,
     temperatures: BTreeSet<String>,
+    bodies: Vec<Value>,
+    headers: Vec<String>,
 }
 
 /// Judges `q-17-q` with the score 1 + 17 % 10.
@@ -83,6 +97,16 @@ impl JudgeServer {
         self.log.lock().unwrap().keys.clone()
     }
 
+    /// The requests' bodies.
+    pub fn bodies(&self) -> Vec<Value> {
+        self.log.lock().unwrap().bodies.clone()
+    }
+
+    /// The requests' header lines.
+    pub fn headers(&self) -> Vec<String> {
+        self.log.lock().unwrap().headers.clone()
+    }
+
     pub fn temperatures_seen(&self) -> BTreeSet<String> {
         self.log.lock().unwrap().temperatures.clone()
     }
@@ -91,14 +115,18 @@ impl JudgeServer {
 /// Serves one request; whether the connection may be used again.
 fn serve(stream: &TcpStream, log: &Mutex<Log>, plan: &Plan) -> std::io::Result<bool> {
     let mut reader = BufReader::new(stream);
-    let (mut line, mut length, mut key) = (String::new(), 0, String::new());
+    let (mut line, mut length, mut key, mut headers) = (String::new(), 0, String::new(), Vec::new());
     if reader.read_line(&mut line)? == 0 {
         return Ok(false);
     }
-    assert!(line.starts_with("POST /v1/chat/completions "), "{line}");
+    assert!(
+        line.starts_with("POST /v1/chat/completions ") || line.starts_with("POST /v1/chat/completions?"),
+        "{line}"
+    );
     loop {
         let mut header = String::new();
         reader.read_line(&mut header)?;
+        headers.push(header.trim().to_owned());
         match header.trim().split_once(": ") {
             None => break,
             Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
@@ -117,6 +145,8 @@ fn serve(stream: &TcpStream, log: &Mutex<Log>, plan: &Plan) -> std::io::Result<b
     let tries = {
         let mut log = log.lock().unwrap();
         log.keys.push(key.clone());
+        log.headers.append(&mut headers);
+        log.bodies.push(body.clone());
         log.temperatures.insert(body["temperature"].to_string());
         let times = log.times.entry(id).or_default();
         times.push(Instant::now());
@@ -157,6 +187,21 @@ fn serve(stream: &TcpStream, log: &Mutex<Log>, plan: &Plan) -> std::io::Result<b
                 Fault::EmptyContent => (200, completion(json!(" \n"))),
                 Fault::NullContent => (200, completion(Value::Null)),
                 Fault::Unauthorized => (401, format!("Incorrect API key provided: {key}")),
+                Fault::WrongParameter => (400, "temperature is not supported by this model".to_owned()),
+                Fault::Flagged => (403, "input flagged by moderation".to_owned()),
+                Fault::CutByLimit => (
+                    200,
+                    good.replace("\"role\"", "\"x\"").replace("}}]", "},\"finish_reason\":\"length\"}]"),
+                ),
+                Fault::NoScore => (200, completion(json!("抱歉，我无法评价。"))),
+                Fault::Stream => (
+                    200,
+                    format!(
+                        "data: {}\n\ndata: [DONE]\n\n",
+                        json!({"choices": [{"delta": {"content": judgment}}]})
+                    ),
+                ),
+                Fault::OtherSnapshot => (200, good.replace("mock-0613", "mock-1106")),
                 Fault::BadRequest => (400, "content policy".to_owned()),
                 _ => (500, "overloaded".to_owned()),
             };

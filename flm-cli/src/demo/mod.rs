@@ -33,6 +33,7 @@ use crate::arguments::{RunArgs, local_model};
 use crate::output::{Output, count, size};
 use crate::report::page::page;
 use flm_eval::Decoding;
+use flm_eval::JudgeOptions;
 use flm_eval::Questions;
 use flm_eval::Report as EvalReport;
 use flm_eval::RuleJudge;
@@ -343,7 +344,7 @@ impl Demo<'_> {
         let answered = answer(&questions, &local, &options, &answers, &mut |_| ())?;
         let judgments = out.join("judgments.jsonl");
         let list = read_answers(&answers, &questions.rubric)?;
-        run(&list, &RuleJudge, &judgments, &mut |_| ())?;
+        run(&list, &RuleJudge, &JudgeOptions::default(), &judgments, &mut |_| ())?;
         let scores =
             score(&read_rows(&judgments)?, Reader { expected: Some(&questions.expected()), pattern: None })?;
         let overall = scores.strict.overall.context("no overall score: a category is missing")?;

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::judge::backoff::{retry_after, wait};
 use crate::judge::prompt::Prompt;
+use crate::judge::reply::{self, Unusable, excerpt, is_about_content};
 use crate::judge::{Case, Judge, Sink, Verdict};
 
 /// No judgment is longer.
@@ -37,6 +38,16 @@ pub struct EndpointOptions {
     pub retry_wait: Duration,
     /// Requests in flight.
     pub concurrency: usize,
+    /// More fields of the request's body; they go before those that are sent anyway.
+    pub fields: Map<String, Value>,
+    /// More headers; never shown, never stored.
+    pub headers: Vec<(String, String)>,
+    /// Tokens that a judgment may have; the endpoint's own limit without.
+    pub max_tokens: Option<u64>,
+    /// Not sent where there is none.
+    pub temperature: Option<f64>,
+    /// Ask for the judgment as a stream.
+    pub stream: bool,
 }
 
 /// An OpenAI-compatible endpoint.
@@ -55,6 +66,8 @@ enum Problem {
     Fatal(String),
     /// This one will not.
     Hopeless(String),
+    /// It may next time, but hardly later.
+    Doubtful(String),
     /// It may next time.
     Passing { why: String, after: Option<Duration> },
 }
@@ -68,12 +81,10 @@ impl Endpoint {
         if !options.url.starts_with("http://") && !options.url.starts_with("https://") {
             bail!("--judge-url {}: expected http://… or https://…", options.url);
         }
-        let base = options.url.trim_end_matches('/');
-        let url = if base.ends_with("/chat/completions") {
-            base.to_owned()
-        } else {
-            format!("{base}/chat/completions")
-        };
+        // a query, as Azure's api-version, stays at the end
+        let (base, query) = options.url.split_at(options.url.find('?').unwrap_or(options.url.len()));
+        let base = base.trim_end_matches('/').trim_end_matches("/chat/completions");
+        let url = format!("{base}/chat/completions{query}");
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(options.timeout))
@@ -86,14 +97,30 @@ impl Endpoint {
 
     fn ask(&self, prompt: &str) -> Result<Verdict, Problem> {
         let passing = |why: String| Problem::Passing { why, after: None };
-        let body = json!({
+        let mut body = json!({
             "model": self.options.model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
         });
+        if let Some(temperature) = self.options.temperature {
+            // 0, not 0.0: some endpoints look at the text
+            let whole = temperature.fract() == 0.0 && temperature.abs() < 1e9;
+            body["temperature"] = if whole { (temperature as i64).into() } else { temperature.into() };
+        }
+        if let Some(limit) = self.options.max_tokens {
+            body["max_tokens"] = limit.into();
+        }
+        if self.options.stream {
+            body["stream"] = true.into();
+        }
+        for (name, value) in &self.options.fields {
+            body[name.as_str()] = value.clone();
+        }
         let mut request = self.agent.post(&self.url).content_type("application/json");
         if let Some(key) = &self.options.key {
             request = request.header("authorization", format!("Bearer {key}"));
+        }
+        for (name, value) in &self.options.headers {
+            request = request.header(name, value);
         }
         let mut response = request.send(body.to_string()).map_err(|error| match error {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => Problem::Fatal(error.to_string()),
@@ -105,28 +132,27 @@ impl Endpoint {
         if status != 200 {
             let said = body.map(|body| excerpt(&body)).unwrap_or_default();
             let why = self.without_key(format!("HTTP {status}: {said}"));
-            return Err(match status {
-                401 | 403 => Problem::Fatal(format!("{why} (the key is read from {})", self.options.key_env)),
-                404 => Problem::Fatal(format!("{why} (is it the right --judge-url and --judge-model?)")),
-                408 | 409 | 425 | 429 | 500.. => Problem::Passing { why, after },
-                300..=399 => Problem::Fatal(format!("{why} (redirects are not followed)")),
-                _ => Problem::Hopeless(why),
-            });
+            let quota = said.contains("insufficient_quota");
+            return match status {
+                400 | 403 | 422 if is_about_content(&said) => Ok(Verdict::refused(why)),
+                413 => Ok(Verdict::refused(why)),
+                401 => Err(Problem::Fatal(format!("{why} (the key is read from {})", self.options.key_env))),
+                403 => {
+                    Err(Problem::Hopeless(format!("{why} (the key is read from {})", self.options.key_env)))
+                }
+                404 => Err(Problem::Fatal(format!("{why} (is it the right --judge-url and --judge-model?)"))),
+                429 if quota => Err(Problem::Fatal(why)),
+                408 | 409 | 425 | 429 | 500.. => Err(Problem::Passing { why, after }),
+                300..=399 => Err(Problem::Fatal(format!("{why} (redirects are not followed)"))),
+                _ => Err(Problem::Hopeless(why)),
+            };
         }
         let body = body.map_err(|error| passing(format!("the answer was cut: {error}")))?;
-        let json: Value = serde_json::from_slice(&body).map_err(|error| {
-            passing(self.without_key(format!("malformed JSON ({error}): {}", excerpt(&body))))
-        })?;
-        match json.pointer("/choices/0/message/content").and_then(Value::as_str) {
-            Some(text) if !text.trim().is_empty() => Ok(Verdict {
-                judgment: text.to_owned(),
-                reported_model: json.get("model").and_then(Value::as_str).map(ToOwned::to_owned),
-            }),
-            Some(_) => Err(passing("the judgment is empty".into())),
-            None => {
-                Err(passing(self.without_key(format!("no choices[0].message.content: {}", excerpt(&body)))))
-            }
-        }
+        reply::read(&body).map_err(|unusable| match unusable {
+            Unusable::Passing(why) => passing(self.without_key(why)),
+            Unusable::Doubtful(why) => Problem::Doubtful(self.without_key(why)),
+            Unusable::Hopeless(why) => Problem::Hopeless(self.without_key(why)),
+        })
     }
 
     /// Asks until there is a judgment, up to the allowed number of tries.
@@ -134,11 +160,19 @@ impl Endpoint {
         let prompt = self.prompt.render(case).map_err(|error| Problem::Fatal(format!("{error:#}")))?;
         let mut failures = 0;
         loop {
-            match self.ask(&prompt) {
+            let asked = self.ask(&prompt);
+            let (asked, most) = match asked {
+                Err(Problem::Doubtful(why)) => (Err(Problem::Passing { why, after: None }), 2),
+                asked => (asked, u32::MAX),
+            };
+            match asked {
                 Err(Problem::Passing { why, after }) => {
                     failures += 1;
-                    if failures >= self.options.attempts {
-                        return Err(Problem::Hopeless(format!("{why} ({failures} tries)")));
+                    if failures >= self.options.attempts.min(most) {
+                        return Err(Problem::Passing {
+                            why: format!("{why} ({failures} tries)"),
+                            after: None,
+                        });
                     }
                     let chance =
                         index as u64 ^ (u64::from(failures) << 32) ^ u64::from(std::process::id()) << 40;
@@ -157,11 +191,12 @@ impl Endpoint {
         }
     }
 
+    /// A message without the key and the headers' values; short ones stand in ordinary words.
     fn without_key(&self, text: String) -> String {
-        match &self.options.key {
-            Some(key) if !key.is_empty() => text.replace(key.as_str(), "[key]"),
-            _ => text,
-        }
+        let secrets = self.options.key.iter().chain(self.options.headers.iter().map(|(_, value)| value));
+        secrets
+            .filter(|secret| secret.len() >= 8)
+            .fold(text, |text, secret| text.replace(secret.as_str(), "[key]"))
     }
 }
 
@@ -180,8 +215,21 @@ impl Judge for Endpoint {
         let rest = rest.split(['?', '#']).next().unwrap_or_default();
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-        let temperature = ("judge_temperature".to_owned(), 0.into());
-        Map::from_iter([("judge_url".to_owned(), format!("{scheme}://{host}/{path}").into()), temperature])
+        let temperature = self
+            .options
+            .temperature
+            .map_or(Value::Null, |t| if t.fract() == 0.0 { (t as i64).into() } else { t.into() });
+        let mut details = Map::from_iter([
+            ("judge_url".to_owned(), format!("{scheme}://{host}/{path}").into()),
+            ("judge_temperature".to_owned(), temperature),
+        ]);
+        if !self.options.fields.is_empty() {
+            details.insert("judge_fields".to_owned(), Value::Object(self.options.fields.clone()));
+        }
+        if let Some(limit) = self.options.max_tokens {
+            details.insert("judge_max_tokens".to_owned(), limit.into());
+        }
+        details
     }
 
     fn judge(&self, cases: &[Case], sink: &mut Sink<'_>) -> anyhow::Result<()> {
@@ -204,7 +252,7 @@ impl Judge for Endpoint {
                 });
             }
             drop(send);
-            let mut in_a_row = 0;
+            let (mut in_a_row, mut judged) = (0, false);
             let mut result = Ok(());
             for (index, verdict) in receive {
                 if result.is_err() {
@@ -214,28 +262,30 @@ impl Judge for Endpoint {
                     }
                     continue;
                 }
-                in_a_row = if verdict.is_ok() { 0 } else { in_a_row + 1 };
-                result = match verdict {
-                    Ok(verdict) => sink(index, Ok(verdict)),
-                    Err(Problem::Fatal(why)) => Err(anyhow::anyhow!(why)),
-                    Err(Problem::Hopeless(why) | Problem::Passing { why, .. })
-                        if in_a_row < give_up_after =>
-                    {
-                        sink(index, Err(why))
-                    }
-                    Err(Problem::Hopeless(why) | Problem::Passing { why, .. }) => Err(anyhow::anyhow!(
-                        "{in_a_row} answers in a row could not be judged; the last: {why}"
-                    )),
+                judged |= verdict.is_ok();
+                // once some answers were judged, what is wrong with one says nothing of the others
+                in_a_row = match &verdict {
+                    Ok(_) => 0,
+                    Err(Problem::Hopeless(_)) if judged => in_a_row,
+                    Err(_) => in_a_row + 1,
                 };
+                result =
+                    match verdict {
+                        Ok(verdict) => sink(index, Ok(verdict)),
+                        Err(Problem::Fatal(why)) => Err(anyhow::anyhow!(why)),
+                        Err(
+                            Problem::Hopeless(why) | Problem::Doubtful(why) | Problem::Passing { why, .. },
+                        ) if in_a_row < give_up_after => sink(index, Err(why)),
+                        Err(
+                            Problem::Hopeless(why) | Problem::Doubtful(why) | Problem::Passing { why, .. },
+                        ) => Err(anyhow::anyhow!(
+                            "{in_a_row} answers in a row could not be judged; the last: {why}"
+                        )),
+                    };
                 stop.fetch_or(result.is_err(), Ordering::Relaxed);
             }
             result
         })
         .with_context(|| format!("the judge at {}", self.details()["judge_url"].as_str().unwrap_or_default()))
     }
-}
-
-fn excerpt(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&body[..body.len().min(400)]);
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -44,9 +44,11 @@ impl Judge for LocalJudge {
         let passes = self.model.complete(&jobs, &decoding, &mut |index, completion| {
             let verdict = if completion.finish == "prompt-too-long" {
                 Err("question, reference and answer are longer than the judge's context".to_owned())
+            } else if completion.finish == "length" {
+                Err("the judgment was cut by the token limit: raise --judge-max-new-tokens".to_owned())
             } else {
                 // an empty judgment of a greedy model stays empty: it counts as unreadable
-                Ok(Verdict { judgment: completion.text, reported_model: None })
+                Ok(Verdict::plain(completion.text))
             };
             sink(index, verdict)
         });

@@ -4,6 +4,7 @@ mod backoff;
 pub(crate) mod endpoint;
 pub(crate) mod local;
 pub(crate) mod prompt;
+mod reply;
 pub(crate) mod rule;
 pub(crate) mod run;
 
@@ -27,12 +28,29 @@ pub struct Case {
 }
 
 /// What a judge said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
     /// Its text, as it came.
     pub judgment: String,
     /// The model that an endpoint says it ran.
     pub reported_model: Option<String>,
+    /// Why it ended, as an endpoint says.
+    pub finish_reason: Option<String>,
+    /// Tokens, as an endpoint counts them.
+    pub usage: Option<serde_json::Value>,
+    /// Why there is no judgment: the judge, or a filter before it, refuses this answer.
+    pub refused: Option<String>,
+}
+
+impl Verdict {
+    /// A judgment of which nothing else is known.
+    pub(crate) fn plain(judgment: String) -> Self {
+        Self { judgment, reported_model: None, finish_reason: None, usage: None, refused: None }
+    }
+
+    fn refused(why: String) -> Self {
+        Self { refused: Some(why), ..Self::plain(String::new()) }
+    }
 }
 
 /// Takes verdicts as they come; the number is the case's index.

@@ -105,6 +105,14 @@ mod tests {
     }
 
     #[test]
+    fn without_a_reference_the_judge_is_told_of_none() {
+        let prompt = Prompt::built_in(&Rubric::built_in()).unwrap();
+        let text = prompt.render(&Case { reference: " ".into(), ..case("q", "a") }).unwrap();
+        assert!(!text.contains("【参考答案】") && !text.contains("8 分，其余"), "{text}");
+        assert!(text.contains("没有参考答案") && text.contains("'综合得分': "), "{text}");
+    }
+
+    #[test]
     fn templates_are_checked_and_told_apart() {
         let rubric = Rubric::built_in();
         assert!(Prompt::new("{{ question", &rubric).is_err());

@@ -31,7 +31,7 @@ impl Judge for RuleJudge {
                 let judgment = format!(
                     "除去题目已有的字词，与参考答案的字词对重合度（F1）为 {overlap:.3}。\n{{'综合得分': {score}}}"
                 );
-                Ok(Verdict { judgment, reported_model: None })
+                Ok(Verdict::plain(judgment))
             };
             sink(index, verdict)?;
         }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -16,6 +17,8 @@ use crate::provenance::{sha256, version};
 use crate::rubric::Rubric;
 use crate::score::parse::parse;
 use crate::score::rows::{QuestionId, lines, parse_line};
+use crate::score::score_pattern;
+use crate::score::verdict::{Verdict, conclude};
 
 /// An answer as its file has it.
 #[derive(Debug, Clone)]
@@ -38,6 +41,12 @@ pub struct Judged {
     pub judged: usize,
     /// Judged by an earlier run.
     pub already: usize,
+    /// Answers that the judge, or a filter before it, refuses to judge, in this run and earlier ones.
+    pub refused: usize,
+    /// Judgments without a verdict that can be read, in this run and earlier ones.
+    pub unreadable: usize,
+    /// Answers judged by this run without a reference.
+    pub without_reference: usize,
     /// Not judged: run the command again.
     pub failed: Vec<Failure>,
 }
@@ -82,7 +91,7 @@ impl Answer {
         Ok(Self {
             sha256: sha256(&answer),
             case: Case {
-                question_id: serde_json::from_value(id.clone()).ok().context("question_id is no id")?,
+                question_id: serde_json::from_value(id.clone())?,
                 dimensions: rubric.dimensions(&kind)?,
                 kind,
                 category,
@@ -96,10 +105,32 @@ impl Answer {
     }
 }
 
+/// What is judged again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Again {
+    /// Answers whose judgment has no verdict that can be read.
+    pub unreadable: bool,
+    /// Answers that the judge refused.
+    pub refused: bool,
+}
+
+/// How answers are judged.
+#[derive(Debug, Clone, Default)]
+pub struct JudgeOptions {
+    /// What has a row and is judged all the same; the new row replaces the old one in every score.
+    pub again: Again,
+    /// A pattern whose first group is the score, kept in every row.
+    pub pattern: Option<String>,
+}
+
 /// Judges the answers that `out` has no judgment of yet, and appends each judgment as it comes.
+///
+/// # Errors
+/// A file with judgments of other answers, or by another judge; a judge that cannot judge at all.
 pub fn run(
     answers: &[Answer],
     judge: &dyn Judge,
+    options: &JudgeOptions,
     out: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> anyhow::Result<Judged> {
@@ -110,16 +141,29 @@ pub fn run(
     };
     let wanted: HashMap<String, &Answer> =
         answers.iter().map(|answer| (answer.case.question_id.to_string(), answer)).collect();
-    let mut done = HashSet::new();
+    let pattern = options.pattern.as_deref().map(score_pattern).transpose()?;
+    let details = judge.details();
+    let mut reported: Option<String> = None;
+    // the state of each question is that of its last row
+    let mut done: HashMap<String, State> = HashMap::new();
     for (index, row) in rows.iter().enumerate() {
-        let id =
-            row.get("question_id").map(|id| id.as_str().map_or_else(|| id.to_string(), ToOwned::to_owned));
+        let id = row.get("question_id").and_then(|id| serde_json::from_value::<QuestionId>(id.clone()).ok());
+        let id = id.map(|id| id.to_string());
+        let url = of(row, "judge_url");
         let differs = match id.as_ref().and_then(|id| wanted.get(id)) {
             None => Some("a question that is not among the answers"),
             Some(answer) if of(row, "answer_sha256") != answer.sha256 => Some("another answer"),
             Some(_) if of(row, "judge") != judge.id() => Some("another judge"),
             Some(_) if of(row, "prompt_sha256") != prompt_sha256.clone().unwrap_or_default() => {
                 Some("another prompt")
+            }
+            Some(_)
+                if !url.is_empty() && details.get("judge_url").is_some_and(|now| *now != url.as_str()) =>
+            {
+                Some("a judge at another address")
+            }
+            Some(_) if of(row, "score_pattern") != options.pattern.clone().unwrap_or_default() => {
+                Some("a judge whose score was read by another pattern")
             }
             Some(answer) if row.get("data_sha256") != answer.fields.get("data_sha256") => {
                 Some("other questions")
@@ -129,10 +173,26 @@ pub fn run(
         if let Some(what) = differs {
             bail!("{}, line {}: a judgment of {what}; give another --out", out.display(), index + 1);
         }
-        done.extend(id);
+        reported = row.get("judge_reported").and_then(Value::as_str).map(ToOwned::to_owned).or(reported);
+        let state = if row.get("refused").is_some_and(Value::is_string) {
+            State::Refused
+        } else {
+            State::of(&of(row, "judgment"), pattern.as_ref())
+        };
+        done.extend(id.map(|id| (id, state)));
     }
+    let is_again = |state: State| match state {
+        State::Refused => options.again.refused,
+        State::Unreadable => options.again.unreadable,
+        State::Read => false,
+    };
+    let before = done.clone();
+    done.retain(|_, state| !is_again(*state));
     let todo: Vec<&Answer> =
-        answers.iter().filter(|a| !done.contains(&a.case.question_id.to_string())).collect();
+        answers.iter().filter(|a| !done.contains_key(&a.case.question_id.to_string())).collect();
+    let count = |state| done.values().filter(|kept| **kept == state).count();
+    let (mut refused, mut unreadable) = (count(State::Refused), count(State::Unreadable));
+    let without_reference = todo.iter().filter(|answer| answer.case.reference.trim().is_empty()).count();
     let cases: Vec<Case> = todo.iter().map(|answer| answer.case.clone()).collect();
     progress(Progress::Begun { done: done.len(), total: answers.len() });
     let (mut judged, mut failed) = (0, Vec::new());
@@ -141,7 +201,6 @@ pub fn run(
         ("prompt_sha256".to_owned(), prompt_sha256.clone().into()),
         ("flm".to_owned(), version().into()),
     ]);
-    let details = judge.details();
     judge.judge(&cases, &mut |index, verdict| {
         progress(Progress::One);
         let (answer, verdict) = match verdict {
@@ -151,19 +210,39 @@ pub fn run(
                 return Ok(());
             }
         };
+        if let (Some(before), Some(now)) = (&reported, &verdict.reported_model) {
+            ensure!(
+                before == now,
+                "{}: the judge says that it is {now}, its earlier judgments are by {before}; give another --out",
+                out.display()
+            );
+        }
+        reported = verdict.reported_model.clone().or(reported.take());
         let parsed = parse(&verdict.judgment);
         let names: Vec<&str> = answer.case.dimensions.iter().map(|d| d.name.as_str()).collect();
         let mut row = answer.fields.clone();
         row.insert("answer_sha256".into(), answer.sha256.clone().into());
         row.insert("kind".into(), answer.case.kind.clone().into());
         row.insert("dimensions".into(), names.into());
-        row.insert("judgment".into(), verdict.judgment.into());
+        let judgment = verdict.judgment;
+        row.insert("judgment".into(), judgment.clone().into());
         row.insert("rating".into(), parsed.rating.into());
         row.insert("score".into(), serde_json::to_value(parsed.score)?);
         row.extend(common.clone());
         row.extend(details.clone());
-        if let Some(model) = verdict.reported_model {
-            row.insert("judge_reported".into(), model.into());
+        let optional = [
+            ("judge_reported", verdict.reported_model.map(Value::from)),
+            ("judge_finish", verdict.finish_reason.map(Value::from)),
+            ("usage", verdict.usage),
+            ("score_pattern", options.pattern.clone().map(Value::from)),
+            ("judged_again", before.contains_key(&answer.case.question_id.to_string()).then_some(true.into())),
+        ];
+        row.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        if let Some(why) = verdict.refused {
+            refused += 1;
+            row.insert("refused".into(), why.into());
+        } else if State::of(&judgment, pattern.as_ref()) == State::Unreadable {
+            unreadable += 1;
         }
         journal.append(&row)?;
         judged += 1;
@@ -171,5 +250,32 @@ pub fn run(
     })?;
     journal.sync()?;
     failed.sort_by(|a, b| a.question_id.cmp(&b.question_id));
-    Ok(Judged { out: out.to_owned(), judge: judge.id(), prompt_sha256, judged, already: done.len(), failed })
+    Ok(Judged {
+        out: out.to_owned(),
+        judge: judge.id(),
+        prompt_sha256,
+        judged,
+        already: done.len(),
+        refused,
+        unreadable,
+        without_reference,
+        failed,
+    })
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Read,
+    Unreadable,
+    Refused,
+}
+
+impl State {
+    fn of(judgment: &str, pattern: Option<&Regex>) -> Self {
+        match conclude(judgment, pattern).verdict {
+            Verdict::Scored(_) => Self::Read,
+            _ => Self::Unreadable,
+        }
+    }
 }

@@ -114,12 +114,21 @@ impl AlignBench {
             let list = read_answers(&answers_path, &questions.rubric)?;
             let judge = self.judge.open(&questions.rubric, &self.run, output)?;
             let path = self.out.join("judgments.jsonl");
-            let judged =
-                run(&list, judge.as_ref(), &path, &mut crate::commands::eval::bar(output, "judgments"))?;
-            let rows = read_rows(&path)?;
-            report.identity = Some(Identity::of(&rows, false)?);
-            let expected = questions.expected();
-            report.scores = Some(score(&rows, Reader { expected: Some(&expected), pattern: None })?);
+            let judged = run(
+                &list,
+                judge.as_ref(),
+                &self.judge.options(),
+                &path,
+                &mut crate::commands::eval::bar(output, "judgments"),
+            )?;
+            // without any judgment there is nothing to score, and the failures say why
+            if judged.judged + judged.already > 0 {
+                let rows = read_rows(&path)?;
+                report.identity = Some(Identity::of(&rows, false)?);
+                let expected = questions.expected();
+                report.scores = Some(score(&rows, Reader { expected: Some(&expected), pattern: None })?);
+            }
+            judge::warn(&judged, output);
             report.judgments = Some(judged);
             write_whole(&self.out.join("scores.json"), &serde_json::to_vec_pretty(&report)?)?;
         }

@@ -13,8 +13,9 @@ use flm_eval::Prompt;
 use flm_eval::Questions;
 use flm_eval::Rubric;
 use flm_eval::RuleJudge;
+use flm_eval::{Again, JudgeOptions, Judged, read_answers, run};
 use flm_eval::{Endpoint, EndpointOptions};
-use flm_eval::{Judged, read_answers, run};
+use serde_json::Value;
 
 /// Have answers judged, each on a scale of 1 to 10.
 ///
@@ -54,9 +55,15 @@ impl JudgeAnswers {
         let answers = read_answers(&self.answers, &rubric)?;
         let judge = self.judge.open(&rubric, &self.run, output)?;
         let out = self.out.clone().unwrap_or_else(|| self.answers.with_file_name("judgments.jsonl"));
-        let judged =
-            run(&answers, judge.as_ref(), &out, &mut crate::commands::eval::bar(output, "judgments"))?;
+        let judged = run(
+            &answers,
+            judge.as_ref(),
+            &self.judge.options(),
+            &out,
+            &mut crate::commands::eval::bar(output, "judgments"),
+        )?;
         output.result(&judged, describe)?;
+        warn(&judged, output);
         Ok(judged.failed.is_empty())
     }
 }
@@ -71,13 +78,52 @@ pub(crate) fn describe(judged: &Judged) -> String {
         judged.failed.len(),
         judged.judge
     );
-    for failure in judged.failed.iter().take(10) {
-        text += &format!("\nquestion {}: {}", failure.question_id, failure.why);
+    for (count, what) in [
+        (judged.refused, "refused by the judge (their rows say why; --again refused asks again)"),
+        (judged.unreadable, "without a verdict that can be read (--again unreadable asks again)"),
+        (judged.without_reference, "judged without a reference answer"),
+    ] {
+        if count > 0 {
+            text += &format!("\n{count} {what}");
+        }
+    }
+    // one line a reason
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+    for failure in &judged.failed {
+        match reasons.iter_mut().find(|(why, _)| *why == failure.why) {
+            Some((_, ids)) => ids.push(failure.question_id.to_string()),
+            None => reasons.push((&failure.why, vec![failure.question_id.to_string()])),
+        }
+    }
+    for (why, ids) in reasons.iter().take(10) {
+        let more = if ids.len() > 5 { ", …" } else { "" };
+        let first = ids[..ids.len().min(5)].join(", ");
+        text += &format!("\n{} failed (questions {first}{more}): {why}", ids.len());
     }
     if !judged.failed.is_empty() {
         text += "\nrun the same command again for the rest";
     }
     text
+}
+
+/// Says what a reader of scores should know.
+pub(crate) fn warn(judged: &Judged, output: &Output) {
+    let all = judged.judged + judged.already;
+    if 100 * (judged.unreadable + judged.refused) > all {
+        output.warn(&format!(
+            "{} of {all} judgments have no verdict that can be read, {} were refused: no score is made of them",
+            judged.unreadable, judged.refused
+        ));
+    }
+}
+
+/// What is judged once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AskAgain {
+    /// Judgments without a verdict that can be read.
+    Unreadable,
+    /// Answers that the judge refused.
+    Refused,
 }
 
 /// Judges that are no model.
@@ -124,6 +170,27 @@ pub(crate) struct JudgeArgs {
     /// Seconds before the second try; doubled before each later one, up to a minute.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
     judge_retry_wait: f64,
+    /// Another field of the request's body, such as enable_thinking=false or reasoning_effort="low".
+    #[arg(long, value_name = "NAME=JSON", value_parser = field)]
+    judge_field: Vec<(String, Value)>,
+    /// Another header of the request; $NAME as its value is read from the environment.
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    judge_header: Vec<(String, String)>,
+    /// Most tokens of an endpoint's judgment, sent as max_tokens [default: the endpoint's].
+    #[arg(long, value_name = "N")]
+    judge_max_tokens: Option<u64>,
+    /// Temperature of the endpoint; none sends no such field.
+    #[arg(long, value_name = "T", default_value = "0", value_parser = temperature)]
+    judge_temperature: Temperature,
+    /// Take the judgment as a stream, for endpoints that have nothing else.
+    #[arg(long)]
+    judge_stream: bool,
+    /// Read the score by this regular expression: the first group of its last match.
+    #[arg(long, value_name = "REGEX")]
+    judge_pattern: Option<String>,
+    /// Judge again what has a row, but no score.
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    again: Vec<AskAgain>,
     /// Most tokens of a judgment by a checkpoint.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     judge_max_new_tokens: usize,
@@ -133,6 +200,15 @@ impl JudgeArgs {
     /// Whether there is one.
     pub(crate) fn is_given(&self) -> bool {
         self.judge.is_some() || self.judge_model.is_some() || self.judge_dir.is_some()
+    }
+
+    /// How answers are judged.
+    pub(crate) fn options(&self) -> JudgeOptions {
+        let again = Again {
+            unreadable: self.again.contains(&AskAgain::Unreadable),
+            refused: self.again.contains(&AskAgain::Refused),
+        };
+        JudgeOptions { again, pattern: self.judge_pattern.clone() }
     }
 
     /// The judge that is asked for.
@@ -170,6 +246,11 @@ impl JudgeArgs {
             attempts: self.judge_attempts,
             retry_wait: Duration::from_secs_f64(self.judge_retry_wait),
             concurrency: usize::from(self.judge_concurrency),
+            fields: self.judge_field.iter().cloned().collect(),
+            headers: self.judge_header.clone(),
+            max_tokens: self.judge_max_tokens,
+            temperature: self.judge_temperature.0,
+            stream: self.judge_stream,
         };
         Ok(Box::new(Endpoint::new(options, prompt)?))
     }
@@ -183,4 +264,34 @@ fn is_local(url: &str) -> bool {
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
     if (0.001..=1e6).contains(&seconds) { Ok(seconds) } else { Err("expected 0.001 to 1000000".into()) }
+}
+
+/// A temperature, or none.
+#[derive(Debug, Clone, Copy)]
+struct Temperature(Option<f64>);
+
+fn temperature(text: &str) -> Result<Temperature, String> {
+    if text == "none" {
+        return Ok(Temperature(None));
+    }
+    let value = text.parse::<f64>().ok().filter(|value| (0.0..=10.0).contains(value));
+    value
+        .map(|value| Temperature(Some(value)))
+        .ok_or_else(|| "expected a number from 0 to 10, or none".into())
+}
+
+fn field(text: &str) -> Result<(String, Value), String> {
+    let (name, json) =
+        text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("expected NAME=JSON")?;
+    let value = serde_json::from_str(json).map_err(|error| format!("{json:?} is not JSON ({error})"))?;
+    Ok((name.to_owned(), value))
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("expected NAME: VALUE")?;
+    let value = match value.trim().strip_prefix('$') {
+        Some(variable) => std::env::var(variable).map_err(|_| format!("there is no variable {variable}"))?,
+        None => value.trim().to_owned(),
+    };
+    Ok((name.trim().to_owned(), value))
 }

@@ -59,7 +59,11 @@ pub(super) fn read(body: &[u8]) -> Result<Verdict, Unusable> {
             Ok(verdict)
         }
         None | Some("stop" | "eos" | "eos_token" | "stop_sequence" | "end_turn") => {
-            let what = if choice.is_null() { excerpt(body) } else { format!("finish_reason {finish:?}") };
+            let what = if choice.is_null() {
+                excerpt(body)
+            } else {
+                format!("finish_reason {}", finish.as_deref().unwrap_or("not stated"))
+            };
             Err(Unusable::Doubtful(format!("the judgment is empty ({what})")))
         }
         Some(other) => Err(Unusable::Passing(format!("the judgment ended by {other:?}, not by itself"))),

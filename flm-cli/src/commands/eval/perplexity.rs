@@ -43,6 +43,9 @@ pub(crate) struct Perplexity {
     /// Put the beginning-of-text token before every window (end-of-text, where there is none): all is scored.
     #[arg(long)]
     bos: bool,
+    /// Read the names of special tokens in the text as those tokens, as transformers does.
+    #[arg(long)]
+    special_tokens: bool,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -88,7 +91,7 @@ impl Perplexity {
                 bail!("--bos: the tokenizer has neither a beginning-of-text nor an end-of-text token")
             }
         };
-        let cut = Cut { context: self.context, stride, bos };
+        let cut = Cut { context: self.context, stride, bos, special: self.special_tokens };
         let pieces = Pieces::new(&tokenizer);
         // every file is read before the model is loaded: what is wrong with one shows at once
         let tokenised = files

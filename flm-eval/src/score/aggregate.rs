@@ -31,7 +31,7 @@ pub enum Rules {
 ///
 /// A half is the mean of its categories' means, and the overall score is the mean of the halves: each
 /// reasoning category weighs 1/4, each language category 1/12. What happens without rows of some category,
-/// [`Rules`] say.
+/// the rules asked for say.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Totals {
     /// Mean by category, AlignBench's eight first.

@@ -4,10 +4,10 @@
 
 use std::{cell::Cell, path::Path, sync::Arc};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use flm_candle::Session;
-use flm_candle::{CausalLm, Residency};
-use flm_candle::{Finish, GenerateOptions, generate};
+use flm_candle::{CausalLm, ModelError, Positions, Residency};
+use flm_candle::{Finish, GenerateOptions, generate, generate_each};
 use flm_checkpoint::Checkpoint;
 
 fn load(name: &str, residency: Residency) -> CausalLm {
@@ -117,4 +117,47 @@ fn an_error_leaves_the_session_usable() {
     assert!(session.generate(&[], &options, || false, |_| true).is_err());
     let again = session.generate(&prompt, &options, || false, |_| true).unwrap();
     assert_eq!(again.ids, fresh(&model, &prompt, &options));
+}
+
+/// What a caller may get wrong is an error, not a panic, and what comes after still works.
+#[test]
+fn empty_inputs_and_foreign_caches_are_refused() {
+    for residency in [Residency::Resident, Residency::Streamed] {
+        let model = load("teleflm-f32-st", residency);
+        let refused = |result: Result<(), ModelError>, says: &str| {
+            let error = result.expect_err(says).to_string();
+            assert!(error.contains(says), "{error}");
+        };
+        refused(model.pass(&[], 0, 3).map(drop), "no tokens");
+        refused(model.pass(&[0], 0, 0).map(drop), "no tokens");
+        let ids = |rows: usize, len: usize| Tensor::zeros((rows, len), DType::U32, &Device::Cpu).unwrap();
+        let run =
+            |rows, len, positions| model.forward(&ids(rows, len), None, positions, |_, _| Ok(())).map(drop);
+        for positions in [Positions::All, Positions::Last] {
+            refused(run(1, 0, positions), "no tokens");
+            refused(run(0, 3, positions), "no tokens");
+            let mut of_one = model.cache(vec![0], 8);
+            let run = model.forward(&ids(2, 3), Some(&mut of_one), positions, |_, _| Ok(()));
+            refused(run.map(drop), "the cache is of 1 rows");
+        }
+        let pass = model.pass(&[0], 0, 2).unwrap();
+        let stream = Tensor::zeros((1, 2, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
+        let layers = model.num_layers();
+        refused(model.forward_block(layers, &stream, &pass, None).map(drop), "there is no block");
+        refused(model.forward_block(usize::MAX, &stream, &pass, None).map(drop), "there is no block");
+
+        let options = GenerateOptions::greedy(3, 384);
+        let mut session = Session::new(&model);
+        assert!(session.generate(&[], &options, || false, |_| true).is_err());
+        assert!(session.generate(&[384_000], &options, || false, |_| true).is_err());
+        let answer = session.generate(&[1, 5, 17], &options, || false, |_| true).unwrap();
+        assert_eq!(answer.ids, fresh(&model, &[1, 5, 17], &options));
+        let few = generate_each(&model, &[vec![1], vec![2]], std::slice::from_ref(&options), |_, _| true);
+        assert!(few.unwrap_err().to_string().contains("2 prompts and 1 sets"));
+        // too cold to divide by: the likeliest token
+        for temperature in [1e-300, f64::MIN_POSITIVE, 1e-40] {
+            let cold = GenerateOptions { temperature, top_k: Some(40), ..options.clone() };
+            assert_eq!(fresh(&model, &[1, 5, 17], &cold), answer.ids);
+        }
+    }
 }

@@ -14,7 +14,8 @@ use crate::error::CheckpointError;
 use crate::error::{Result, io};
 use crate::format::RawTensor;
 use crate::format::Source;
-use crate::format::index::is_plain_file_name;
+use crate::format::index::is_own_file_name;
+
 use crate::format::safetensors::{HeaderError, MAX_HEADER};
 use crate::format::zip::ZipEntry;
 use crate::read::file::{OpenFile, read_json_file};
@@ -200,7 +201,7 @@ impl Checksums {
         let path = dir.join(CHECKSUMS_FILE);
         let found: Self = serde_json::from_slice(&read_json_file(&path)?)
             .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
-        match found.files.keys().chain(found.weights.keys()).find(|name| !is_plain_file_name(name)) {
+        match found.files.keys().chain(found.weights.keys()).find(|name| !is_own_file_name(name)) {
             Some(name) => Err(CheckpointError::ForeignFile { path, name: name.clone() }),
             None => Ok(found),
         }

@@ -40,7 +40,7 @@ pub use crate::format::zip::ZipEntry;
 pub use crate::hex::hex;
 pub use crate::identity::{RunKey, content_digest, fingerprint};
 pub use crate::machine::{available_memory, peak_memory};
-pub use crate::read::file::LFS_POINTER;
+pub use crate::read::file::{LFS_POINTER, read_json_file};
 pub use crate::read::open::parse_index;
 pub use crate::read::remote::RemoteFiles;
 pub use crate::read::statistics::ValueStatistics;
@@ -49,5 +49,5 @@ pub use crate::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TensorShape, Tenso
 pub use crate::write::journal::Journal;
 pub use crate::write::pytorch_shard::{ShardTensor, convert_shard};
 pub use crate::write::shard_plan::{Layout, index_text};
-pub use crate::write::sidecar::copy_side_files;
+pub use crate::write::sidecar::{Card, copy_side_files, is_place_of_checkpoint};
 pub use crate::write::writer::Writer;

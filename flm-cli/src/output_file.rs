@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use flm_checkpoint::durable;
+use flm_checkpoint::{durable, is_place_of_checkpoint};
 
 /// What a result file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,14 @@ impl Kind {
 /// Fails where `path` may not be written; to be asked before the work, and by [`write`] again.
 ///
 /// # Errors
-/// Where there is a file of another kind (unless `force`), or anything but a regular file.
+/// Where a checkpoint has its files, whatever `force` says; where there is a file of another kind (unless
+/// `force`), or anything but a regular file.
 pub(crate) fn check(path: &Path, kind: Kind, force: bool) -> anyhow::Result<()> {
+    ensure!(
+        !is_place_of_checkpoint(path),
+        "{} is the place of a checkpoint's file: choose another name for the result",
+        path.display()
+    );
     let meta = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         meta => meta.with_context(|| format!("cannot look at {}", path.display()))?,

@@ -43,12 +43,20 @@ fn results_replace_no_input_no_device_and_no_file_of_the_users() {
     fs::write(&notes, "mine").unwrap();
     symlink(&notes, &link).unwrap();
     for (command, option, input) in &commands {
-        for target in [input, &notes] {
+        for (target, force, says) in [
+            (input, "--quiet", "a checkpoint's file"),
+            (input, "--force", "a checkpoint's file"),
+            (&notes, "--quiet", "--force"),
+        ] {
             let before = fs::read(target).unwrap();
-            let said = refused(&flm(command.iter().chain(&[*option, text(target)])));
-            assert!(said.contains("--force"), "{said}");
+            let said = refused(&flm(command.iter().chain(&[*option, text(target), force])));
+            assert!(said.contains(says), "{said}");
             assert_eq!(fs::read(target).unwrap(), before, "{}", target.display());
         }
+        // the name alone: a reader would take it for the weights
+        let absent = model.join("pytorch_model.bin");
+        let said = refused(&flm(command.iter().chain(&[*option, text(&absent), "--force"])));
+        assert!(said.contains("a checkpoint's file") && !absent.exists(), "{said}");
         for target in [&link, Path::new("/dev/full")] {
             let said = refused(&flm(command.iter().chain(&[*option, text(target), "--force"])));
             assert!(said.contains("not a regular file"), "{said}");

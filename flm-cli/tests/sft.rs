@@ -195,3 +195,24 @@ fn the_recipe_in_the_repository_is_one() {
     let recipe = flm_train::Recipe::from_file(&recipe, &[]).unwrap();
     assert_eq!((recipe.optimizer.learning_rate, recipe.optimizer.final_learning_rate), (2.7e-5, 1e-9));
 }
+
+#[test]
+fn a_trained_model_has_a_card_of_its_own_under_the_terms_of_its_source() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let own = "---\nlicense: other\nlicense_name: example\ntags: [best]\n---\n# The best base model\n";
+    fs::write(dir.path().join("model/README.md"), own).unwrap();
+    fs::write(dir.path().join("model/NOTICE"), "terms").unwrap();
+    let out = run(dir.path(), &["train.epochs=1"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let done = dir.path().join("out/final");
+    let card = fs::read_to_string(done.join("README.md")).unwrap();
+    assert!(
+        card.starts_with("---\nlicense: other\nlicense_name: example\n") && !card.contains("best"),
+        "{card}"
+    );
+    assert!(card.contains("# Trained from model\n") && card.contains(" updates with flm"), "{card}");
+    assert_eq!(fs::read_to_string(done.join("NOTICE")).unwrap(), "terms");
+    let verified = Command::new(env!("CARGO_BIN_EXE_flm")).arg("verify").arg(&done).output().unwrap();
+    assert!(verified.status.success());
+}

@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use flm_checkpoint::durable;
+use flm_checkpoint::{durable, is_place_of_checkpoint};
 
 /// How long rows may wait for the disk.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
@@ -46,6 +46,7 @@ impl Journal {
     }
 
     fn open_or_make(path: &Path) -> anyhow::Result<(Self, Rows)> {
+        ensure!(!is_place_of_checkpoint(path), "it is the place of a checkpoint's file: choose another name");
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent)?;
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
 use flm_candle::{CausalLm, Residency};
-use flm_checkpoint::Checkpoint;
+use flm_checkpoint::{Checkpoint, read_json_file};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
@@ -166,10 +166,17 @@ impl Distances {
     }
 
     /// Reads what `flm distance --json` wrote.
+    ///
+    /// # Errors
+    /// Where it is no regular file of sensible size, or not in that form.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| GrowthError::Read { path: path.display().to_string(), source })?;
-        Ok(serde_json::from_str(&text)?)
+        let read: Self = serde_json::from_slice(&read_json_file(path)?)
+            .map_err(|source| GrowthError::Distances { path: path.display().to_string(), source })?;
+        let finite = |l: &LayerDistance| [l.angular, l.cosine, l.relative].iter().all(|d| d.is_finite());
+        match read.layers.iter().enumerate().find(|(at, l)| l.layer != *at || !finite(l)) {
+            Some((at, _)) => Err(GrowthError::DistancesLayer { path: path.display().to_string(), layer: at }),
+            None => Ok(read),
+        }
     }
 
     /// A picture of the distances over depth, as SVG.
@@ -227,6 +234,30 @@ mod tests {
         assert!((angular - 0.25).abs() < 1e-9, "{angular}");
         assert!((cosine - (1.0 - 0.5f64.sqrt())).abs() < 1e-12, "{cosine}");
         assert!((relative - 2.0).abs() < 1e-12, "{relative}");
+    }
+
+    #[test]
+    fn what_is_no_file_of_distances_is_refused_by_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("distances.json");
+        let text = serde_json::to_string(&distances(&[0.1, 0.2])).unwrap();
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(Distances::read(&path).unwrap(), distances(&[0.1, 0.2]));
+        for (text, says) in [
+            ("", "EOF"),
+            (&text[..text.len() - 4], "EOF"),
+            (&text.replace("\"layer\":1", "\"layer\":0"), "layer 1"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Distances::read(&path).unwrap_err().to_string();
+            assert!(error.contains("distances.json") && error.contains(says), "{error}");
+        }
+        let error = Distances::read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(error.contains("/dev/zero is not a regular file"), "{error}");
+        // a sparse file takes no room
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let error = Distances::read(&path).unwrap_err().to_string();
+        assert!(error.contains("at most"), "{error}");
     }
 
     #[test]

@@ -212,6 +212,18 @@ pub enum GrowthError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A file that is not what `flm distance --json` writes.
+    #[error("{path} is no file of distances ({source}): make it with `flm distance --json`")]
+    Distances {
+        path: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Distances that are not those of all layers, in order.
+    #[error(
+        "{path}: what stands for layer {layer} is not its distances: make the file with `flm distance --json`"
+    )]
+    DistancesLayer { path: String, layer: usize },
     /// The plan could not be put into words.
     #[error("cannot serialise: {0}")]
     Json(#[from] serde_json::Error),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::Writer;
-use flm_checkpoint::copy_side_files;
+use flm_checkpoint::{Card, copy_side_files};
 use flm_checkpoint::{EMBED_TOKENS, TensorSpec};
 
 use crate::error::Result;
@@ -67,7 +67,7 @@ pub fn init(
         digests.insert(spec.name.clone(), hasher.finalize().to_hex().to_string());
     }
     if let Some(dir) = side_files {
-        copy_side_files(dir, writer.staging_dir())?;
+        copy_side_files(dir, writer.staging_dir(), Card::Leave)?;
     }
     let mut config = config.clone();
     config.set_dtype(precision.into());

@@ -18,8 +18,8 @@ use flm_checkpoint::Checkpoint;
 use flm_checkpoint::GrowthMasks;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
-use flm_checkpoint::copy_side_files;
 use flm_checkpoint::{CHECKSUMS_FILE, Checksums};
+use flm_checkpoint::{Card, copy_side_files};
 
 /// Where a run stands; `training_state.json` in a training checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,9 @@ pub(crate) fn save(
     config.set_dtype(dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(DType::F32));
     let writer = Writer::create(dst, &specs(layout, "", dtype), MAX_SHARD)?;
     let digests = write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
-    copy_side_files(origin.source, writer.staging_dir())?;
+    copy_side_files(origin.source, writer.staging_dir(), Card::Leave)?;
+    let path = writer.staging_dir().join("README.md");
+    fs::write(&path, origin.card()).map_err(TrainError::file("write", &path))?;
     if let Some(template) = origin.chat_template {
         let path = writer.staging_dir().join("chat_template.jinja");
         fs::write(&path, template).map_err(TrainError::file("write", &path))?;
@@ -156,6 +158,31 @@ pub(crate) struct Origin<'a> {
 }
 
 impl Origin<'_> {
+    /// README.md: what was trained, and that the source's own card is not this model's. Its terms stay.
+    fn card(&self) -> String {
+        let source = self.source_name();
+        let own = fs::read_to_string(self.source.join("README.md")).unwrap_or_default();
+        let header = own.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---")).map_or("", |h| h.0);
+        let terms: String = header
+            .lines()
+            .filter(|line| line.starts_with("license"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        format!(
+            "---\n{terms}library_name: transformers\n---\n\n# Trained from {source}\n\n\
+             All parameters of {source} were trained for {} updates with flm. `provenance.json` tells of model, \
+             data and settings.\n\nScores and descriptions in the card of {source} are not of this model.\n",
+            self.step
+        )
+    }
+
+    /// The last part of the source's path: where it lay on this machine is nobody's business.
+    fn source_name(&self) -> String {
+        let dir = self.source.canonicalize();
+        let name = dir.as_deref().unwrap_or(self.source).file_name();
+        name.map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+    }
+
     /// provenance.json: the run, and the growths that the source's own provenance tells of.
     fn provenance(&self) -> Result<String, TrainError> {
         let path = self.source.join("provenance.json");
@@ -169,12 +196,9 @@ impl Origin<'_> {
         };
         let mut growths = earlier["earlier"].as_array().cloned().unwrap_or_default();
         growths.extend(earlier.get("growth").filter(|g| !g.is_null()).cloned());
-        let dir = self.source.canonicalize();
-        // only the last part: where it lay on this machine is nobody's business
-        let name = dir.as_deref().unwrap_or(self.source).file_name();
         let value = serde_json::json!({
             "tool": concat!("flm-train ", env!("CARGO_PKG_VERSION")),
-            "source": name.map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+            "source": self.source_name(),
             "earlier": growths,
             "training": { "step": self.step, "run": self.identity, "earlier": earlier.get("training") },
         });

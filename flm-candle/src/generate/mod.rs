@@ -32,6 +32,9 @@ pub struct GenerateOptions {
     pub vocabulary: usize,
 }
 
+/// Below, logits divided by the temperature overflow, and only the likeliest token can come anyway.
+const COLDEST: f64 = 1e-6;
+
 impl GenerateOptions {
     /// Greedy decoding of at most `max_new_tokens` among `vocabulary` tokens.
     pub fn greedy(max_new_tokens: usize, vocabulary: usize) -> Self {
@@ -50,7 +53,7 @@ impl GenerateOptions {
     fn sampling(&self) -> Sampling {
         let temperature = self.temperature;
         match (self.top_k, self.top_p) {
-            _ if temperature <= 0.0 => Sampling::ArgMax,
+            _ if temperature < COLDEST => Sampling::ArgMax,
             (None, None) => Sampling::All { temperature },
             (Some(k), None) => Sampling::TopK { k, temperature },
             (None, Some(p)) => Sampling::TopP { p, temperature },
@@ -148,15 +151,21 @@ pub fn generate(
 ///
 /// One pass over the weights advances all rows, whatever their temperatures.
 ///
-/// # Panics
-/// When there are not as many options as prompts.
+/// # Errors
+/// When there are not as many options as prompts, and those of [`generate`].
 pub fn generate_each(
     model: &CausalLm,
     prompts: &[Vec<u32>],
     options: &[GenerateOptions],
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generation>, GenerateError> {
-    assert_eq!(prompts.len(), options.len(), "one set of options for every prompt");
+    if prompts.len() != options.len() {
+        return Err(GenerateError::Setting(format!(
+            "{} prompts and {} sets of options: there must be as many",
+            prompts.len(),
+            options.len()
+        )));
+    }
     for options in options {
         check_options(options)?;
     }

@@ -169,7 +169,13 @@ impl CausalLm {
     }
 
     /// What the blocks share when `len` tokens a row follow `past` earlier ones.
+    ///
+    /// # Errors
+    /// [`ModelError::Empty`] without rows or tokens.
     pub fn pass(&self, padding: &[usize], past: usize, len: usize) -> Result<Pass, ModelError> {
+        if padding.is_empty() || len == 0 {
+            return Err(ModelError::Empty);
+        }
         let shape = PassShape { padding, past, len, heads: self.config.num_attention_heads };
         Ok(Pass::new(self.path, &self.rotary, shape, self.dtype, &self.device)?)
     }
@@ -213,6 +219,9 @@ impl CausalLm {
     /// Runs ids `[b, t]`; `visit` sees the residual stream after the embedding (0) and after each
     /// block (its index + 1). Without a cache, rows must not be padded. Where `visit` fails, the pass
     /// ends and the cache holds what it held before.
+    ///
+    /// # Errors
+    /// [`ModelError::Empty`] without rows or tokens, [`ModelError::CacheRows`] with the cache of another batch.
     pub fn forward(
         &self,
         ids: &Tensor,
@@ -221,6 +230,13 @@ impl CausalLm {
         mut visit: impl FnMut(usize, &Tensor) -> Result<(), ModelError>,
     ) -> Result<Tensor, ModelError> {
         let (b, t) = ids.dims2()?;
+        if let Some(cached) = cache.as_ref().map(|cache| cache.padding().len()).filter(|&cached| cached != b)
+        {
+            return Err(ModelError::CacheRows { cached, rows: b });
+        }
+        if b == 0 || t == 0 {
+            return Err(ModelError::Empty);
+        }
         self.passes.fetch_add(1, Ordering::Relaxed);
         let pass = match &cache {
             Some(cache) => self.pass(cache.padding(), cache.len(), t)?,

@@ -22,6 +22,12 @@ pub enum ModelError {
     /// There is nothing to run.
     #[error("the input holds no tokens")]
     Empty,
+    /// There is no such block.
+    #[error("there is no block {layer}: the model has {blocks}")]
+    NoSuchBlock { layer: usize, blocks: usize },
+    /// A cache was made for another batch, or for another model.
+    #[error("the cache is of {cached} rows, the input has {rows}")]
+    CacheRows { cached: usize, rows: usize },
     /// The compute dtype is not one that the model runs in.
     #[error("cannot compute in {0:?}: use f32, bf16 or f64")]
     ComputeDtype(candle_core::DType),

@@ -102,7 +102,12 @@ impl Pass {
         let misplaced =
             |row: &[u32], (i, &start): (usize, &u32)| start as usize > i || row[start as usize] != start;
         let wrong = |row: &[u32]| !row.is_sorted() || row.iter().enumerate().any(|at| misplaced(row, at));
-        if len == 0 || !starts.len().is_multiple_of(len) || starts.chunks(len).any(wrong) {
+        if len == 0
+            || heads == 0
+            || starts.is_empty()
+            || !starts.len().is_multiple_of(len)
+            || starts.chunks(len).any(wrong)
+        {
             bail!("the documents of a packed row must follow each other and start before their tokens");
         }
         let rows = starts.len() / len;

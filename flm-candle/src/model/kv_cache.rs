@@ -1,6 +1,6 @@
 //! Keys and values of the tokens seen so far, per block.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 /// By how many tokens a full cache grows: what it holds is copied once for so many.
 const GROWTH: usize = 256;
@@ -46,8 +46,12 @@ impl KvCache {
     ///
     /// They count once [`KvCache::advance`] is called: a pass that ends before is overwritten.
     pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let blocks = self.layers.len();
+        let Some(held) = self.layers.get_mut(layer) else {
+            bail!("there is no block {layer}: the cache is of {blocks}");
+        };
         let total = self.len + k.dim(2)?;
-        let (keys, values) = match self.layers[layer].take() {
+        let (keys, values) = match held.take() {
             Some((keys, values)) if keys.dim(2)? >= total => (keys, values),
             old => {
                 let capacity =

@@ -144,6 +144,9 @@ impl GrowthMasks {
         if self.version != 1 {
             return wrong(format!("version is {}, expected 1", self.version));
         }
+        if self.operator != "msg" {
+            return wrong(format!("operator is {:?}, expected \"msg\"", self.operator));
+        }
         let group = config.num_attention_heads / config.num_key_value_heads;
         if let Some(h) = self.heads.filter(|h| h.kv_from.checked_mul(group) != Some(h.from)) {
             return wrong(format!("heads.from {} is not {group} times heads.kv_from {}", h.from, h.kv_from));
@@ -220,6 +223,7 @@ mod tests {
     fn masks_that_do_not_fit_are_refused_by_name() {
         for (path, value, says) in [
             ("/version", json!(2), "version is 2"),
+            ("/operator", json!("clone"), "operator is \"clone\""),
             ("/hidden/from", json!(121), "hidden.from is 121"),
             ("/hidden/mask", json!(1.5), "hidden.mask is 1.5"),
             ("/heads/from", json!(3), "heads.from 3 is not 1 times"),

@@ -56,6 +56,16 @@ pub(crate) fn is_plain_file_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains(['/', '\\', '\0'])
 }
 
+/// The folder of named chat templates, as transformers saves them beside the default one.
+pub(crate) const TEMPLATES: &str = "additional_chat_templates";
+
+/// Whether joining `name` to a checkpoint's directory names a file of the checkpoint: one directly in it,
+/// or a named chat template.
+pub(crate) fn is_own_file_name(name: &str) -> bool {
+    let plain = name.strip_prefix(TEMPLATES).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+    is_plain_file_name(plain)
+}
+
 #[derive(serde::Deserialize)]
 struct Index {
     weight_map: Option<Pairs>,

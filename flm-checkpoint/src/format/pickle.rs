@@ -19,7 +19,9 @@ use crate::format::pickle::error::PickleError;
 pub(crate) const MAX_PICKLE: u64 = 16 << 20;
 const MAX_STACK: usize = 1 << 20;
 pub(crate) const MAX_MEMO: usize = 1 << 20;
-const MAX_ITEMS: usize = 1 << 24;
+/// Values in tuples, and as many in dicts; a tensor takes some fifteen of them and over a hundred bytes.
+const MAX_ITEMS: usize = 1 << 22;
+const MAX_DICTS: usize = 1 << 20;
 const MAX_TENSORS: usize = 1 << 20;
 const MAX_RANK: usize = 8;
 pub(crate) const MAX_NAME: usize = 1024;
@@ -107,6 +109,8 @@ struct Machine<'a> {
     memo: HashMap<u32, Value>,
     items: Vec<Value>,
     dicts: Vec<Dict>,
+    /// Pairs in all dicts.
+    pairs: usize,
     tensors: Vec<Tensor>,
 }
 
@@ -124,6 +128,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Vec<PickledTensor>> {
         memo: HashMap::new(),
         items: Vec::new(),
         dicts: Vec::new(),
+        pairs: 0,
         tensors: Vec::new(),
     };
     let Value::Dict(root) = machine.run()? else { return Err(PickleError::NotADict) };
@@ -317,6 +322,9 @@ impl<'a> Machine<'a> {
     }
 
     fn push_dict(&mut self, ordered: bool) -> Result<()> {
+        if self.dicts.len() >= MAX_DICTS {
+            return Err(self.too_many("dicts"));
+        }
         self.dicts.push(Dict { ordered, items: Vec::new() });
         self.push(Value::Dict(self.dicts.len() as u32 - 1))
     }
@@ -435,6 +443,10 @@ impl<'a> Machine<'a> {
         let (Some(Value::Dict(dict)), true) = (below, (self.stack.len() - start).is_multiple_of(2)) else {
             return Err(self.malformed("items are set on something that is not a dict"));
         };
+        self.pairs += (self.stack.len() - start) / 2;
+        if self.pairs > MAX_ITEMS / 2 {
+            return Err(self.too_many("values in dicts"));
+        }
         let mut values = self.stack.drain(start..);
         while let (Some(key), Some(value)) = (values.next(), values.next()) {
             self.dicts[dict as usize].items.push((key, value));

@@ -58,7 +58,10 @@ impl Source for OpenFile {
 pub(crate) const MAX_JSON: u64 = 64 << 20;
 
 /// The bytes of a JSON file, if it is a regular file of sensible size.
-pub(crate) fn read_json_file(path: &Path) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// [`CheckpointError::NotARegularFile`], [`CheckpointError::TooLarge`], and where it cannot be read.
+pub fn read_json_file(path: &Path) -> Result<Vec<u8>> {
     let source = OpenFile::open(path)?;
     if source.size > MAX_JSON {
         return Err(CheckpointError::TooLarge { path: path.into(), size: source.size, limit: MAX_JSON });

@@ -19,6 +19,7 @@ use crate::error::{Result, io};
 use crate::ranges::Ranges;
 use crate::tensor_id::TensorSpec;
 use crate::write::shard_plan::Layout;
+use crate::write::sidecar::named_templates;
 
 /// Streaming writer of a (sharded) safetensors checkpoint directory that appears whole or not at all.
 ///
@@ -240,6 +241,10 @@ impl Writer {
             {
                 files.insert(name, FileDigest::of_file(&entry.path(), &|_| ())?);
             }
+        }
+        for name in named_templates(&dir)? {
+            let digest = FileDigest::of_file(&dir.join(&name), &|_| ())?;
+            files.insert(name, digest);
         }
         let checksums = Checksums { files, weights, tensors, ..Checksums::default() };
         write_file(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;

@@ -41,10 +41,10 @@ use flm_checkpoint::Result;
 use flm_checkpoint::RunKey;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
-use flm_checkpoint::copy_side_files;
 use flm_checkpoint::dtype;
 use flm_checkpoint::write_file;
 use flm_checkpoint::{CHECKSUMS_FILE, Checksums, FileDigest, TensorSource, digest_of};
+use flm_checkpoint::{Card, copy_side_files};
 
 /// How to convert.
 #[derive(Debug, Clone)]
@@ -264,7 +264,7 @@ fn beside(
     let dir = writer.staging_dir();
     // an earlier run's, which would be taken for the source's
     let _ = std::fs::remove_file(dir.join("tokenizer.json"));
-    let mut side_files: BTreeSet<String> = copy_side_files(src.dir(), dir)?.into_iter().collect();
+    let mut side_files: BTreeSet<String> = copy_side_files(src.dir(), dir, Card::Keep)?.into_iter().collect();
     if plan.config.model_type == ModelType::Llama && src.config().model_type == ModelType::TeleFlm {
         side_files.extend(
             write_llama_files(dir)

@@ -35,7 +35,7 @@ use flm_checkpoint::RunKey;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
-use flm_checkpoint::copy_side_files;
+use flm_checkpoint::{Card, copy_side_files};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -221,7 +221,7 @@ impl Transfer<'_> {
         checksums: &mut Checksums,
     ) -> Result<Vec<String>> {
         let dir = writer.staging_dir();
-        let mut names = copy_side_files(source.dir(), dir)?;
+        let mut names = copy_side_files(source.dir(), dir, Card::Keep)?;
         let side_files = names.clone();
         if let Some(recipe) = &options.recipe {
             write(&dir.join(RECIPE_FILE), recipe.as_bytes())?;

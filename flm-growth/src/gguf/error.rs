@@ -59,6 +59,9 @@ pub enum ExportError {
     /// The output exists.
     #[error("{} exists: remove it or choose another name", path.display())]
     DestinationExists { path: PathBuf },
+    /// The output's name is one that the source's readers look for.
+    #[error("{} is the place of a checkpoint's file: choose another name", path.display())]
+    PlaceOfCheckpoint { path: PathBuf },
     /// The output's name has no last part, for example `..`.
     #[error("{} cannot be written: it has no file name", path.display())]
     BadDestination { path: PathBuf },

@@ -15,8 +15,8 @@ use crate::gguf::error::ExportError;
 use crate::gguf::error::io;
 use crate::gguf::plan::GgufPlan;
 use crate::gguf::tensor::GgufTensor;
-use flm_checkpoint::cast;
 use flm_checkpoint::{Checkpoint, TensorEntry};
+use flm_checkpoint::{cast, is_place_of_checkpoint};
 
 /// Bytes of the source that are read at a time, where a head or a row is not larger.
 const CHUNK: usize = 4 << 20;
@@ -163,6 +163,9 @@ impl StagedFile {
         partial.push(".partial");
         let path = dst.with_file_name(partial);
         require_free(dst)?;
+        if is_place_of_checkpoint(dst) {
+            return Err(ExportError::PlaceOfCheckpoint { path: dst.into() });
+        }
         fs::create_dir_all(parent(dst)).map_err(io("create", parent(dst)))?;
         // The writer that held it may have finished between the steps: then the name is another file's.
         for _ in 0..100 {

@@ -307,6 +307,14 @@ impl Recipe {
         positive("optimizer.eps", o.eps, false)?;
         positive("optimizer.weight_decay", o.weight_decay, true)?;
         positive("optimizer.clip_norm", o.clip_norm, true)?;
+        for (key, factor) in [
+            ("embedding", o.multipliers.embedding),
+            ("matrix", o.multipliers.matrix),
+            ("norm", o.multipliers.norm),
+            ("head", o.multipliers.head),
+        ] {
+            positive(&format!("optimizer.multipliers.{key}"), factor, true)?;
+        }
         for (key, beta) in [("beta1", o.beta1), ("beta2", o.beta2)] {
             if !(0.0..1.0).contains(&beta) {
                 return wrong(format!("optimizer.{key} is {beta}, expected a number in [0, 1)"));

@@ -74,6 +74,8 @@ fn unknown_keys_suggest_the_nearest_and_wrong_values_are_named() {
         ("", Some("train.batch_size=0"), "train.batch_size must be at least 1"),
         ("", Some("optimizer.beta2=1.5"), "optimizer.beta2"),
         ("", Some("optimizer.learning_rate=-1"), "optimizer.learning_rate"),
+        ("", Some("optimizer.multipliers.head=nan"), "optimizer.multipliers.head is NaN"),
+        ("", Some("optimizer.multipliers.norm=inf"), "optimizer.multipliers.norm is inf"),
         ("", Some("data.validation=2"), "data.validation"),
         ("", Some("memory.budget=8X"), "memory.budget"),
         ("", Some("memory.placement=gpu"), "unknown variant"),

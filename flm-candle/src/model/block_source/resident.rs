@@ -21,7 +21,8 @@ impl Resident {
 
 impl BlockSource for Resident {
     fn block(&self, layer: usize) -> Result<Arc<Block>, ModelError> {
-        Ok(Arc::clone(&self.0[layer]))
+        let blocks = self.0.len();
+        self.0.get(layer).map(Arc::clone).ok_or(ModelError::NoSuchBlock { layer, blocks })
     }
 
     fn num_blocks(&self) -> usize {

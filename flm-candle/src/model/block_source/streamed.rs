@@ -41,6 +41,9 @@ impl Streamed {
 
 impl BlockSource for Streamed {
     fn block(&self, layer: usize) -> Result<Arc<Block>, ModelError> {
+        if layer >= self.layers {
+            return Err(ModelError::NoSuchBlock { layer, blocks: self.layers });
+        }
         let mut slot = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         // a block read ahead for nothing is waited for, so that at most one is ever being read
         let ready = slot.take().map(|ahead| (ahead.layer, ahead.read.join()));

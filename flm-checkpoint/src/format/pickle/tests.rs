@@ -239,6 +239,17 @@ fn deep_nesting_does_not_recurse() {
 }
 
 #[test]
+fn dicts_and_what_they_hold_are_limited() {
+    // a dict takes one byte of the file and many of memory, also where a tuple holds it
+    let dicts = [b"(".as_slice(), &[b'}'; 1000], b"t"].concat().repeat(2000);
+    let items = [b"(".as_slice(), &[b'N'; 1000], b"u"].concat().repeat(5000);
+    for ops in [dicts, [b"}".as_slice(), &items].concat()] {
+        let error = program(|p| p.op(&ops)).unwrap_err();
+        assert!(matches!(error, PickleError::TooMany { .. }), "{error}");
+    }
+}
+
+#[test]
 fn stack_marks_and_length_are_limited() {
     for op in [b'N', b'('] {
         let error = read(&[b"\x80\x02".as_slice(), &vec![op; 2 << 20], b"."].concat()).unwrap_err();

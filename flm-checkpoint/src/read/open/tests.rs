@@ -235,6 +235,7 @@ fn pointers_of_git_lfs_are_named() {
     }
     let (source, target) = (empty(), empty());
     write(source.path(), "tokenizer.model", pointer);
-    let text = crate::copy_side_files(source.path(), target.path()).unwrap_err().to_string();
+    let text =
+        crate::copy_side_files(source.path(), target.path(), crate::Card::Keep).unwrap_err().to_string();
     assert!(text.contains("tokenizer.model is a Git LFS pointer"), "{text}");
 }

@@ -14,7 +14,7 @@ use crate::config::TeleFlmConfig;
 use crate::error::CheckpointError;
 use crate::read::Checkpoint;
 use crate::tensor_id::TensorSpec;
-use crate::write::sidecar::copy_side_files;
+use crate::write::sidecar::{Card, copy_side_files};
 use crate::write::writer::Writer;
 
 fn config() -> TeleFlmConfig {
@@ -180,12 +180,12 @@ fn side_files_are_copied_and_code_is_not() {
     let mut mode = fs::metadata(src.path().join("README.md")).unwrap().permissions();
     mode.set_mode(0o400);
     fs::set_permissions(src.path().join("README.md"), mode).unwrap();
-    let copied = copy_side_files(src.path(), dst.path()).unwrap();
+    let copied = copy_side_files(src.path(), dst.path(), Card::Keep).unwrap();
     assert_eq!(copied, ["LICENSE.txt", "README.md", "tokenizer.model"]);
     assert_eq!(fs::read_to_string(dst.path().join("tokenizer.model")).unwrap(), "tokenizer.model");
     assert_ne!(fs::metadata(dst.path().join("README.md")).unwrap().permissions().mode() & 0o200, 0);
     fs::create_dir(src.path().join("vocab.json")).unwrap();
-    let error = copy_side_files(src.path(), dst.path()).unwrap_err();
+    let error = copy_side_files(src.path(), dst.path(), Card::Keep).unwrap_err();
     assert!(matches!(error, CheckpointError::NotARegularFile { .. }));
 }
 

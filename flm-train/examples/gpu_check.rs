@@ -169,7 +169,7 @@ fn step(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<(f64, 
     let loss = backprop.run(&mut store, &[MicroBatch::new(&rows(2, 48, 2048))])?.loss;
     let mut gradients = Vec::new();
     for unit in 0..layout.units().len() {
-        gradients.extend(store.take_gradient(unit)?);
+        gradients.extend(store.take_gradient(unit, 0)?);
     }
     Ok((loss, gradients))
 }

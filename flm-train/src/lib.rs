@@ -29,7 +29,7 @@ mod sums;
 mod tensorboard;
 mod trainer;
 
-pub use crate::backprop::{Backprop, StepLoss};
+pub use crate::backprop::{Backprop, InputPlace, StepLoss, StepUsage, SweepOptions};
 pub use crate::data::batch::{IGNORED, MicroBatch, Packed};
 pub use crate::data::encode::{OnUnrendered, Truncation};
 pub use crate::data::format::{Content, Conversation, Sample, Samples, read_data, read_samples};

@@ -107,7 +107,7 @@ fn gradients(store: &mut dyn ParameterStore) -> HashMap<String, Vec<f32>> {
     let layout = store.layout().clone();
     let mut gradients = HashMap::new();
     for (unit, parameters) in layout.units().iter().enumerate() {
-        let values = store.take_gradient(unit).unwrap();
+        let values = store.take_gradient(unit, 0).unwrap();
         gradients.extend(parameters.parameters.iter().map(|p| p.name.clone()).zip(values));
     }
     gradients

@@ -101,7 +101,7 @@ fn step(checkpoint: &Checkpoint, recompute: bool) -> (f64, Weights, MemoryStore,
     let got = backprop.run(&mut store, &[MicroBatch::new(&rows())]).unwrap();
     let mut gradients = Weights::new();
     for (unit, parameters) in layout.units().iter().enumerate() {
-        let values = store.take_gradient(unit).unwrap();
+        let values = store.take_gradient(unit, 0).unwrap();
         gradients.extend(parameters.parameters.iter().map(|p| p.name.clone()).zip(values));
     }
     (got.loss, gradients, store, backprop)

@@ -42,6 +42,11 @@ impl WeightLoader {
         &self.checkpoint
     }
 
+    /// Where weights go.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// A matrix. On a CPU, bf16 stays bf16 where the arithmetic is f32.
     pub(super) fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
         let stored = self.checkpoint.tensor(name, &self.device)?;

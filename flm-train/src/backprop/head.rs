@@ -6,9 +6,9 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::backprop::backward_from::backward_from;
+use crate::backprop::gradient::Gradient;
 use crate::data::batch::{IGNORED, MicroBatch};
 use crate::error::TrainError;
-use crate::sums;
 use flm_candle::NormMask;
 use flm_candle::Path;
 use flm_candle::RmsNorm;
@@ -33,58 +33,88 @@ pub(super) struct Head<'a> {
     pub logit_scale: f64,
 }
 
-/// Where the head's gradients are added up, on the host.
+/// The gradient by the head's matrix, where it was computed.
 #[derive(Debug)]
-pub(super) struct HeadGradients<'a> {
-    pub gain: &'a mut [f32],
-    pub matrix: &'a mut [f32],
-    /// Multiplies the loss: 1 / number of targets of the step.
-    pub weight: f64,
+pub(super) enum MatrixGradient {
+    Host(Vec<f32>),
+    Device(Tensor),
 }
 
-impl Head<'_> {
-    /// The sum of the negative log-likelihoods of the targets, and, where gradients are wanted, the
-    /// gradient by `x`, `[b, t, hidden_size]`.
-    pub(super) fn run(
-        &self,
-        x: &Tensor,
-        batch: &MicroBatch,
-        mut gradients: Option<&mut HeadGradients<'_>>,
-    ) -> Result<(f64, Option<Tensor>), TrainError> {
+/// The sum of the losses; where they are wanted, the gradients by the normed positions and the matrix.
+type Scores = (f64, Option<(Tensor, MatrixGradient)>);
+
+/// The positions of a micro-batch that are learned.
+struct Learned {
+    positions: Tensor,
+    labels: Vec<u32>,
+    /// `[positions, hidden_size]`.
+    hidden: Var,
+}
+
+impl Learned {
+    /// `None` where there are none.
+    fn new(batch: &MicroBatch, x: &Tensor) -> Result<Option<Self>, TrainError> {
         let (b, t, d) = x.dims3()?;
         let learned = batch.labels.iter().enumerate().filter(|(_, label)| **label != IGNORED);
         let (positions, labels): (Vec<u32>, Vec<u32>) =
             learned.map(|(i, &label)| (i as u32, label as u32)).unzip();
         if positions.is_empty() {
-            let none = gradients.is_some().then(|| x.zeros_like()).transpose()?;
-            return Ok((0.0, none));
+            return Ok(None);
         }
         let n = positions.len();
         let positions = Tensor::from_vec(positions, n, x.device())?;
         let hidden = Var::from_tensor(&x.reshape((b * t, d))?.index_select(&positions, 0)?)?;
-        let norm = RmsNorm::new(self.gain.as_tensor().clone(), self.eps).with_mask(self.mask);
-        let z = norm.forward(hidden.as_tensor(), Path::Differentiable)?;
-        let scores = z.detach().contiguous()?;
-        let (sum, dz) = if x.device().is_cpu() && x.dtype() == DType::F32 {
-            self.on_cpu(&scores, &labels, gradients.as_deref_mut())?
-        } else {
-            self.on_device(&scores, &labels, gradients.as_deref_mut())?
-        };
-        let (Some(dz), Some(gradients)) = (dz, gradients) else { return Ok((sum, None)) };
-        let mut store = backward_from(&z, &dz)?;
-        let lost = || TrainError::MissingGradient(flm_checkpoint::FINAL_NORM.into());
-        add_tensor(gradients.gain, &store.remove(self.gain).ok_or_else(lost)?)?;
-        let dh = store.remove(hidden.as_tensor()).ok_or_else(lost)?;
-        let dx = Tensor::zeros((b * t, d), x.dtype(), x.device())?.index_add(&positions, &dh, 0)?;
-        Ok((sum, Some(dx.reshape((b, t, d))?)))
+        Ok(Some(Self { positions, labels, hidden }))
+    }
+}
+
+impl Head<'_> {
+    /// The sum of the negative log-likelihoods of the targets.
+    pub(super) fn loss(&self, x: &Tensor, batch: &MicroBatch) -> Result<f64, TrainError> {
+        let (Some(learned), norm) = (Learned::new(batch, x)?, self.norm()) else { return Ok(0.0) };
+        let z = norm.forward(learned.hidden.as_tensor(), Path::Differentiable)?.detach().contiguous()?;
+        Ok(self.scores(&z, &learned.labels, None)?.0)
     }
 
-    fn on_cpu(
+    /// That sum, the gradient of the loss by `x`, `[b, t, hidden_size]`, and those by gain and matrix; the
+    /// loss is the sum times `weight`, 1 / number of targets of the step.
+    pub(super) fn run(
         &self,
-        z: &Tensor,
-        labels: &[u32],
-        mut gradients: Option<&mut HeadGradients<'_>>,
-    ) -> Result<(f64, Option<Tensor>), TrainError> {
+        x: &Tensor,
+        batch: &MicroBatch,
+        weight: f64,
+    ) -> Result<(f64, Tensor, Gradient), TrainError> {
+        let (b, t, d) = x.dims3()?;
+        let Some(learned) = Learned::new(batch, x)? else {
+            let nothing = |like: &Tensor| like.detach().zeros_like();
+            let gradient = Gradient::new(vec![nothing(self.gain)?, nothing(self.matrix)?])?;
+            return Ok((0.0, x.zeros_like()?, gradient));
+        };
+        let z = self.norm().forward(learned.hidden.as_tensor(), Path::Differentiable)?;
+        let (sum, gradients) = self.scores(&z.detach().contiguous()?, &learned.labels, Some(weight))?;
+        let lost = || TrainError::MissingGradient(flm_checkpoint::FINAL_NORM.into());
+        let (dz, dmatrix) = gradients.ok_or_else(lost)?;
+        let mut store = backward_from(&z, &dz)?;
+        let dgain = store.remove(self.gain).ok_or_else(lost)?;
+        let dh = store.remove(learned.hidden.as_tensor()).ok_or_else(lost)?;
+        let dx = Tensor::zeros((b * t, d), x.dtype(), x.device())?.index_add(&learned.positions, &dh, 0)?;
+        Ok((sum, dx.reshape((b, t, d))?, Gradient::of_head(dgain, dmatrix)?))
+    }
+
+    fn norm(&self) -> RmsNorm {
+        RmsNorm::new(self.gain.as_tensor().clone(), self.eps).with_mask(self.mask)
+    }
+
+    /// The sum of the losses of normed positions `z`; with a weight also the gradients by `z` and the matrix.
+    fn scores(&self, z: &Tensor, labels: &[u32], weight: Option<f64>) -> Result<Scores, TrainError> {
+        if z.device().is_cpu() && z.dtype() == DType::F32 {
+            self.on_cpu(z, labels, weight)
+        } else {
+            self.on_device(z, labels, weight)
+        }
+    }
+
+    fn on_cpu(&self, z: &Tensor, labels: &[u32], weight: Option<f64>) -> Result<Scores, TrainError> {
         let ((n, d), vocabulary) = (z.dims2()?, self.matrix.dim(0)?);
         let (z_storage, _) = z.storage_and_layout();
         let (w_storage, w_layout) = self.matrix.storage_and_layout();
@@ -94,35 +124,29 @@ impl Head<'_> {
         let threads = rayon::current_num_threads();
         let rows = (LOGITS_BYTES / 4 / vocabulary).clamp(1, n);
         let mut logits = vec![0f32; rows * vocabulary];
-        let mut dz = gradients.is_some().then(|| vec![0f32; n * d]);
+        let mut gradients = weight.map(|_| (vec![0f32; n * d], vec![0f32; vocabulary * d]));
         let mut sum = 0.0;
         for start in (0..n).step_by(rows) {
             let count = rows.min(n - start);
             let z = Matrix::new(&z[start * d..(start + count) * d], count, d, d);
             let logits = &mut logits[..count * vocabulary];
             multiply(logits, vocabulary, z, matrix.t(), Output::Replace, threads);
-            let weight = gradients.as_deref().map(|g| g.weight);
             let losses = logits.par_chunks_mut(vocabulary).zip(&labels[start..start + count]);
             let losses: Vec<f64> = losses
                 .map(|(row, &label)| cross_entropy(row, label as usize, self.logit_scale, weight))
                 .collect();
             sum += losses.into_iter().sum::<f64>();
-            if let (Some(gradients), Some(dz)) = (gradients.as_deref_mut(), &mut dz) {
+            if let Some((dz, dmatrix)) = &mut gradients {
                 let dlogits = Matrix::new(logits, count, vocabulary, vocabulary);
                 multiply(&mut dz[start * d..], d, dlogits, matrix, Output::Replace, threads);
-                multiply(gradients.matrix, d, dlogits.t(), z, Output::Add, threads);
+                multiply(dmatrix, d, dlogits.t(), z, Output::Add, threads);
             }
         }
-        let dz = dz.map(|dz| Tensor::from_vec(dz, (n, d), &Device::Cpu)).transpose()?;
-        Ok((sum, dz))
+        let Some((dz, dmatrix)) = gradients else { return Ok((sum, None)) };
+        Ok((sum, Some((Tensor::from_vec(dz, (n, d), &Device::Cpu)?, MatrixGradient::Host(dmatrix)))))
     }
 
-    fn on_device(
-        &self,
-        z: &Tensor,
-        labels: &[u32],
-        mut gradients: Option<&mut HeadGradients<'_>>,
-    ) -> Result<(f64, Option<Tensor>), TrainError> {
+    fn on_device(&self, z: &Tensor, labels: &[u32], weight: Option<f64>) -> Result<Scores, TrainError> {
         let ((n, _), vocabulary) = (z.dims2()?, self.matrix.dim(0)?);
         let statistics = if z.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let rows = (LOGITS_BYTES / statistics.size_in_bytes() / vocabulary).clamp(1, n);
@@ -135,11 +159,11 @@ impl Head<'_> {
             let log_sum = logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?;
             let losses = (&log_sum - logits.gather(&targets, 1)?)?.to_dtype(DType::F64)?;
             sum += losses.sum_all()?.to_scalar::<f64>()?;
-            let Some(gradients) = gradients.as_deref_mut() else { continue };
+            let Some(weight) = weight else { continue };
             let probabilities = logits.broadcast_sub(&log_sum)?.exp()?;
             let minus_one = Tensor::full(-1f32, (count, 1), z.device())?.to_dtype(statistics)?;
             let dlogits = probabilities.scatter_add(&targets, &minus_one, 1)?;
-            let dlogits = (dlogits * (self.logit_scale * gradients.weight))?.to_dtype(z.dtype())?;
+            let dlogits = (dlogits * (self.logit_scale * weight))?.to_dtype(z.dtype())?;
             dz.push(dlogits.matmul(self.matrix)?);
             let part = dlogits.t()?.matmul(&z)?.to_dtype(statistics)?;
             dw = Some(match dw {
@@ -147,11 +171,8 @@ impl Head<'_> {
                 None => part,
             });
         }
-        if let (Some(gradients), Some(dw)) = (gradients, dw) {
-            add_tensor(gradients.matrix, &dw)?;
-            return Ok((sum, Some(Tensor::cat(&dz, 0)?)));
-        }
-        Ok((sum, None))
+        let Some(dw) = dw else { return Ok((sum, None)) };
+        Ok((sum, Some((Tensor::cat(&dz, 0)?, MatrixGradient::Device(dw)))))
     }
 }
 
@@ -182,14 +203,4 @@ fn cross_entropy(row: &mut [f32], label: usize, scale: f64, weight: Option<f64>)
         row[label] -= (scale * weight) as f32;
     }
     f64::from(max) + sum.ln() - chosen
-}
-
-/// `target += tensor`, wherever the tensor is.
-pub(super) fn add_tensor(target: &mut [f32], tensor: &Tensor) -> Result<(), TrainError> {
-    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let values = host_slice(&storage)?;
-    let start = layout.start_offset();
-    sums::add(target, &values[start..start + target.len()]);
-    Ok(())
 }

@@ -1,33 +1,84 @@
-//! Loss and gradients of a step, layer by layer, all micro-batches at each layer.
+//! Loss and gradients of a step, in sweeps; a sweep goes layer by layer, all its micro-batches at each layer.
 
 mod backward_from;
 mod block;
+mod gradient;
 mod head;
+mod kept;
+mod tree;
+
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::backprop::backward_from::backward_from;
 use crate::backprop::block::block;
-use crate::backprop::head::{Head, HeadGradients, add_tensor};
+use crate::backprop::gradient::{Gradient, Rows, SweepIndex, UnitSum, carry};
+use crate::backprop::head::Head;
+pub use crate::backprop::kept::InputPlace;
+use crate::backprop::kept::{BlockInput, BlockInputs};
+use crate::backprop::tree::{Tree, tree_sum};
 use crate::data::batch::MicroBatch;
 use crate::error::TrainError;
 use crate::params::Layout;
 use crate::store::ParameterStore;
-use crate::sums::sum_of_squares;
+use crate::sums::{self, sum_of_squares};
 use flm_candle::Block;
 use flm_candle::Pass;
 use flm_candle::Rotary;
 use flm_candle::{hidden_mask, norm_mask};
 use flm_checkpoint::GrowthMasks;
 
-/// Loss and gradients of a step, layer by layer.
+/// How a step is carried out. Whatever is chosen, the results are the same bits: gradients are summed by
+/// one binary tree over the micro-batches of the step, of which a sweep is a subtree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct SweepOptions {
+    /// Micro-batches of a sweep, a power of two: they go over the layers together, once forward and once
+    /// backward, so that a block's weights come in twice for all of them and its gradient leaves once.
+    pub micro_batches: usize,
+    /// Micro-batches whose gradients are summed on the device before they go to the host, a power of two.
+    /// Without a GPU there is no difference.
+    pub summed: usize,
+    /// Whether the forward pass keeps only block inputs, and blocks run again in the backward pass; else
+    /// whole graphs, with the weights of all blocks.
+    pub recompute: bool,
+    /// Where block inputs wait.
+    pub inputs: InputPlace,
+}
+
+impl SweepOptions {
+    /// All micro-batches in one sweep, everything on the device.
+    pub fn whole_step(recompute: bool) -> Self {
+        Self { micro_batches: usize::MAX, summed: usize::MAX, recompute, inputs: InputPlace::Device }
+    }
+}
+
+/// What a step held and moved: the plan's estimates, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct StepUsage {
+    /// Sweeps over the layers.
+    pub sweeps: usize,
+    /// The most bytes of block inputs that were kept at a time.
+    pub kept_inputs: u64,
+    /// Bytes of block inputs that went to the host or a file, and back.
+    pub moved_inputs: u64,
+    /// The most sums of one block's gradient that existed at a time in a sweep.
+    pub partial_sums: usize,
+    /// Values of weights that were brought in.
+    pub weights_in: u64,
+    /// Values of gradients that left the device.
+    pub gradients_out: u64,
+}
+
+/// Loss and gradients of a step, in sweeps over the layers.
 #[derive(Debug, Clone)]
 pub struct Backprop {
     layout: Layout,
     rotary: Rotary,
     device: Device,
     dtype: DType,
-    recompute: bool,
+    options: SweepOptions,
+    scratch: PathBuf,
     growth: Option<GrowthMasks>,
 }
 
@@ -44,12 +95,14 @@ pub struct StepLoss {
     pub gradient_norm: f64,
     /// Norm of the gradient of each unit.
     pub unit_norms: Vec<f64>,
+    /// What it held and moved.
+    pub usage: StepUsage,
 }
 
-/// A block's input and, where the graph is kept, its output.
-struct Kept {
-    input: Tensor,
-    graph: Option<(Var, Tensor)>,
+/// What is kept of a block for the backward pass.
+enum Kept {
+    Input(BlockInput),
+    Graph { input: Var, y: Tensor },
 }
 
 /// A micro-batch on its way through the model.
@@ -57,17 +110,72 @@ struct Lane<'a> {
     batch: &'a MicroBatch,
     pass: Pass,
     kept: Vec<Kept>,
+    /// The residual stream; in the backward pass its gradient.
     x: Tensor,
 }
 
+/// What a sweep works with.
+struct Sweep<'s> {
+    store: &'s mut dyn ParameterStore,
+    inputs: BlockInputs,
+    usage: StepUsage,
+    index: SweepIndex,
+    /// Square of the norm of each unit's gradient, known after the last sweep.
+    squares: Vec<f64>,
+}
+
+impl Sweep<'_> {
+    fn weights(&mut self, layout: &Layout, unit: usize) -> Result<Vec<Var>, TrainError> {
+        self.usage.weights_in += layout.units()[unit].len() as u64;
+        self.store.weights(unit)
+    }
+
+    /// The sum of a unit's gradients over the sweep's micro-batches.
+    fn summed(&mut self, layout: &Layout, unit: usize, sum: UnitSum) -> Result<Vec<Vec<f32>>, TrainError> {
+        let moved = sum.moved_after_finish();
+        let (gradient, most) = sum.finish()?;
+        self.usage.gradients_out += (moved * layout.units()[unit].len()) as u64;
+        self.usage.partial_sums = self.usage.partial_sums.max(most);
+        Ok(gradient)
+    }
+
+    /// Adds a unit's gradient of this sweep to those before; the last is kept for the update.
+    fn put(&mut self, unit: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError> {
+        let Some(total) = carry(self.store, (unit, 0), self.index, gradient)? else { return Ok(()) };
+        self.squares[unit] = norm_squared(&total);
+        self.store.put_gradient(unit, 0, total)
+    }
+}
+
+/// The store's slots of the tied head's part of the embedding's gradient; the tokens' part has those before.
+/// Each part has a tree of its own, because the one is known at the begin of a sweep's backward pass, the
+/// other at its end.
+const TIED: usize = usize::BITS as usize;
+
 impl Backprop {
     /// Computes in `dtype` on `device`: f32 on a CPU, f32 or bf16 on a GPU. With `recompute` the forward
-    /// pass keeps only block inputs; without, whole graphs.
+    /// pass keeps only block inputs; without, whole graphs. A step is one sweep.
     pub fn new(layout: &Layout, device: &Device, dtype: DType, recompute: bool) -> Self {
         let config = layout.config();
         let rotary = Rotary::new(config.head_dim, config.rope_theta);
-        let growth = config.growth.clone();
-        Self { layout: layout.clone(), rotary, device: device.clone(), dtype, recompute, growth }
+        Self {
+            layout: layout.clone(),
+            rotary,
+            device: device.clone(),
+            dtype,
+            options: SweepOptions::whole_step(recompute),
+            scratch: PathBuf::new(),
+            growth: config.growth.clone(),
+        }
+    }
+
+    /// Carries steps out in this way; block inputs that wait on disk do in a file in `scratch`.
+    pub fn with_sweeps(self, options: SweepOptions, scratch: &Path) -> Self {
+        // a power of two, so that sweeps are subtrees
+        let power = |n: usize| 1 << n.max(1).ilog2();
+        let (micro_batches, summed) = (power(options.micro_batches), power(options.summed));
+        let options = SweepOptions { micro_batches, summed: summed.min(micro_batches), ..options };
+        Self { options, scratch: scratch.into(), ..self }
     }
 
     /// Gives a model that is still growing these masks, instead of those of its config.
@@ -86,80 +194,63 @@ impl Backprop {
     ) -> Result<StepLoss, TrainError> {
         let targets: usize = batches.iter().map(MicroBatch::targets).sum();
         let tokens = batches.iter().map(MicroBatch::tokens).sum();
-        let (mut lanes, mut graphs) = self.forward(store, batches, true)?;
-        let mut squares = vec![0.0; self.layout.units().len()];
-        let (sum, mut dys) =
-            self.head_backward(store, &mut lanes, 1.0 / targets.max(1) as f64, &mut squares)?;
-        for layer in (0..self.layout.config().num_hidden_layers).rev() {
-            let unit = self.layout.block(layer);
-            // a graph's gradients are by the variables that it was made of
-            let weights = match graphs.pop() {
-                Some(weights) => weights,
-                None => store.weights(unit)?,
-            };
-            if layer > 0 && graphs.is_empty() {
-                store.expect(unit - 1);
-            }
-            let mut gradient = self.zeros(unit);
-            let model = self.block(layer, &weights, true)?;
-            for (lane, dy) in lanes.iter_mut().zip(&mut dys) {
-                let Some(kept) = lane.kept.pop() else { continue };
-                let (input, y) = match kept.graph {
-                    Some(graph) => graph,
-                    None => {
-                        let input = Var::from_tensor(&kept.input)?;
-                        let y = model.forward(input.as_tensor(), &lane.pass, None)?;
-                        (input, y)
-                    }
-                };
-                let mut grads = backward_from(&y, dy)?;
-                drop(y);
-                let parameters = &self.layout.units()[unit].parameters;
-                for ((weight, target), parameter) in weights.iter().zip(&mut gradient).zip(parameters) {
-                    let found = grads.remove(weight.as_tensor());
-                    add_tensor(
-                        target,
-                        &found.ok_or_else(|| TrainError::MissingGradient(parameter.name.clone()))?,
-                    )?;
-                }
-                let found = grads.remove(input.as_tensor());
-                *dy = found
-                    .ok_or_else(|| TrainError::MissingGradient(format!("the input of block {layer}")))?;
-            }
-            squares[unit] = norm_squared(&gradient);
-            store.put_gradient(unit, gradient)?;
+        let weight = 1.0 / targets.max(1) as f64;
+        let sweeps = batches.len().div_ceil(self.options.micro_batches);
+        let mut sweep = Sweep {
+            store,
+            inputs: BlockInputs::new(self.options.inputs, &self.device, self.scratch.clone()),
+            usage: StepUsage { sweeps, ..StepUsage::default() },
+            index: SweepIndex { index: 0, last: false },
+            squares: vec![0.0; self.layout.units().len()],
+        };
+        let mut losses = Vec::with_capacity(batches.len());
+        for (index, batches) in batches.chunks(self.options.micro_batches).enumerate() {
+            sweep.index = SweepIndex { index, last: index + 1 == sweeps };
+            let (mut lanes, graphs) = self.forward(&mut sweep, batches, true)?;
+            self.head_backward(&mut sweep, &mut lanes, weight, &mut losses)?;
+            self.blocks_backward(&mut sweep, &mut lanes, graphs)?;
+            self.embedding_backward(&mut sweep, lanes)?;
         }
-        self.embedding_backward(store, &lanes, &dys, &mut squares)?;
-        let gradient_norm = squares.iter().sum::<f64>().sqrt();
-        let unit_norms = squares.into_iter().map(f64::sqrt).collect();
-        Ok(StepLoss { loss: sum / targets.max(1) as f64, targets, tokens, gradient_norm, unit_norms })
+        (sweep.usage.kept_inputs, sweep.usage.moved_inputs) = sweep.inputs.usage();
+        let gradient_norm = sweep.squares.iter().sum::<f64>().sqrt();
+        let unit_norms = sweep.squares.into_iter().map(f64::sqrt).collect();
+        let loss = tree_sum(losses) / targets.max(1) as f64;
+        Ok(StepLoss { loss, targets, tokens, gradient_norm, unit_norms, usage: sweep.usage })
     }
 
     /// The sum of the targets' negative log-likelihoods, without gradients.
     pub fn loss(&self, store: &mut dyn ParameterStore, batches: &[MicroBatch]) -> Result<f64, TrainError> {
-        let (lanes, _) = self.forward(store, batches, false)?;
-        let weights = store.weights(self.layout.head())?;
-        let tied = if weights.len() == 1 { Some(store.weights(self.layout.embedding())?) } else { None };
-        let head = self.head(&weights, tied.as_deref());
-        let mut sum = 0.0;
-        for lane in &lanes {
-            sum += head.run(&lane.x, lane.batch, None)?.0;
+        let mut sweep = Sweep {
+            store,
+            inputs: BlockInputs::new(InputPlace::Device, &self.device, PathBuf::new()),
+            usage: StepUsage::default(),
+            index: SweepIndex { index: 0, last: true },
+            squares: Vec::new(),
+        };
+        let mut losses = Vec::with_capacity(batches.len());
+        for batches in batches.chunks(self.options.micro_batches) {
+            let (lanes, _) = self.forward(&mut sweep, batches, false)?;
+            let (weights, tied) = self.head_weights(&mut sweep)?;
+            let head = self.head(&weights, tied.as_deref());
+            for lane in &lanes {
+                losses.push(head.loss(&lane.x, lane.batch)?);
+            }
         }
-        Ok(sum)
+        Ok(tree_sum(losses))
     }
 
     /// Runs all blocks; block inputs (or graphs, with the weights of every block) are kept if `keep`.
     fn forward<'b>(
         &self,
-        store: &mut dyn ParameterStore,
+        sweep: &mut Sweep<'_>,
         batches: &'b [MicroBatch],
         keep: bool,
     ) -> Result<(Vec<Lane<'b>>, Vec<Vec<Var>>), TrainError> {
         let (config, layers) = (self.layout.config(), self.layout.config().num_hidden_layers);
         let mut lanes = Vec::with_capacity(batches.len());
         {
-            let embedding = store.weights(self.layout.embedding())?;
-            store.expect(self.layout.block(0));
+            let embedding = sweep.weights(&self.layout, self.layout.embedding())?;
+            sweep.store.expect(self.layout.block(0));
             for batch in batches {
                 let heads = config.num_attention_heads;
                 let pass =
@@ -168,23 +259,23 @@ impl Backprop {
                 lanes.push(Lane { batch, pass, kept: Vec::new(), x });
             }
         }
-        let (graphs, mut kept) = (keep && !self.recompute, Vec::new());
+        let (graphs, mut kept) = (keep && !self.options.recompute, Vec::new());
         for layer in 0..layers {
-            let weights = store.weights(self.layout.block(layer))?;
-            store.expect(self.layout.block(layer) + 1);
+            let weights = sweep.weights(&self.layout, self.layout.block(layer))?;
+            sweep.store.expect(self.layout.block(layer) + 1);
             let model = self.block(layer, &weights, graphs)?;
             for lane in &mut lanes {
-                let input = lane.x.clone();
                 if graphs {
-                    let variable = Var::from_tensor(&input)?;
-                    let y = model.forward(variable.as_tensor(), &lane.pass, None)?;
+                    let input = Var::from_tensor(&lane.x)?;
+                    let y = model.forward(input.as_tensor(), &lane.pass, None)?;
                     lane.x = y.detach();
-                    lane.kept.push(Kept { input, graph: Some((variable, y)) });
+                    lane.kept.push(Kept::Graph { input, y });
                 } else {
-                    lane.x = model.forward(&input, &lane.pass, None)?.detach();
+                    let y = model.forward(&lane.x, &lane.pass, None)?.detach();
                     if keep {
-                        lane.kept.push(Kept { input, graph: None });
+                        lane.kept.push(Kept::Input(sweep.inputs.keep(&lane.x)?));
                     }
+                    lane.x = y;
                 }
             }
             if graphs {
@@ -194,70 +285,118 @@ impl Backprop {
         Ok((lanes, kept))
     }
 
-    /// The sum of the losses and the gradients by the last block's output.
+    /// Final norm, head and loss; then the lanes hold the gradients by the last block's output.
     fn head_backward(
         &self,
-        store: &mut dyn ParameterStore,
+        sweep: &mut Sweep<'_>,
         lanes: &mut [Lane<'_>],
         weight: f64,
-        squares: &mut [f64],
-    ) -> Result<(f64, Vec<Tensor>), TrainError> {
+        losses: &mut Vec<f64>,
+    ) -> Result<(), TrainError> {
         let unit = self.layout.head();
-        let weights = store.weights(unit)?;
-        let tied = if weights.len() == 1 { Some(store.weights(self.layout.embedding())?) } else { None };
-        store.expect(unit - 1);
-        let mut gradient = self.zeros(unit);
-        let mut embedding = tied.is_some().then(|| self.zeros(self.layout.embedding()));
-        let head = self.head(&weights, tied.as_deref());
-        let (mut sum, mut dys) = (0.0, Vec::with_capacity(lanes.len()));
+        let (weights, tied) = self.head_weights(sweep)?;
+        sweep.store.expect(unit - 1);
+        let mut sum = UnitSum::new(self.options.summed);
         {
-            let (gain, rest) = gradient.split_at_mut(1);
-            let matrix = rest.first_mut().or(embedding.as_mut().and_then(|e| e.first_mut()));
-            let (Some(gain), Some(matrix)) = (gain.first_mut(), matrix) else {
-                return Err(TrainError::MissingGradient(flm_checkpoint::LM_HEAD.into()));
-            };
-            let mut gradients = HeadGradients { gain, matrix, weight };
+            let head = self.head(&weights, tied.as_deref());
             for lane in lanes {
-                let x = std::mem::replace(&mut lane.x, Tensor::zeros((), self.dtype, &self.device)?);
-                let (part, dx) = head.run(&x, lane.batch, Some(&mut gradients))?;
-                sum += part;
-                dys.extend(dx);
+                let (loss, dx, gradient) = head.run(&lane.x, lane.batch, weight)?;
+                lane.x = dx;
+                losses.push(loss);
+                sum.push(gradient)?;
             }
         }
-        squares[unit] = norm_squared(&gradient);
-        store.put_gradient(unit, gradient)?;
-        if let Some(gradient) = embedding {
-            // a store on disk takes it out of memory until the blocks are done
-            store.put_gradient(self.layout.embedding(), gradient)?;
+        let mut gradient = sweep.summed(&self.layout, unit, sum)?;
+        if tied.is_none() {
+            return sweep.put(unit, gradient);
         }
-        Ok((sum, dys))
+        let embedding = self.layout.embedding();
+        let matrix = gradient.split_off(1);
+        sweep.usage.gradients_out += self.layout.units()[embedding].len() as u64;
+        sweep.put(unit, gradient)?;
+        if let Some(total) = carry(sweep.store, (embedding, TIED), sweep.index, matrix)? {
+            // a store on disk takes it out of memory until the blocks are done
+            sweep.store.put_gradient(embedding, TIED, total)?;
+        }
+        Ok(())
     }
 
-    fn embedding_backward(
+    /// The blocks from the last to the first; then the lanes hold the gradients by the embedding's rows.
+    fn blocks_backward(
         &self,
-        store: &mut dyn ParameterStore,
-        lanes: &[Lane<'_>],
-        dys: &[Tensor],
-        squares: &mut [f64],
+        sweep: &mut Sweep<'_>,
+        lanes: &mut [Lane<'_>],
+        mut graphs: Vec<Vec<Var>>,
     ) -> Result<(), TrainError> {
+        for layer in (0..self.layout.config().num_hidden_layers).rev() {
+            let unit = self.layout.block(layer);
+            // a graph's gradients are by the variables that it was made of
+            let weights = match graphs.pop() {
+                Some(weights) => weights,
+                None => sweep.weights(&self.layout, unit)?,
+            };
+            if layer > 0 && graphs.is_empty() {
+                sweep.store.expect(unit - 1);
+            }
+            let model = self.block(layer, &weights, true)?;
+            let parameters = &self.layout.units()[unit].parameters;
+            let mut sum = UnitSum::new(self.options.summed);
+            for lane in &mut *lanes {
+                let Some(kept) = lane.kept.pop() else { continue };
+                let (input, y) = match kept {
+                    Kept::Graph { input, y } => (input, y),
+                    Kept::Input(input) => {
+                        let input = Var::from_tensor(&sweep.inputs.take(input)?)?;
+                        let y = model.forward(input.as_tensor(), &lane.pass, None)?;
+                        (input, y)
+                    }
+                };
+                let mut grads = backward_from(&y, &lane.x)?;
+                drop(y);
+                let mut gradient = Vec::with_capacity(parameters.len());
+                for (weight, parameter) in weights.iter().zip(parameters) {
+                    let found = grads.remove(weight.as_tensor());
+                    gradient.push(found.ok_or_else(|| TrainError::MissingGradient(parameter.name.clone()))?);
+                }
+                let found = grads.remove(input.as_tensor());
+                lane.x = found
+                    .ok_or_else(|| TrainError::MissingGradient(format!("the input of block {layer}")))?;
+                drop((grads, input));
+                sum.push(Gradient::new(gradient)?)?;
+            }
+            let gradient = sweep.summed(&self.layout, unit, sum)?;
+            sweep.put(unit, gradient)?;
+        }
+        Ok(())
+    }
+
+    fn embedding_backward(&self, sweep: &mut Sweep<'_>, lanes: Vec<Lane<'_>>) -> Result<(), TrainError> {
         let (unit, config) = (self.layout.embedding(), self.layout.config());
-        let mut gradient =
-            if config.tie_word_embeddings { store.take_gradient(unit)? } else { self.zeros(unit) };
         let (width, scale) = (config.hidden_size, config.input_scale() as f32);
         // new entries of the residual stream under their mask
         let hidden = self.growth.as_ref().and_then(|growth| growth.hidden);
         let (old, masked) = hidden.map_or((width, scale), |m| (m.from, scale * m.mask as f32));
-        for (lane, dy) in lanes.iter().zip(dys) {
-            let dy = dy.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut sum = Tree::default();
+        for lane in lanes {
+            let mut rows = Rows::new(width);
+            let dy = lane.x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             for (&id, dy) in lane.batch.ids.iter().zip(dy.chunks_exact(width)) {
-                let row = &mut gradient[0][id as usize * width..][..width];
-                let (row, new) = row.split_at_mut(old);
+                let (row, new) = rows.row(id).split_at_mut(old);
                 row.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += scale * dy);
                 new.iter_mut().zip(&dy[old..]).for_each(|(sum, dy)| *sum += masked * dy);
             }
+            sum.push(rows)?;
         }
-        squares[unit] = norm_squared(&gradient);
-        store.put_gradient(unit, gradient)
+        let rows: Rows = sum.finish()?.unwrap_or_else(|| Rows::new(width));
+        let gradient = vec![rows.dense(config.vocab_size)];
+        let Some(mut total) = carry(sweep.store, (unit, 0), sweep.index, gradient)? else { return Ok(()) };
+        if config.tie_word_embeddings {
+            let mut head = sweep.store.take_gradient(unit, TIED)?;
+            head.iter_mut().zip(&total).for_each(|(head, rows)| sums::add(head, rows));
+            total = head;
+        }
+        sweep.squares[unit] = norm_squared(&total);
+        sweep.store.put_gradient(unit, 0, total)
     }
 
     fn embed(&self, matrix: &Tensor, batch: &MicroBatch) -> Result<Tensor, TrainError> {
@@ -302,8 +441,14 @@ impl Backprop {
         }
     }
 
-    fn zeros(&self, unit: usize) -> Vec<Vec<f32>> {
-        self.layout.units()[unit].parameters.iter().map(|p| vec![0f32; p.len()]).collect()
+    /// The weights of the head's unit and, where they are the head, the embedding's.
+    fn head_weights(&self, sweep: &mut Sweep<'_>) -> Result<(Vec<Var>, Option<Vec<Var>>), TrainError> {
+        let weights = sweep.weights(&self.layout, self.layout.head())?;
+        let tied = match weights.len() {
+            1 => Some(sweep.weights(&self.layout, self.layout.embedding())?),
+            _ => None,
+        };
+        Ok((weights, tied))
     }
 }
 

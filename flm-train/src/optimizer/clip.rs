@@ -39,7 +39,8 @@ mod tests {
     fn one_coefficient_for_all_or_one_for_each_unit() {
         let unit_norms = vec![3.0, 4.0, 0.5];
         let gradient_norm = (9.0f64 + 16.0 + 0.25).sqrt();
-        let loss = StepLoss { loss: 1.0, targets: 1, tokens: 1, gradient_norm, unit_norms };
+        let usage = crate::backprop::StepUsage::default();
+        let loss = StepLoss { loss: 1.0, targets: 1, tokens: 1, gradient_norm, unit_norms, usage };
         let global = Clip::Global.coefficients(&loss, Some(1.0));
         assert_eq!(global, [1.0 / (25.25f64.sqrt() + 1e-6); 3]);
         assert_eq!(Clip::Block.coefficients(&loss, Some(1.0)), [1.0 / 3.000001, 1.0 / 4.000001, 1.0]);

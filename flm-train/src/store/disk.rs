@@ -1,10 +1,11 @@
 //! Weights, gradients and moments in files, read ahead and written behind.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
     path::Path,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
 };
 
@@ -55,13 +56,22 @@ struct Files {
     /// Removed with everything in it when dropped.
     dir: TempDir,
     weights: File,
-    gradient: File,
+    /// By slot, made when they are first needed; files of nothing but holes where nothing was written.
+    gradients: Mutex<BTreeMap<usize, Arc<File>>>,
     exp_avg: File,
     exp_avg_sq: File,
     /// First byte of each parameter of each unit, four bytes a value.
     offsets: Vec<Vec<u64>>,
     /// First byte of its weights, as they are stored.
     weight_offsets: Vec<Vec<u64>>,
+}
+
+/// A new file of zeros.
+fn create(path: &Path, bytes: u64) -> Result<File, TrainError> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+    let file = file.map_err(TrainError::file("create", path))?;
+    file.set_len(bytes).map_err(TrainError::file("set the length of", path))?;
+    Ok(file)
 }
 
 impl DiskStore {
@@ -75,13 +85,7 @@ impl DiskStore {
         let made = tempfile::Builder::new().prefix(WORK_PREFIX).tempdir_in(parent);
         let dir = made.map_err(TrainError::file("create a folder in", parent))?;
         let bytes = layout.len() as u64 * 4;
-        let open = |name: &str, bytes: u64| {
-            let path = dir.path().join(name);
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-            let file = file.map_err(TrainError::file("create", &path))?;
-            file.set_len(bytes).map_err(TrainError::file("set the length of", &path))?;
-            Ok::<_, TrainError>(file)
-        };
+        let open = |name: &str, bytes: u64| create(&dir.path().join(name), bytes);
         let offsets = |size: fn(&Parameter) -> u64| -> Vec<Vec<u64>> {
             let mut next = 0;
             let mut place = |p: &Parameter| {
@@ -93,7 +97,7 @@ impl DiskStore {
         };
         let files = Files {
             weights: open("weights", layout.weight_bytes())?,
-            gradient: open("gradient.f32", bytes)?,
+            gradients: Mutex::default(),
             exp_avg: open("exp_avg.f32", bytes)?,
             exp_avg_sq: open("exp_avg_sq.f32", bytes)?,
             dir,
@@ -219,12 +223,24 @@ impl Files {
         file.write_all_at(bytes, at).map_err(TrainError::file("write the parameters in", self.dir.path()))
     }
 
-    fn read_gradient(&self, layout: &Layout, unit: usize) -> Read {
+    fn gradient(&self, layout_bytes: u64, slot: usize) -> Result<Arc<File>, TrainError> {
+        let mut files = self.gradients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(&slot) {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.dir.path().join(format!("gradient-{slot}.f32"));
+        let file = Arc::new(create(&path, layout_bytes)?);
+        files.insert(slot, Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn read_gradient(&self, layout: &Layout, unit: usize, slot: usize) -> Read {
+        let file = self.gradient(layout.len() as u64 * 4, slot)?;
         let parameters = layout.units()[unit].parameters.iter().zip(&self.offsets[unit]);
         parameters
             .map(|(parameter, &at)| {
                 let mut values = vec![0f32; parameter.len()];
-                self.read(&self.gradient, at, &mut values)?;
+                self.read(&file, at, &mut values)?;
                 Ok(values)
             })
             .collect()
@@ -269,12 +285,13 @@ impl ParameterStore for DiskStore {
         self.ahead = read.ok().map(|read| (unit, read));
     }
 
-    fn put_gradient(&mut self, unit: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError> {
+    fn put_gradient(&mut self, unit: usize, slot: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError> {
         self.settle()?;
+        let file = self.files.gradient(self.layout.len() as u64 * 4, slot)?;
         let files = Arc::clone(&self.files);
         let write = move || {
             for (values, &at) in gradient.iter().zip(&files.offsets[unit]) {
-                files.write(&files.gradient, at, values)?;
+                files.write(&file, at, values)?;
             }
             Ok(())
         };
@@ -283,22 +300,23 @@ impl ParameterStore for DiskStore {
         Ok(())
     }
 
-    fn take_gradient(&mut self, unit: usize) -> Result<Vec<Vec<f32>>, TrainError> {
+    fn take_gradient(&mut self, unit: usize, slot: usize) -> Result<Vec<Vec<f32>>, TrainError> {
         self.settle()?;
-        self.files.read_gradient(&self.layout, unit)
+        self.files.read_gradient(&self.layout, unit, slot)
     }
 
     fn update(&mut self, update: &mut Update<'_>) -> Result<(), TrainError> {
         self.settle()?;
         self.ahead = None;
-        let (files, layout) = (&self.files, &self.layout);
+        let (files, layout, bytes) = (&self.files, &self.layout, self.layout.len() as u64 * 4);
         let (to_compute, parts) = mpsc::sync_channel::<Result<Part, TrainError>>(1);
         let (to_write, done) = mpsc::sync_channel::<Part>(1);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 for (unit, parameter, p) in layout.parameters() {
                     for start in (0..p.len()).step_by(PART) {
-                        let part = files.part((unit, parameter), p, start, PART.min(p.len() - start));
+                        let part =
+                            files.part((unit, parameter), p, (start, PART.min(p.len() - start)), bytes);
                         if to_compute.send(part).is_err() {
                             return;
                         }
@@ -360,14 +378,15 @@ impl Files {
         &self,
         (unit, index): (usize, usize),
         parameter: &Parameter,
-        offset: usize,
-        len: usize,
+        (offset, len): (usize, usize),
+        gradient_bytes: u64,
     ) -> Result<Part, TrainError> {
         let mut arrays: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0f32; len]);
         let [weights, others @ ..] = &mut arrays;
+        let gradient = self.gradient(gradient_bytes, 0)?;
         self.read_weight_part((unit, index), parameter, offset, weights)?;
         let at = self.offsets[unit][index] + offset as u64 * 4;
-        for (array, file) in others.iter_mut().zip([&self.gradient, &self.exp_avg, &self.exp_avg_sq]) {
+        for (array, file) in others.iter_mut().zip([&*gradient, &self.exp_avg, &self.exp_avg_sq]) {
             self.read(file, at, array)?;
         }
         Ok(Part { unit, parameter: index, offset, arrays })

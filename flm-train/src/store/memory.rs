@@ -1,5 +1,6 @@
 //! Weights, gradients and moments in memory.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use candle_core::{
@@ -30,7 +31,8 @@ struct UnitState {
     weights: Vec<Var>,
     /// Copies for computing, where they are kept.
     copies: Option<Vec<Var>>,
-    gradient: Vec<Vec<f32>>,
+    /// By slot.
+    gradients: BTreeMap<usize, Vec<Vec<f32>>>,
     exp_avg: Vec<Vec<f32>>,
     exp_avg_sq: Vec<Vec<f32>>,
 }
@@ -47,7 +49,7 @@ impl MemoryStore {
             units.push(UnitState {
                 weights: weights.collect::<CandleResult<_>>()?,
                 copies: None,
-                gradient: Vec::new(),
+                gradients: BTreeMap::new(),
                 exp_avg: zeros(),
                 exp_avg_sq: zeros(),
             });
@@ -101,19 +103,19 @@ impl ParameterStore for MemoryStore {
 
     fn expect(&mut self, _: usize) {}
 
-    fn put_gradient(&mut self, unit: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError> {
-        self.units[unit].gradient = gradient;
+    fn put_gradient(&mut self, unit: usize, slot: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError> {
+        self.units[unit].gradients.insert(slot, gradient);
         Ok(())
     }
 
-    fn take_gradient(&mut self, unit: usize) -> Result<Vec<Vec<f32>>, TrainError> {
-        Ok(std::mem::take(&mut self.units[unit].gradient))
+    fn take_gradient(&mut self, unit: usize, slot: usize) -> Result<Vec<Vec<f32>>, TrainError> {
+        Ok(self.units[unit].gradients.remove(&slot).unwrap_or_default())
     }
 
     fn update(&mut self, update: &mut Update<'_>) -> Result<(), TrainError> {
         for (index, (unit, state)) in self.layout.units().iter().zip(&mut self.units).enumerate() {
             state.copies = None;
-            let gradients = std::mem::take(&mut state.gradient);
+            let gradients = std::mem::take(&mut state.gradients).remove(&0).unwrap_or_default();
             let arrays =
                 state.weights.iter().zip(&gradients).zip(&mut state.exp_avg).zip(&mut state.exp_avg_sq);
             for ((((weights, gradient), exp_avg), exp_avg_sq), parameter) in arrays.zip(&unit.parameters) {

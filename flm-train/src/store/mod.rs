@@ -36,11 +36,11 @@ pub trait ParameterStore: Send + std::fmt::Debug {
     /// Says which unit will be asked for next, so that it can be read ahead.
     fn expect(&mut self, unit: usize);
 
-    /// Keeps the gradient of a unit until the update.
-    fn put_gradient(&mut self, unit: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError>;
+    /// Keeps a gradient of a unit. A slot holds one; that in slot 0 is the update's.
+    fn put_gradient(&mut self, unit: usize, slot: usize, gradient: Vec<Vec<f32>>) -> Result<(), TrainError>;
 
     /// Takes a gradient back, to add to it.
-    fn take_gradient(&mut self, unit: usize) -> Result<Vec<Vec<f32>>, TrainError>;
+    fn take_gradient(&mut self, unit: usize, slot: usize) -> Result<Vec<Vec<f32>>, TrainError>;
 
     /// Lets `update` change weights and moments of every parameter, in parts; gradients are gone then.
     fn update(&mut self, update: &mut Update<'_>) -> Result<(), TrainError>;

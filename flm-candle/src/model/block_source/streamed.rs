@@ -35,7 +35,14 @@ impl Streamed {
 
     fn read_ahead(&self, layer: usize) -> Ahead {
         let loader = self.loader.clone();
-        Ahead { layer, read: std::thread::spawn(move || loader.block(layer)) }
+        let read = move || {
+            let block = loader.block(layer)?;
+            // on a GPU every thread has a stream of its own, and nothing orders one after another: a tensor
+            // crosses threads only when the thread that made it has waited for its stream
+            loader.device().synchronize()?;
+            Ok(block)
+        };
+        Ahead { layer, read: std::thread::spawn(read) }
     }
 }
 

@@ -83,8 +83,8 @@ def main():
         plan = None
         for title, changes, found in rungs:
             plan = flm(o, "sft", folder / "recipe.toml", *changes, "--dry-run", "--tokens-per-second", 1)
-            tier = next(t for t in plan["tiers"] if (t["placement"], t["recompute"]) == (plan["placement"], plan["recompute"]))
-            found["predicted"] = tier["memory"]["total"]
+            chosen = next(p for p in plan["plans"] if p["chosen"])
+            found["predicted"] = chosen["estimate"]["host"]["total"]
         print(f"{plan['parameters']:,} parameters, {o.rows} rows of {plan['context']} tokens a step, {o.steps} steps, {o.threads} threads; "
               f"median of {o.rounds} rounds\n")
         print("| technique | predicted, MB | measured, MB | off by | of the first | tokens/s | of the first |\n|---|---|---|---|---|---|---|")

@@ -67,7 +67,12 @@ impl RunArgs {
                         self.device
                     );
                 }
-                Ok(Device::new_cuda(index)?)
+                Device::new_cuda(index).with_context(|| {
+                    format!(
+                        "--device {}: no such GPU answers; `nvidia-smi` lists those that the driver knows",
+                        self.device
+                    )
+                })
             }
             _ => bail!("--device {}: expected cpu, cuda or cuda:N", self.device),
         }
@@ -276,6 +281,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let number: f64 = digits.trim().parse().map_err(|_| format!("{digits:?} is not a number"))?;
     let bytes = number * scale as f64;
     if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(format!("{text} is not a usable size")) }
+}
+
+/// Bytes a second, such as `50GB/s`.
+pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
+    let bytes = text.strip_suffix("/s").ok_or_else(|| format!("{text:?} is no rate such as 50GB/s"))?;
+    parse_size(bytes).map(|bytes| bytes as f64)
 }
 
 /// Token ids separated by commas or spaces.

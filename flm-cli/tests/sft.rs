@@ -155,19 +155,72 @@ fn a_dry_run_writes_nothing_and_wrong_recipes_fail_with_the_reason() {
     let out = run(dir.path(), &["--dry-run", "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(report["data"]["samples"], 24);
-    assert_eq!(report["tiers"].as_array().unwrap().len(), 3);
+    let plans = report["plans"].as_array().unwrap();
+    assert_eq!(plans.iter().filter(|plan| plan["chosen"] == true).count(), 1);
+    assert_eq!(plans.len(), 5, "graphs, block inputs in memory and on disk; parameters on disk with both");
     assert!(report["seconds"].as_f64().unwrap() > 0.0 && report["operations"].as_f64().unwrap() > 0.0);
     assert!(report["packing_efficiency"].as_f64().unwrap() > 0.5, "{report:#}");
     assert!(!dir.path().join("out").exists());
     let told = run(dir.path(), &["--dry-run", "--tokens-per-second", "10"]);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.contains(", 10 tokens/s") && told.contains("% filled"), "{told}");
-    let small = run(dir.path(), &["--dry-run", "--json", "--memory-budget", "1MB"]);
-    assert_eq!(serde_json::from_slice::<serde_json::Value>(&small.stdout).unwrap()["placement"], "disk");
+    // what does not fit is never chosen, and how much it lacks is told
+    for arguments in [&["--dry-run", "--memory-budget", "1MB"][..], &["--memory-budget", "1MB"]] {
+        let small = run(dir.path(), arguments);
+        let text = String::from_utf8_lossy(&small.stderr).into_owned();
+        assert_eq!(small.status.code(), Some(1), "{text}");
+        assert!(text.starts_with("error: no plan fits the memory that there is"), "{text}");
+        assert_eq!(text.matches(" of host memory").count(), 5, "{text}");
+    }
+    assert!(!dir.path().join("out").exists());
     let wrong = run(dir.path(), &["train.epoch=1"]);
     assert_eq!(wrong.status.code(), Some(1));
     let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert_eq!(text, "error: recipe: unknown key `train.epoch`; did you mean `train.epochs`?\n");
+}
+
+/// `flm sft --dry-run --from-config` of the 52B's recipe for a machine.
+fn plan_52b(machine: &str) -> std::process::Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+    command.args([
+        "sft",
+        "--dry-run",
+        "--from-config",
+        "tele-flm-52b",
+        "--rows",
+        "1024",
+        "--context",
+        "2048",
+    ]);
+    command.args(["--pcie", "50GB/s", "--disk", "6GB/s", "--peak-flops", "989T"]);
+    command.args(machine.split(' ')).output().unwrap()
+}
+
+#[test]
+fn the_52b_is_planned_without_weights_or_data_for_a_machine_that_is_not_here() {
+    for (device, memory) in [("141GB", "1.5TB"), ("24GB", "256GB")] {
+        let out = plan_52b(&format!("--device-memory {device} --memory {memory} --json"));
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let plan: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let estimate = &plan["chosen"]["estimate"];
+        let used = |tier: &str| estimate[tier]["total"].as_u64().unwrap();
+        assert!(used("device") < plan["machine"]["device_memory"].as_u64().unwrap(), "{plan:#}");
+        assert!(used("host") < plan["machine"]["memory"].as_u64().unwrap(), "{plan:#}");
+        assert_eq!(plan["parameters"], 52_824_121_344u64);
+        assert!(plan["seconds"].as_f64().unwrap() > estimate["seconds"]["step"].as_f64().unwrap());
+        let text = plan_52b(&format!("--device-memory {device} --memory {memory}"));
+        let text = String::from_utf8_lossy(&text.stdout).into_owned();
+        for part in ["PCIe a step", "bound by", "GPU memory", "tokens/s", "chosen", "lacks", "of GPU memory"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+    let out = plan_52b("--device-memory 8GB --memory 16GB");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text.contains("no plan fits") && text.contains("of GPU memory"), "{text}");
+    let wrong = plan_52b("--memory 16GB --disk-space 1TB/s");
+    assert_eq!(wrong.status.code(), Some(2));
 }
 
 #[test]

@@ -83,6 +83,16 @@ pub enum TrainError {
     /// Something in the recipe.
     #[error("recipe: {0}")]
     Recipe(String),
+    /// No plan is within the memory.
+    #[error(
+        "no plan fits the memory that there is; every kind of plan, as near to it as it comes:\n{table}\n\
+         give more (memory.budget, memory.device_budget), or make train.micro_batch_size or \
+         data.context_length smaller"
+    )]
+    DoesNotFit {
+        /// A line a plan, with what is missing.
+        table: String,
+    },
     /// A training state that does not fit.
     #[error("cannot resume from {path}: {message}")]
     State { path: PathBuf, message: String },
@@ -94,6 +104,15 @@ pub enum TrainError {
         /// Where the run can go on from.
         kept: String,
         /// What could not be written.
+        source: Box<Self>,
+    },
+    /// The GPU's memory was not enough.
+    #[error(
+        "the GPU's memory is full ({source}): set memory.device_budget below what the plan took of it \
+         (`flm sft --dry-run` says how much), or make train.micro_batch_size smaller"
+    )]
+    DeviceMemory {
+        /// What the driver said.
         source: Box<Self>,
     },
     /// The thread that reads or writes beside the computation died.
@@ -116,6 +135,12 @@ impl TrainError {
         false
     }
 
+    /// Whether the reason is that a GPU has no memory left. candle tells it as text only.
+    pub fn is_device_memory(&self) -> bool {
+        let text = self.to_string();
+        ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|code| text.contains(code))
+    }
+
     /// An error of the system while doing `action` to `path`.
     pub fn file(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
@@ -126,6 +151,13 @@ impl TrainError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_gpu_is_told_from_other_errors() {
+        let driver = |text: &str| TrainError::from(candle_core::Error::Msg(text.into()));
+        assert!(driver("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")").is_device_memory());
+        assert!(!driver("DriverError(CUDA_ERROR_INVALID_VALUE)").is_device_memory());
+    }
 
     #[test]
     fn a_full_disk_is_told_from_other_errors_however_deep() {

@@ -39,12 +39,15 @@ pub use crate::optimizer::clip::{Clip, clip_coefficient};
 pub use crate::optimizer::schedule::{Decay, Schedule};
 pub use crate::optimizer::stochastic_rounding::{StochasticRounding, TensorRounding};
 pub use crate::params::{Layout, Multipliers, Parameter, ParameterGroup, Slices, Unit};
-pub use crate::plan::estimate::{Estimate, StepShape};
+pub use crate::plan::choose::{Considered, Missing};
+pub use crate::plan::estimate::{Choice, Estimate, MemoryUse, Seconds, StepShape, Traffic};
 pub use crate::plan::flops::model_operations;
-pub use crate::plan::{Plan, PlanReport, Tier};
+pub use crate::plan::machine::Machine;
+pub use crate::plan::shape::ShapePlan;
+pub use crate::plan::{Plan, PlanReport};
 pub use crate::recipe::{
-    DataSettings, MemorySettings, Moments, OptimizerSettings, Placement, Recipe, Recompute, SaveSettings,
-    TrainSettings, WeightDtype,
+    DataSettings, Inputs, MemorySettings, Moments, OptimizerSettings, Placement, Recipe, Recompute,
+    SaveSettings, TrainSettings, WeightDtype, parse_flops,
 };
 pub use crate::state::TrainingState;
 pub use crate::store::disk::DiskStore;

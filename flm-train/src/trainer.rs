@@ -12,7 +12,7 @@ use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backprop::Backprop;
+use crate::backprop::{Backprop, InputPlace};
 use crate::data::batch::{MicroBatch, Packed};
 use crate::data::pack::Row;
 use crate::error::TrainError;
@@ -127,10 +127,13 @@ impl Trainer {
             same_run(&dir, &state::read_state(&dir)?.identity, &identity)?;
         }
         let layout = &plan.layout;
-        let mut store: Box<dyn ParameterStore> = match plan.placement {
+        let parent = &plan.recipe.memory.work_dir;
+        let parent = if parent.as_os_str().is_empty() { &output } else { parent };
+        if plan.choice.sweeps.inputs == InputPlace::Disk {
+            fs::create_dir_all(parent).map_err(TrainError::file("create", parent))?;
+        }
+        let mut store: Box<dyn ParameterStore> = match plan.choice.placement {
             Placement::Disk => {
-                let parent = &plan.recipe.memory.work_dir;
-                let parent = if parent.as_os_str().is_empty() { &output } else { parent };
                 // whoever made the folders that name this output had its lock, and is gone
                 DiskStore::sweep(parent, &output)?;
                 Box::new(DiskStore::new(layout, parent, device, dtype)?.owned_by(&output)?)
@@ -149,7 +152,8 @@ impl Trainer {
             }
         };
         cut_metrics(&metrics, state.step)?;
-        let mut backprop = Backprop::new(layout, device, dtype, plan.recompute);
+        let sweeps = plan.choice.sweeps;
+        let mut backprop = Backprop::new(layout, device, dtype, sweeps.recompute).with_sweeps(sweeps, parent);
         backprop.set_masks(plan.masks.after(state.step));
         Ok(Self { plan, store, backprop, state, resumed, metrics, events: None, _lock: lock })
     }
@@ -175,6 +179,9 @@ impl Trainer {
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Outcome, TrainError> {
         self.train(stop, on_event).map_err(|error| {
+            if error.is_device_memory() {
+                return TrainError::DeviceMemory { source: Box::new(error) };
+            }
             if !error.is_disk_full() {
                 return error;
             }

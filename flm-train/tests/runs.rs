@@ -709,3 +709,40 @@ fn weights_that_half_precision_cannot_hold_are_refused_and_the_states_stay() {
     assert!(!dir.path().join("out/final").exists());
     assert!(dir.path().join("out/step-00000001").exists());
 }
+
+#[test]
+fn a_run_goes_on_under_another_plan_bit_for_bit() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let common = ["data.packing=false", "train.batch_size=5", "save.every_steps=1"];
+    let (outcome, _) = run(&mut start(whole.path(), &LINES, &common).unwrap(), None);
+    let steps = outcome.unwrap().step;
+    assert_eq!(steps, 6, "two steps an epoch: a run that stops after an odd one stops inside an epoch");
+    let plans: [&[&str]; 3] = [
+        &["memory.sweep_rows=1", "memory.recompute=always", "memory.inputs=disk"],
+        &["memory.sweep_rows=2", "memory.placement=disk"],
+        &["memory.sweep_rows=4", "memory.recompute=never"],
+    ];
+    let mut made = 0;
+    for plan in plans.into_iter().cycle() {
+        let mut trainer = start(parts.path(), &LINES, &[&common[..], plan].concat()).unwrap();
+        assert_eq!(trainer.resumed().unwrap_or(0), made);
+        let outcome = run(&mut trainer, Some(1)).0.unwrap();
+        made = outcome.step;
+        if !outcome.stopped {
+            break;
+        }
+    }
+    assert_eq!(made, steps);
+    for step in 1..=steps {
+        let dir = format!("out/step-{step:08}");
+        assert!(weights(&whole.path().join(&dir)) == weights(&parts.path().join(&dir)), "{dir}");
+        let moments = |run: &Path| weights_of_optimizer(&run.join(&dir));
+        assert!(moments(whole.path()) == moments(parts.path()), "{dir}");
+    }
+    let losses = |run: &Path| {
+        let text = fs::read_to_string(run.join("out/metrics.jsonl")).unwrap();
+        let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].clone();
+        text.lines().map(loss).collect::<Vec<_>>()
+    };
+    assert_eq!(losses(whole.path()), losses(parts.path()));
+}

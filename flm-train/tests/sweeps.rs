@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use flm_checkpoint::{Checkpoint, TeleFlmConfig};
 use flm_train::{
-    AdamW, AdamWOptions, Array, Backprop, DiskStore, InputPlace, Layout, MemoryStore, MicroBatch, Packed,
-    ParameterStore, Place, StepUsage, SweepOptions, clip_coefficient, load_weights,
+    AdamW, AdamWOptions, Array, Backprop, Choice, DiskStore, Estimate, InputPlace, Layout, Machine,
+    MemoryStore, MicroBatch, Packed, ParameterStore, Place, Placement, StepShape, StepUsage, SweepOptions,
+    clip_coefficient, load_weights,
 };
 
 const STEPS: u64 = 2;
@@ -142,5 +143,40 @@ fn gradients_of_a_sweep_are_held_as_the_binary_counter_says() {
         let options = SweepOptions { summed: 1, ..options(micro_batches, true, InputPlace::Device) };
         let (_, usage) = train(&mut store, options, 15, dir.path());
         assert_eq!(usage.partial_sums, most, "{micro_batches}");
+    }
+}
+
+#[test]
+fn a_step_holds_and_moves_what_the_plan_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: Vec<MicroBatch> = (0..11u32)
+        .map(|row| {
+            let mut packed = Packed::default();
+            packed.push(&(0..8).map(|i| (i * 37 + row * 101) % 380).collect::<Vec<_>>(), &[true; 8]);
+            MicroBatch::new(&[packed])
+        })
+        .collect();
+    let shape = StepShape { rows: 11, micro_rows: 1, context: 8 };
+    for tied in [false, true] {
+        let layout = Layout::new(&config(tied));
+        for micro_batches in [1, 2, 4, 8, 16] {
+            for (recompute, inputs) in [(false, InputPlace::Device), (true, InputPlace::Disk)] {
+                let sweeps = SweepOptions { micro_batches, summed: 2.min(micro_batches), recompute, inputs };
+                let mut store = MemoryStore::new(&layout, &Device::Cpu, DType::F32, true).unwrap();
+                fill(&mut store);
+                let backprop =
+                    Backprop::new(&layout, &Device::Cpu, DType::F32, true).with_sweeps(sweeps, dir.path());
+                let usage = backprop.run(&mut store, &rows).unwrap().usage;
+                let choice = Choice { placement: Placement::Resident, sweeps };
+                let plan = Estimate::new(&layout, &Machine::cpu(u64::MAX), choice, shape);
+                assert_eq!(usage.kept_inputs, plan.kept_inputs, "{sweeps:?}");
+                assert_eq!(usage.weights_in, plan.weights_in, "{sweeps:?}");
+                assert_eq!(usage.gradients_out, plan.gradients_out, "{sweeps:?}");
+                let tokens = 11 * 8 * layout.config().hidden_size as u64 * 4;
+                let moved = if recompute { tokens * layout.config().num_hidden_layers as u64 } else { 0 };
+                assert_eq!(usage.moved_inputs, 2 * moved, "{sweeps:?}");
+                assert_eq!(plan.traffic.disk_read + plan.traffic.disk_written, 2 * moved, "{sweeps:?}");
+            }
+        }
     }
 }

@@ -306,13 +306,16 @@ impl Backprop {
                 sum.push(gradient)?;
             }
         }
+        let embedding = self.layout.embedding();
+        if tied.is_some() {
+            let values = sum.moved_after_finish() * self.layout.units()[embedding].len();
+            sweep.usage.gradients_out += values as u64;
+        }
         let mut gradient = sweep.summed(&self.layout, unit, sum)?;
         if tied.is_none() {
             return sweep.put(unit, gradient);
         }
-        let embedding = self.layout.embedding();
         let matrix = gradient.split_off(1);
-        sweep.usage.gradients_out += self.layout.units()[embedding].len() as u64;
         sweep.put(unit, gradient)?;
         if let Some(total) = carry(sweep.store, (embedding, TIED), sweep.index, matrix)? {
             // a store on disk takes it out of memory until the blocks are done

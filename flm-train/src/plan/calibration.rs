@@ -4,14 +4,15 @@ use std::time::Instant;
 
 use candle_core::{DType, Device};
 
-use crate::backprop::Backprop;
+use crate::backprop::{Backprop, SweepOptions};
 use crate::data::batch::{MicroBatch, Packed};
 use crate::error::TrainError;
 use crate::optimizer::adamw::AdamW;
 use crate::params::Layout;
 use crate::plan::Plan;
-use crate::plan::estimate::{Estimate, StepShape};
+use crate::plan::estimate::{Choice, Estimate, StepShape};
 use crate::plan::flops::model_operations;
+use crate::plan::machine::Machine;
 use crate::recipe::Placement;
 use crate::store::memory::MemoryStore;
 use crate::store::{Array, ParameterStore, Place};
@@ -33,8 +34,11 @@ impl Plan {
         let layout = Layout::new(&config);
         let micro = self.recipe.train.micro_batch_size.min(self.dataset.rows.len()).max(1);
         let shape = StepShape { rows: micro, micro_rows: micro, context: self.context };
-        let needed = Estimate::new(&layout, Placement::Resident, self.recompute, shape).total;
-        if needed > self.budget.min(MEMORY) {
+        let recompute = self.choice.sweeps.recompute;
+        let sweeps = SweepOptions::whole_step(recompute);
+        let choice = Choice { placement: Placement::Resident, sweeps };
+        let needed = Estimate::new(&layout, &Machine::cpu(MEMORY), choice, shape).host.total;
+        if needed > self.machine.memory.min(MEMORY) {
             return Ok(None);
         }
         let rows: Vec<Packed> = self.dataset.rows[..micro].iter().map(|row| small(&row.packed)).collect();
@@ -44,7 +48,7 @@ impl Plan {
         }
         let mut store = MemoryStore::new(&layout, device, dtype, true)?;
         fill(&mut store)?;
-        let backprop = Backprop::new(&layout, device, dtype, self.recompute);
+        let backprop = Backprop::new(&layout, device, dtype, recompute);
         let batches = [MicroBatch::new(&rows)];
         let adamw = AdamW::new(self.recipe.adamw(), 1, 0.0, 1.0);
         // the first step finds cold caches

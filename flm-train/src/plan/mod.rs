@@ -1,11 +1,15 @@
 //! What a run will do and need, from the recipe and the checkpoint's headers, before anything is trained.
 
 mod calibration;
+pub(crate) mod choose;
 pub(crate) mod estimate;
 pub(crate) mod flops;
+pub(crate) mod machine;
+pub(crate) mod shape;
 
 use std::sync::Arc;
 
+use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use crate::data::encode::Encoder;
@@ -14,13 +18,14 @@ use crate::error::TrainError;
 use crate::mask_ramp::MaskRise;
 use crate::optimizer::schedule::Schedule;
 use crate::params::Layout;
-use crate::plan::estimate::{Estimate, StepShape, choose};
+use crate::plan::choose::{Considered, Wanted, consider, refusal};
+use crate::plan::estimate::{Choice, StepShape};
 use crate::plan::flops::model_operations;
-use crate::recipe::{Placement, Recipe, Recompute, WeightDtype};
+use crate::plan::machine::Machine;
+use crate::recipe::{Placement, Recipe, WeightDtype};
 use flm_candle::Tokenizer;
 use flm_candle::{ChatPolicy, ChatTemplate, TokenizerError};
 use flm_checkpoint::Checkpoint;
-use flm_checkpoint::available_memory;
 
 /// A run that is about to start: data read, placement chosen, nothing written.
 #[derive(Debug)]
@@ -39,12 +44,12 @@ pub struct Plan {
     pub context: usize,
     /// Updates of the whole run.
     pub steps: u64,
-    /// Where parameters are kept.
-    pub placement: Placement,
-    /// Whether blocks run again in the backward pass.
-    pub recompute: bool,
-    /// The memory to stay within.
-    pub budget: u64,
+    /// How steps are carried out. It changes no result: a run may go on under another.
+    pub choice: Choice,
+    /// Every kind of plan that was considered.
+    pub considered: Vec<Considered>,
+    /// What it was planned for.
+    pub machine: Machine,
     /// The source's bytes: see [`flm_checkpoint::content_digest`].
     pub(crate) model_digest: String,
     /// The chat template that the model is trained with, where it is not the source's.
@@ -76,35 +81,37 @@ pub struct PlanReport {
     pub operations: f64,
     /// Time of the run's arithmetic, where it was measured or its rate given.
     pub seconds: Option<f64>,
-    /// The memory to stay within.
+    /// The host memory to stay within.
     pub budget: u64,
+    /// The machine that was planned for.
+    pub machine: Machine,
     /// Where parameters are kept.
     pub placement: Placement,
     /// Whether blocks run again in the backward pass.
     pub recompute: bool,
-    /// Memory of each tier, the fastest first.
-    pub tiers: Vec<Tier>,
+    /// Rows of a sweep.
+    pub sweep_rows: usize,
+    /// What bounds a step.
+    pub bound: &'static str,
+    /// Every kind of plan, with what is missing where it does not fit.
+    pub plans: Vec<Considered>,
     /// Space that checkpoints take at most.
     pub checkpoint_disk: u64,
 }
 
-/// Predicted memory of a placement.
-#[derive(Debug, serde::Serialize)]
-pub struct Tier {
-    /// Where parameters are kept.
-    pub placement: Placement,
-    /// Whether blocks run again in the backward pass.
-    pub recompute: bool,
-    /// Its memory.
-    pub memory: Estimate,
-    /// Whether it is within the budget.
-    pub fits: bool,
-}
-
 impl Plan {
-    /// Reads the model's headers, the tokenizer and the data.
+    /// Reads the model's headers, the tokenizer and the data, and plans for this machine's CPU.
+    ///
+    /// # Errors
+    /// [`TrainError::DoesNotFit`] where no plan is within the budget.
     pub fn new(recipe: Recipe) -> Result<Self, TrainError> {
+        Self::for_device(recipe, &Device::Cpu, DType::F32)
+    }
+
+    /// The same, for arithmetic in `dtype` on `device`.
+    pub fn for_device(recipe: Recipe, device: &Device, dtype: DType) -> Result<Self, TrainError> {
         recipe.validate()?;
+        let machine = Machine::of(&recipe, device, dtype)?;
         let checkpoint = Arc::new(Checkpoint::open(&recipe.model)?);
         let masks = MaskRise::new(&checkpoint)?;
         checkpoint.check()?;
@@ -166,22 +173,11 @@ impl Plan {
             micro_rows: recipe.train.micro_batch_size,
             context: options.context.min(dataset.rows.iter().map(|r| r.packed.len()).max().unwrap_or(0)),
         };
-        let budget = match recipe.budget()? {
-            Some(budget) => budget,
-            None => available_memory().map_or(u64::MAX, |free| free / 10 * 9),
+        let wanted = Wanted::of(&recipe)?;
+        let considered = consider(&layout, &machine, shape, wanted);
+        let Some(choice) = considered.iter().find(|plan| plan.chosen).map(|plan| plan.choice) else {
+            return Err(TrainError::DoesNotFit { table: refusal(&considered) });
         };
-        let wanted = match recipe.memory.recompute {
-            Recompute::Auto => None,
-            Recompute::Always => Some(true),
-            Recompute::Never => Some(false),
-        };
-        if recipe.memory.placement == Placement::Disk && wanted == Some(false) {
-            return Err(TrainError::Recipe(
-                "memory.recompute = \"never\" keeps all weights in memory: it does not go with placement = \"disk\""
-                    .into(),
-            ));
-        }
-        let (placement, recompute) = choose(&layout, shape, budget, recipe.memory.placement, wanted);
         let per_epoch = dataset.rows.len().div_ceil(recipe.train.batch_size) as u64;
         let steps = (per_epoch * recipe.train.epochs).min(recipe.train.max_steps.unwrap_or(u64::MAX));
         let context = shape.context;
@@ -196,9 +192,9 @@ impl Plan {
             dataset,
             context,
             steps,
-            placement,
-            recompute,
-            budget,
+            choice,
+            considered,
+            machine,
             model_digest,
             chat_template,
         })
@@ -208,12 +204,10 @@ impl Plan {
     ///
     /// # Errors
     /// [`TrainError::Recipe`] for one that does not exist.
-    pub fn save_dtype(&self) -> Result<candle_core::DType, TrainError> {
+    pub fn save_dtype(&self) -> Result<DType, TrainError> {
         let source =
             self.layout.parameters().next().and_then(|(_, _, p)| self.checkpoint.entry(&p.name).ok());
-        self.recipe
-            .save_dtype()
-            .map(|asked| asked.or(source.map(|e| e.dtype)).unwrap_or(candle_core::DType::F32))
+        self.recipe.save_dtype().map(|asked| asked.or(source.map(|e| e.dtype)).unwrap_or(DType::F32))
     }
 
     /// Updates of one pass over the data.
@@ -287,16 +281,7 @@ impl Plan {
 
     /// What the run will be, for `--dry-run`.
     pub fn report(&self) -> PlanReport {
-        let shape = StepShape {
-            rows: self.recipe.train.batch_size.min(self.dataset.rows.len()),
-            micro_rows: self.recipe.train.micro_batch_size,
-            context: self.context,
-        };
-        let tier = |(placement, recompute)| {
-            let memory = Estimate::new(&self.layout, placement, recompute, shape);
-            Tier { placement, recompute, memory, fits: memory.total <= self.budget }
-        };
-        let tiers = [(Placement::Resident, false), (Placement::Resident, true), (Placement::Disk, true)];
+        let chosen = self.considered.iter().find(|plan| plan.chosen);
         let parameters = self.layout.len() as u64;
         let row_tokens: u64 = self.dataset.rows.iter().map(|row| row.packed.len() as u64).sum();
         let tokens = row_tokens * self.steps / self.steps_per_epoch().max(1);
@@ -315,10 +300,13 @@ impl Plan {
             tokens,
             operations: self.operations_per_epoch() * epochs,
             seconds: None,
-            budget: self.budget,
-            placement: self.placement,
-            recompute: self.recompute,
-            tiers: tiers.into_iter().map(tier).collect(),
+            budget: self.machine.memory,
+            machine: self.machine,
+            placement: self.choice.placement,
+            recompute: self.choice.sweeps.recompute,
+            sweep_rows: chosen.map_or(0, |plan| plan.sweep_rows),
+            bound: chosen.map_or("arithmetic", |plan| plan.estimate.seconds.bound()),
+            plans: self.considered.clone(),
             checkpoint_disk: checkpoints * (self.layout.weight_bytes() + parameters * 8) + parameters * 4,
         }
     }

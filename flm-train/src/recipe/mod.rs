@@ -221,6 +221,21 @@ pub enum Recompute {
     Never,
 }
 
+/// Where block inputs wait for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Inputs {
+    /// As the plan finds best.
+    #[default]
+    Auto,
+    /// On the device that computes.
+    Device,
+    /// In host memory.
+    Host,
+    /// In a file.
+    Disk,
+}
+
 /// Where things are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -229,8 +244,14 @@ pub struct MemorySettings {
     pub placement: Placement,
     /// Host memory to stay within, for example "16GB"; 0 is what the machine has free.
     pub budget: String,
+    /// The GPU's memory to stay within; 0 is what it has free.
+    pub device_budget: String,
     /// Whether blocks run again in the backward pass.
     pub recompute: Recompute,
+    /// Rows that go over the layers together; 0 is as the plan finds best.
+    pub sweep_rows: usize,
+    /// Where block inputs wait for the backward pass.
+    pub inputs: Inputs,
     /// Folder for the files of `placement = "disk"`; in the output directory where it is empty.
     pub work_dir: PathBuf,
 }
@@ -240,7 +261,10 @@ impl Default for MemorySettings {
         Self {
             placement: Placement::Auto,
             budget: "0".into(),
+            device_budget: "0".into(),
             recompute: Recompute::Auto,
+            sweep_rows: 0,
+            inputs: Inputs::Auto,
             work_dir: PathBuf::new(),
         }
     }
@@ -339,51 +363,28 @@ impl Recipe {
             return wrong("train.epochs and train.max_steps must be at least 1".into());
         }
         self.budget()?;
+        self.device_budget()?;
         self.peak_flops()?;
         self.save_dtype().map(drop)
     }
 
     /// The memory budget in bytes; `None` is what the machine has.
     pub fn budget(&self) -> Result<Option<u64>, TrainError> {
-        let text = self.memory.budget.trim();
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-            "" | "b" => 1.0,
-            "kb" => 1e3,
-            "mb" => 1e6,
-            "gb" => 1e9,
-            "tb" => 1e12,
-            "kib" => 1024.0,
-            "mib" => 1048576.0,
-            "gib" => 1073741824.0,
-            "tib" => 1099511627776.0,
-            _ => f64::NAN,
-        };
-        match digits.trim().parse::<f64>().map(|n| n * unit) {
-            Ok(0.0) => Ok(None),
-            Ok(bytes) if bytes >= 1.0 && bytes.is_finite() => Ok(Some(bytes as u64)),
-            _ => Err(TrainError::Recipe(format!(
-                "memory.budget is {text:?}, expected a size such as \"16GB\""
-            ))),
-        }
+        bytes("memory.budget", &self.memory.budget)
+    }
+
+    /// The same of the GPU's memory.
+    pub fn device_budget(&self) -> Result<Option<u64>, TrainError> {
+        bytes("memory.device_budget", &self.memory.device_budget)
     }
 
     /// The device's peak rate in floating-point operations a second, if it is given.
     pub fn peak_flops(&self) -> Result<Option<f64>, TrainError> {
         let text = self.train.peak_flops.trim();
-        let upper = text.to_ascii_uppercase();
-        let number = upper.trim_end_matches("FLOPS").trim_end_matches("FLOP/S").trim_end();
-        let (digits, unit) = match number.char_indices().last() {
-            Some((at, 'M')) => (&number[..at], 1e6),
-            Some((at, 'G')) => (&number[..at], 1e9),
-            Some((at, 'T')) => (&number[..at], 1e12),
-            Some((at, 'P')) => (&number[..at], 1e15),
-            _ => (number, 1.0),
-        };
-        match digits.trim().parse::<f64>().map(|n| n * unit) {
-            Ok(0.0) => Ok(None),
-            Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(Some(rate)),
-            _ => Err(TrainError::Recipe(format!(
+        match parse_flops(text) {
+            Some(0.0) => Ok(None),
+            Some(rate) => Ok(Some(rate)),
+            None => Err(TrainError::Recipe(format!(
                 "train.peak_flops is {text:?}, expected operations a second such as \"989T\" or \"989e12\""
             ))),
         }
@@ -427,5 +428,43 @@ impl Recipe {
             weight_decay: o.weight_decay,
             multipliers: o.multipliers,
         }
+    }
+}
+
+/// Operations a second, such as "989T", "989 TFLOPS" or "989e12".
+pub fn parse_flops(text: &str) -> Option<f64> {
+    let upper = text.trim().to_ascii_uppercase();
+    let number = upper.trim_end_matches("FLOPS").trim_end_matches("FLOP/S").trim_end();
+    let (digits, unit) = match number.char_indices().last() {
+        Some((at, 'M')) => (&number[..at], 1e6),
+        Some((at, 'G')) => (&number[..at], 1e9),
+        Some((at, 'T')) => (&number[..at], 1e12),
+        Some((at, 'P')) => (&number[..at], 1e15),
+        _ => (number, 1.0),
+    };
+    let rate = digits.trim().parse::<f64>().ok()? * unit;
+    (rate >= 0.0 && rate.is_finite()).then_some(rate)
+}
+
+/// The size that setting `key` says; `None` for 0.
+fn bytes(key: &str, text: &str) -> Result<Option<u64>, TrainError> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1048576.0,
+        "gib" => 1073741824.0,
+        "tib" => 1099511627776.0,
+        _ => f64::NAN,
+    };
+    match digits.trim().parse::<f64>().map(|n| n * unit) {
+        Ok(0.0) => Ok(None),
+        Ok(bytes) if bytes >= 1.0 && bytes.is_finite() => Ok(Some(bytes as u64)),
+        _ => Err(TrainError::Recipe(format!("{key} is {text:?}, expected a size such as \"16GB\""))),
     }
 }

@@ -1,7 +1,10 @@
 //! `flm sft`: a recipe to a plan, events to progress and lines.
 
+mod plan;
+
 use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
+use anyhow::Context;
 use clap::Args;
 use flm_checkpoint::peak_memory;
 use flm_train::Recipe;
@@ -10,8 +13,9 @@ use flm_train::{Plan, PlanReport};
 use serde::Serialize;
 
 use crate::arguments::{Dtype, RunArgs, parse_size};
+use crate::commands::sft::plan::ShapeArgs;
 use crate::exit as interrupt;
-use crate::output::{Output, count, size, table};
+use crate::output::{Output, count, size};
 
 /// Train all parameters of a model: supervised fine-tuning on conversations, or pre-training on text.
 ///
@@ -25,10 +29,12 @@ use crate::output::{Output, count, size, table};
 #[command(after_help = "Examples:\n  \
         flm sft recipes/tele-flm-sft.toml model=./Tele-FLM output=./tuned data.files='[\"sft.jsonl\"]' --dry-run\n  \
         flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2\n  \
+        flm sft --dry-run --from-config tele-flm-52b --device-memory 141GB \\\n    --memory 1.5TB --peak-flops 989T\n  \
         flm chat ./tuned/final")]
 pub(crate) struct Sft {
     /// Recipe file.
-    recipe: PathBuf,
+    #[arg(required_unless_present = "from_config")]
+    recipe: Option<PathBuf>,
     /// Settings that replace the recipe's.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
@@ -51,6 +57,8 @@ pub(crate) struct Sft {
     /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
+    #[command(flatten)]
+    shape: ShapeArgs,
 }
 
 /// What a finished or stopped run prints.
@@ -69,17 +77,21 @@ struct Summary {
 
 impl Sft {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
-        let mut recipe = Recipe::from_file(&self.recipe, &self.overrides)?;
+        if let Some(name) = &self.shape.from_config {
+            return self.shape.run(name, self.peak_flops.as_deref(), output);
+        }
+        let path = self.recipe.as_deref().context("no recipe is given")?;
+        let mut recipe = Recipe::from_file(path, &self.overrides)?;
         if let Some(budget) = self.memory_budget {
             recipe.memory.budget = budget.to_string();
         }
         if let Some(rate) = &self.peak_flops {
             recipe.train.peak_flops.clone_from(rate);
         }
-        let plan = Plan::new(recipe)?;
-        plan.notes().iter().for_each(|note| output.say(note));
         let run = RunArgs { dtype: self.dtype, device: self.device.clone(), stream: false };
         let device = run.device()?;
+        let plan = Plan::for_device(recipe, &device, run.dtype(&device))?;
+        plan.notes().iter().for_each(|note| output.say(note));
         if self.dry_run {
             let mut report = plan.report();
             report.seconds = match self.tokens_per_second {
@@ -88,6 +100,9 @@ impl Sft {
             };
             output.result(&report, describe)?;
             return Ok(true);
+        }
+        if let Some(chosen) = plan.considered.iter().find(|plan| plan.chosen) {
+            output.note(&format!("plan: {}", plan::in_words(chosen)));
         }
         let mut trainer = Trainer::new(plan, &device, run.dtype(&device))?;
         let stop = interrupt::watch()?;
@@ -185,7 +200,9 @@ fn describe(report: &PlanReport) -> String {
          steps               {} ({} per epoch), {} tokens, {:.2e} operations\n\
          time                {}\n\
          checkpoints         {} of disk at most\n\
-         memory budget       {}\n\n",
+         memory budget       {}\n\
+         plan                {}\n\
+         bound by            {}: the fastest plan that fits\n\n",
         count(report.parameters),
         count(data.samples as u64),
         count(data.truncated as u64),
@@ -211,25 +228,9 @@ fn describe(report: &PlanReport) -> String {
         ),
         size(report.checkpoint_disk),
         size(report.budget),
+        report.plans.iter().find(|plan| plan.chosen).map_or_else(String::new, plan::in_words),
+        report.bound,
     );
-    let rows = report.tiers.iter().map(|tier| {
-        let chosen = tier.placement == report.placement && tier.recompute == report.recompute;
-        vec![
-            format!("{:?}", tier.placement).to_lowercase(),
-            if tier.recompute { "yes" } else { "no" }.into(),
-            size(tier.memory.total),
-            size(tier.memory.parameters),
-            size(tier.memory.activations),
-            size(tier.memory.disk),
-            match (chosen, tier.fits) {
-                (true, _) => "chosen",
-                (false, true) => "fits",
-                (false, false) => "too large",
-            }
-            .into(),
-        ]
-    });
-    let header = ["placement", "recompute", "memory", "parameters", "activations", "disk", ""];
-    text.push_str(&table(&header, rows, true));
+    text.push_str(&plan::plans(&report.plans));
     text
 }

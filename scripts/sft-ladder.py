@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""The memory ladder of flm sft: for a fixed model, peak memory and tokens/s with each technique switched on in turn.
+"""The memory ladder of flm sft: for a fixed model, peak memory and time with each technique switched on in turn, as the plan
+predicts them and as measured.
 
   cargo build --release --workspace
   scripts/sft-ladder.py [--hidden 576] [--layers 16] [--ffn 1536] [--vocab 8192] [--context 256] [--rows 4] [--steps 3] [--rounds 3]
   scripts/sft-ladder.py --model DIR      a checkpoint of your own, with its tokenizer
 
 Prints a Markdown table: memory predicted (flm sft --dry-run) and measured (the process's high-water mark, loading and saving
-included), and the median tokens/s of the rounds, which alternate between the rungs so that all meet the same machine. Without
+included), seconds of a step predicted (measured on one block before each rung) and measured, and the median tokens/s of the
+rounds, which alternate between the rungs so that all meet the same machine. Without
 --model it grows a fixture of the tests to the size asked for. Needs Python 3.9 and nothing else; works in a temporary folder.
 """
 import argparse, json, os, pathlib, shutil, statistics, subprocess, sys, tempfile
@@ -15,11 +17,14 @@ root = pathlib.Path(__file__).resolve().parent.parent
 
 # each rung keeps what the rungs before it changed
 LADDER = [
-    ("f32, graphs kept, all rows at once", {"memory.placement": "resident", "memory.recompute": "never", "optimizer.weights": "f32"}),
+    ("f32, graphs kept, all rows at once", {"memory.placement": "resident", "memory.recompute": "never", "optimizer.weights": "f32", "memory.sweep_rows": 1 << 20}),
     ("+ one row at a time", {"train.micro_batch_size": 1}),
-    ("+ recompute", {"memory.recompute": "always"}),
-    ("+ bf16 weights", {"optimizer.weights": "bf16"}),
+    ("+ recompute", {"memory.recompute": "always", "memory.inputs": "device"}),
+    ("+ sweeps of two rows", {"memory.sweep_rows": 2}),
+    ("block inputs in a file, all rows a sweep", {"memory.inputs": "disk", "memory.sweep_rows": 1 << 20}),
+    ("+ bf16 weights", {"optimizer.weights": "bf16", "memory.inputs": "device"}),
     ("+ parameters on disk", {"memory.placement": "disk"}),
+    ("+ sweeps of two rows, block inputs in a file", {"memory.sweep_rows": 2, "memory.inputs": "disk"}),
 ]
 
 
@@ -71,28 +76,27 @@ def main():
         rungs, settings = [], {}
         for title, change in LADDER:
             settings |= change
-            rungs.append((title, [f"{key}={value}" for key, value in settings.items()], {"rate": [], "peak": []}))
+            rungs.append((title, [f"{key}={value}" for key, value in settings.items()], {"rate": [], "peak": [], "seconds": []}))
         for number in range(o.rounds):
             for index, (title, changes, found) in enumerate(rungs):
                 output = folder / f"out-{number}-{index}"
+                plan = flm(o, "sft", folder / "recipe.toml", *changes, "--dry-run")
+                found["seconds"].append(plan["seconds"] / plan["steps"])
+                found["predicted"] = next(p for p in plan["plans"] if p["chosen"])["estimate"]["host"]["total"]
                 done = flm(o, "sft", folder / "recipe.toml", f"output={output}", *changes)
                 found["rate"].append(done["tokens_per_second"])
                 found["peak"].append(done["peak_memory"])
                 print(f"round {number + 1}: {title}: {done['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
                 shutil.rmtree(output)
-        plan = None
-        for title, changes, found in rungs:
-            plan = flm(o, "sft", folder / "recipe.toml", *changes, "--dry-run", "--tokens-per-second", 1)
-            chosen = next(p for p in plan["plans"] if p["chosen"])
-            found["predicted"] = chosen["estimate"]["host"]["total"]
         print(f"{plan['parameters']:,} parameters, {o.rows} rows of {plan['context']} tokens a step, {o.steps} steps, {o.threads} threads; "
               f"median of {o.rounds} rounds\n")
-        print("| technique | predicted, MB | measured, MB | off by | of the first | tokens/s | of the first |\n|---|---|---|---|---|---|---|")
+        print("| technique | predicted, MB | measured, MB | off by | of the first | step predicted, s | measured, s | tokens/s | of the first |\n|---|---|---|---|---|---|---|---|---|")
         first = {key: statistics.median(rungs[0][2][key]) for key in ("rate", "peak")}
         for title, _, found in rungs:
             rate, peak, predicted = statistics.median(found["rate"]), statistics.median(found["peak"]), found["predicted"]
             print(f"| {title} | {predicted / 1e6:.0f} | {peak / 1e6:.0f} | {(predicted / peak - 1) * 100:+.0f} % | "
-                  f"{peak / first['peak'] * 100:.0f} % | {rate:.0f} | {rate / first['rate'] * 100:.0f} % |")
+                  f"{peak / first['peak'] * 100:.0f} % | {statistics.median(found['seconds']):.2f} | {o.rows * o.context / rate:.2f} | "
+                  f"{rate:.0f} | {rate / first['rate'] * 100:.0f} % |")
 
 
 if __name__ == "__main__":

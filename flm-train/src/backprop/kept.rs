@@ -57,6 +57,15 @@ impl BlockInputs {
         (self.most, self.moved)
     }
 
+    /// The residual stream or its gradient between two blocks: on the device only where block inputs are too,
+    /// so that a sweep's other micro-batches take no room there.
+    pub(super) fn between(&self, stream: Tensor) -> Result<Tensor, TrainError> {
+        match self.place {
+            InputPlace::Device => Ok(stream),
+            InputPlace::Host | InputPlace::Disk => Ok(stream.to_device(&Device::Cpu)?),
+        }
+    }
+
     /// Keeps `input`.
     pub(super) fn keep(&mut self, input: &Tensor) -> Result<BlockInput, TrainError> {
         let size = bytes_of(input.shape(), input.dtype());

@@ -110,7 +110,8 @@ struct Lane<'a> {
     batch: &'a MicroBatch,
     pass: Pass,
     kept: Vec<Kept>,
-    /// The residual stream; in the backward pass its gradient.
+    /// The residual stream; in the backward pass its gradient. It waits where block inputs do, on the host
+    /// where those are in a file.
     x: Tensor,
 }
 
@@ -233,7 +234,7 @@ impl Backprop {
             let (weights, tied) = self.head_weights(&mut sweep)?;
             let head = self.head(&weights, tied.as_deref());
             for lane in &lanes {
-                losses.push(head.loss(&lane.x, lane.batch)?);
+                losses.push(head.loss(&lane.x.to_device(&self.device)?, lane.batch)?);
             }
         }
         Ok(tree_sum(losses))
@@ -255,7 +256,7 @@ impl Backprop {
                 let heads = config.num_attention_heads;
                 let pass =
                     Pass::packed(&self.rotary, &batch.starts, batch.len, heads, self.dtype, &self.device)?;
-                let x = self.embed(embedding[0].as_tensor(), batch)?;
+                let x = sweep.inputs.between(self.embed(embedding[0].as_tensor(), batch)?)?;
                 lanes.push(Lane { batch, pass, kept: Vec::new(), x });
             }
         }
@@ -265,13 +266,14 @@ impl Backprop {
             sweep.store.expect(self.layout.block(layer) + 1);
             let model = self.block(layer, &weights, graphs)?;
             for lane in &mut lanes {
+                let x = lane.x.to_device(&self.device)?;
                 if graphs {
-                    let input = Var::from_tensor(&lane.x)?;
+                    let input = Var::from_tensor(&x)?;
                     let y = model.forward(input.as_tensor(), &lane.pass, None)?;
-                    lane.x = y.detach();
+                    lane.x = sweep.inputs.between(y.detach())?;
                     lane.kept.push(Kept::Graph { input, y });
                 } else {
-                    let y = model.forward(&lane.x, &lane.pass, None)?.detach();
+                    let y = sweep.inputs.between(model.forward(&x, &lane.pass, None)?.detach())?;
                     if keep {
                         lane.kept.push(Kept::Input(sweep.inputs.keep(&lane.x)?));
                     }
@@ -300,8 +302,9 @@ impl Backprop {
         {
             let head = self.head(&weights, tied.as_deref());
             for lane in lanes {
-                let (loss, dx, gradient) = head.run(&lane.x, lane.batch, weight)?;
-                lane.x = dx;
+                let x = lane.x.to_device(&self.device)?;
+                let (loss, dx, gradient) = head.run(&x, lane.batch, weight)?;
+                lane.x = sweep.inputs.between(dx)?;
                 losses.push(loss);
                 sum.push(gradient)?;
             }
@@ -354,7 +357,7 @@ impl Backprop {
                         (input, y)
                     }
                 };
-                let mut grads = backward_from(&y, &lane.x)?;
+                let mut grads = backward_from(&y, &lane.x.to_device(&self.device)?)?;
                 drop(y);
                 let mut gradient = Vec::with_capacity(parameters.len());
                 for (weight, parameter) in weights.iter().zip(parameters) {
@@ -362,8 +365,9 @@ impl Backprop {
                     gradient.push(found.ok_or_else(|| TrainError::MissingGradient(parameter.name.clone()))?);
                 }
                 let found = grads.remove(input.as_tensor());
-                lane.x = found
+                let dx = found
                     .ok_or_else(|| TrainError::MissingGradient(format!("the input of block {layer}")))?;
+                lane.x = sweep.inputs.between(dx)?;
                 drop((grads, input));
                 sum.push(Gradient::new(gradient)?)?;
             }

@@ -23,9 +23,9 @@ const VOCABULARY: usize = 1024;
 const MEMORY: u64 = 2 << 30;
 
 impl Plan {
-    /// The time that the run's arithmetic takes on this machine, from a step of a model with one block of
-    /// the same width, on a micro-batch of the run's own; `None` where that block is too large for a quick
-    /// measurement. Files of parameters and checkpoints are not in it.
+    /// The time that the run takes on this machine: its arithmetic from a step of a model with one block of the
+    /// same width, on a micro-batch of the run's own, files by the bytes that the plan moves and the rate that it
+    /// assumes; `None` where that block is too large for a quick measurement. Checkpoints are not in it.
     pub fn measure(&self, device: &Device, dtype: DType) -> Result<Option<f64>, TrainError> {
         let mut config = self.layout.config().clone();
         config.num_hidden_layers = 1;
@@ -61,10 +61,14 @@ impl Plan {
             store.update(&mut |parameter, slices| adamw.apply(parameter, slices))?;
             update = update.min(start.elapsed().as_secs_f64());
         }
-        let epochs = self.steps as f64 / self.steps_per_epoch().max(1) as f64;
-        let passes = pass / sample * self.operations_per_epoch() * epochs;
-        let updates = update / layout.len() as f64 * self.layout.len() as f64 * self.steps as f64;
-        Ok(Some(passes + updates))
+        let passes = pass / sample * self.operations_per_epoch() / self.steps_per_epoch().max(1) as f64;
+        let update = update / layout.len() as f64 * self.layout.len() as f64;
+        let traffic = self.considered.iter().find(|plan| plan.chosen).map(|plan| plan.estimate.traffic);
+        let traffic = traffic.unwrap_or_default();
+        let file = |bytes: u64| bytes as f64 / self.machine.disk;
+        let beside = file(traffic.disk_read + traffic.disk_written);
+        let step = (passes + file(traffic.disk_waited)).max(beside) + update.max(file(traffic.disk_update));
+        Ok(Some(step * self.steps as f64))
     }
 }
 

@@ -11,6 +11,8 @@
 //! - whole gradients between sweeps: after sweep `i` as many as `i` has ones in binary, `4 · N` each (the 52B:
 //!   211 GB): one for one or two sweeps, four for sixteen
 //! - weights: `2 · S` times `N` into the device, where they do not stay there; once after an update where they do
+//! - block inputs that wait elsewhere: `c · d · L · tokens`, three times up and twice down, as the residual stream
+//!   and its gradient wait there too
 //! - gradients: `4 · N` out of the device for every `g` micro-batches
 //! - arithmetic: `6 · N · tokens` and attention, a third more where blocks run again
 
@@ -222,7 +224,7 @@ impl Estimate {
             None => (None, sizes.host(layout, choice, kept_inputs)),
             Some(_) => {
                 let device = sizes.on_device(layout, choice, shape, kept_inputs, summed);
-                (Some(device), sizes.beside_device(choice, kept_inputs, on_host))
+                (Some(device), sizes.beside_device(layout, choice, kept_inputs, on_host))
             }
         };
         let traffic = sizes.traffic(layout, machine, choice, (weights_in, gradients_out), summed);
@@ -359,15 +361,23 @@ impl Sizes {
         let kept = if recompute { inputs } else { graph * layers * self.tokens };
         // the residual stream twice, masks of documents in f32, tables of positions
         let masks = 4 * shape.context as u64 / 2;
-        let stream = self.tokens * (2 * c * d + masks + 4 * config.head_dim as u64);
+        let on_device = choice.sweeps.inputs == InputPlace::Device;
+        let streaming = if on_device { self.tokens } else { self.micro };
+        let stream = self.tokens * (masks + 4 * config.head_dim as u64) + streaming * 2 * c * d;
         let working = stream + self.micro * (if recompute { graph } else { 0 } + c * (3 * f + 3 * d));
         let workspace = CONTEXT + 3 * LOGITS + self.micro * 4 * 4 * d;
         MemoryUse::new(weights + of_head.max(of_block), kept + working, workspace)
     }
 
     /// Host memory beside a GPU.
-    fn beside_device(&self, choice: Choice, kept_inputs: u64, on_host: usize) -> MemoryUse {
-        let inputs = if choice.sweeps.inputs == InputPlace::Host { kept_inputs } else { 0 };
+    fn beside_device(&self, layout: &Layout, choice: Choice, kept_inputs: u64, on_host: usize) -> MemoryUse {
+        // the residual stream waits there too, and its gradient while it is replaced
+        let stream = self.tokens * self.compute * layout.config().hidden_size as u64;
+        let inputs = match choice.sweeps.inputs {
+            InputPlace::Device => 0,
+            InputPlace::Host => kept_inputs + stream,
+            InputPlace::Disk => stream,
+        };
         let unit = self.block.max(self.head);
         // the sums of a sweep, one that arrives, weights on their way
         let moving = (on_host as u64 + 1) * unit + self.compute * unit / 4;
@@ -406,8 +416,9 @@ impl Sizes {
             traffic.to_device = self.compute * weights;
             traffic.from_device = 4 * gradients_out;
             if choice.sweeps.inputs != InputPlace::Device {
-                traffic.to_device += step_inputs;
-                traffic.from_device += step_inputs;
+                // up: stream and input, its gradient; down: stream, its gradient
+                traffic.to_device += 3 * step_inputs;
+                traffic.from_device += 2 * step_inputs;
             }
         }
         let sweeps = self.sweeps as u64;

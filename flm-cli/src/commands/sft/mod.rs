@@ -223,7 +223,7 @@ fn describe(report: &PlanReport) -> String {
             || "not measured: a block is too large for that; give --tokens-per-second".into(),
             |seconds| {
                 let rate = report.tokens as f64 / seconds;
-                format!("about {}, {rate:.0} tokens/s; more from disk", duration(seconds))
+                format!("about {}, {rate:.0} tokens/s", duration(seconds))
             }
         ),
         size(report.checkpoint_disk),

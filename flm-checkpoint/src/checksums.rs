@@ -319,7 +319,7 @@ impl Checksums {
 }
 
 impl Checkpoint {
-    /// Reads all weights and compares them with the digests that the checkpoint has: checksums.json, or
+    /// Reads all files and compares them with the digests that the checkpoint has: checksums.json, or
     /// the CRC-32 of a PyTorch archive's entries (0 where the archive was saved without).
     ///
     /// Returns whether there was anything to compare with.
@@ -329,9 +329,10 @@ impl Checkpoint {
     pub fn verify_digests(&self) -> Result<bool> {
         let damaged = |problem: String| CheckpointError::Damaged { dir: self.dir().into(), problem };
         if self.dir().join(CHECKSUMS_FILE).is_file() {
-            // side files may be edited; weights may not
             let mut checksums = Checksums::read(self.dir())?;
-            checksums.files.retain(|name, _| self.files.iter().any(|f| file_name(&f.path) == *name));
+            // what is not there is not passed on; weights must be there
+            let is_weights = |name: &str| self.files.iter().any(|f| file_name(&f.path) == name);
+            checksums.files.retain(|name, _| is_weights(name) || self.dir().join(name).exists());
             let report = checksums.check(self.dir(), &|_| ())?;
             return report.problems.into_iter().next().map_or(Ok(true), |problem| Err(damaged(problem)));
         }

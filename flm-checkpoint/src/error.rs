@@ -42,10 +42,22 @@ pub enum CheckpointError {
     SourceChanged { path: PathBuf },
     /// Bytes that are not those that the checkpoint's own digests tell of.
     #[error(
-        "{dir} is damaged: {problem}. `flm verify` lists all; fetch or make the file again, or pass \
-         --no-source-digests to use it as it is"
+        "{dir} is damaged: {problem}. `flm verify` lists all; fetch or make the file again, or, if you have edited \
+         it, pass --no-source-digests to use it as it is"
     )]
     Damaged { dir: PathBuf, problem: String },
+    /// Weights that were never filled.
+    #[error(
+        "{count} tensors in {dir} are zero throughout, the first is {first}: a download that was not filled \
+         looks like this. Fetch the files again, or pass --allow-zero if the model is so"
+    )]
+    ZeroTensors {
+        dir: PathBuf,
+        /// How many.
+        count: usize,
+        /// The name of one.
+        first: String,
+    },
     /// An output that would lie inside its own source.
     #[error("{dst} lies inside the source {src}: choose a directory beside it")]
     InsideSource { dst: PathBuf, src: PathBuf },

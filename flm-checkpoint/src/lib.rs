@@ -35,8 +35,8 @@ pub use crate::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSched
 pub use crate::config::preset::{PRESETS, preset};
 pub use crate::config::{ConfigError, ModelType, TeleFlmConfig};
 pub use crate::error::{CheckpointError, Result};
-pub use crate::format::Source;
 pub use crate::format::zip::ZipEntry;
+pub use crate::format::{Source, is_skipped};
 pub use crate::hex::hex;
 pub use crate::identity::{RunKey, content_digest, fingerprint};
 pub use crate::machine::{available_memory, peak_memory};

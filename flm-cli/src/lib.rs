@@ -38,8 +38,8 @@ struct Cli {
     #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     quiet: bool,
     /// Threads to compute and copy with [default: all cores, or RAYON_NUM_THREADS].
-    #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE)]
-    threads: Option<usize>,
+    #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     #[command(subcommand)]
     command: Command,
 }
@@ -79,7 +79,7 @@ pub fn run() -> ExitCode {
 /// work has one of the cores, every operation takes a time slice of the scheduler, and training is seven
 /// times slower. Without that pool a quiet machine is not slower either: `CANDLE_NUM_THREADS=2
 /// scripts/bench.py tokens DIR` compares, 902 tokens/s of a prompt with it and 980 without.
-fn settle_threads(threads: Option<usize>) {
+fn settle_threads(threads: Option<u16>) {
     let set = |name: &str, value: usize| {
         // SAFETY: `main` calls `run`, and until here that has parsed arguments: no other thread runs yet.
         #[allow(unsafe_code)]
@@ -88,7 +88,7 @@ fn settle_threads(threads: Option<usize>) {
         }
     };
     if let Some(threads) = threads {
-        set("RAYON_NUM_THREADS", threads.max(1));
+        set("RAYON_NUM_THREADS", threads.into());
     }
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
         set("CANDLE_NUM_THREADS", 1);

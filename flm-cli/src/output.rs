@@ -1,5 +1,6 @@
 //! The only module that prints: results to stdout, progress and messages to stderr.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -46,7 +47,7 @@ impl Output {
 
     /// Writes text and a newline to stdout; a reader that went away is not an error.
     pub(crate) fn line(&self, text: &str) -> anyhow::Result<()> {
-        self.text(&format!("{}\n", text.trim_end_matches('\n')))
+        self.text(&format!("{}\n", harmless(text.trim_end_matches('\n'))))
     }
 
     /// Writes text to stdout as it is, at once.
@@ -68,7 +69,7 @@ impl Output {
     /// Tells something that was asked for and is no result, terminal or not.
     pub(crate) fn say(&self, text: &str) {
         // nobody listens any more: no reason to fail
-        let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+        let _ = std::io::stderr().write_all(format!("{}\n", harmless(text)).as_bytes());
     }
 
     /// Where a narrower dtype was asked for.
@@ -83,7 +84,7 @@ impl Output {
     }
 
     pub(crate) fn error(&self, error: &anyhow::Error) {
-        self.say(&format!("error: {error:#}"));
+        self.say(&format!("error: {}", causes(error)));
     }
 
     /// A bar over `total` bytes.
@@ -109,6 +110,33 @@ impl Output {
     }
 }
 
+/// The text with control characters written out, line ends and tabs excepted: names in files and answers of
+/// servers must not steer a terminal.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
+}
+
+/// An error and its causes, each that the message before it does not hold already.
+fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    text
+}
+
 /// A table without frames; the columns after the first are aligned to the right where `numbers` is set.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, numbers: bool) -> String {
     let mut table = Table::new();
@@ -117,7 +145,9 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
         table.set_header(header.to_vec());
     }
     for row in rows {
-        table.add_row(row);
+        // a cell is one line
+        let cell = |cell: String| harmless(&cell).replace('\n', "\\n");
+        table.add_row(row.into_iter().map(cell).collect::<Vec<_>>());
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding(if index == 0 { (0, 1) } else { (1, 1) });
@@ -156,6 +186,21 @@ pub(crate) fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_is_printed_steers_a_terminal() {
+        assert_eq!(harmless("层 0\n\tπ"), "层 0\n\tπ");
+        assert_eq!(harmless("\u{1b}]0;x\u{7}\r\u{9b}2J\u{7f}"), "\\u{1b}]0;x\\u{7}\\r\\u{9b}2J\\u{7f}");
+        let table = table(&["name"], [vec!["a\nerror: b\u{1b}[2J".to_owned()]], false);
+        assert_eq!(table.lines().count(), 2);
+        assert!(!table.contains('\u{1b}'), "{table}");
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("the header is malformed").context("m: the header is malformed");
+        assert_eq!(causes(&error.context("cannot open m")), "cannot open m: m: the header is malformed");
+    }
 
     #[test]
     fn numbers_are_grouped_and_sized() {

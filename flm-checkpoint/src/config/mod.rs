@@ -1,6 +1,7 @@
 //! The model's shape and multipliers: the Hub's `config.json`, read and written without loss.
 
 mod architecture;
+mod known;
 pub(crate) mod masks;
 pub(crate) mod preset;
 #[cfg(test)]

@@ -53,7 +53,9 @@ pub(crate) fn parse(text: &[u8]) -> Result<WeightMap, IndexError> {
 
 /// Whether joining `name` to a directory names something directly in that directory.
 pub(crate) fn is_plain_file_name(name: &str) -> bool {
-    !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains(['/', '\\', '\0'])
+    !matches!(name, "" | "." | "..")
+        && name.len() <= 255
+        && !name.contains(|c: char| c.is_control() || c == '/' || c == '\\')
 }
 
 /// The folder of named chat templates, as transformers saves them beside the default one.

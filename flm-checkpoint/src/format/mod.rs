@@ -58,6 +58,6 @@ pub(crate) struct RawTensor {
 }
 
 /// Buffers that old versions of transformers saved although they follow from the config.
-pub(crate) fn is_skipped(name: &str) -> bool {
+pub fn is_skipped(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }

@@ -474,6 +474,9 @@ impl<'a> Machine<'a> {
                 return Err(PickleError::BadName);
             }
             let name = self.text((start, len));
+            if name.contains(char::is_control) {
+                return Err(PickleError::BadName);
+            }
             if !names.insert(name) {
                 return Err(PickleError::Duplicate(name.into()));
             }

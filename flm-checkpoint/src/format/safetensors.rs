@@ -15,8 +15,11 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::dtype;
 use crate::format::Source;
+use crate::format::pickle::MAX_NAME;
 use crate::format::{RawTensor, is_skipped};
 
+/// Most dimensions of a tensor.
+const MAX_RANK: usize = 8;
 /// Most bytes that a header may have, by the format.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
@@ -44,6 +47,17 @@ pub enum HeaderError {
     /// A name stands twice.
     #[error("tensor {0} stands twice in the header")]
     Duplicate(String),
+    /// A name that no tensor has.
+    #[error("a tensor's name is {0:?}: it has control characters or more than {MAX_NAME} bytes")]
+    Name(String),
+    /// More dimensions than tensors have.
+    #[error("tensor {tensor} has {rank} dimensions: weights have at most {MAX_RANK}")]
+    Rank {
+        /// Name in the header.
+        tensor: String,
+        /// How many.
+        rank: usize,
+    },
     /// A dtype that weights do not have.
     #[error("tensor {tensor} has dtype {dtype:?}; supported are BF16, F16, F32 and F64")]
     DType {
@@ -104,6 +118,12 @@ pub(crate) fn read(source: &impl Source) -> Result<Vec<RawTensor>, HeaderError> 
     let mut end = 0;
     let mut found = Vec::with_capacity(tensors.len());
     for (name, info) in tensors {
+        if name.len() > MAX_NAME || name.contains(char::is_control) {
+            return Err(HeaderError::Name(name.chars().take(80).collect()));
+        }
+        if info.shape.len() > MAX_RANK {
+            return Err(HeaderError::Rank { tensor: name, rank: info.shape.len() });
+        }
         let Some(nbytes) = byte_count(&info).filter(|n| n.checked_add(end + start).is_some()) else {
             return Err(HeaderError::Overflow { tensor: name, shape: info.shape });
         };

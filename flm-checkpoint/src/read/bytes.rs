@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use crate::error::CheckpointError;
 use crate::error::Result;
 use crate::format::Source;
+use crate::format::zip::ZipEntry;
 use crate::read::{Checkpoint, TensorEntry};
 
 impl Checkpoint {
@@ -32,13 +33,21 @@ impl Checkpoint {
     }
 
     /// All bytes of a tensor.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::read_at`], and [`CheckpointError::Checksum`] where they are a whole entry of a
+    /// PyTorch archive and not what was saved.
     pub fn read(&self, entry: &TensorEntry) -> Result<Vec<u8>> {
         let mut bytes = vec![0; entry.nbytes as usize];
         self.read_at(entry, 0, &mut bytes)?;
+        self.check_storage(entry, || crc32fast::hash(&bytes))?;
         Ok(bytes)
     }
 
     /// A tensor on `device`, in its stored dtype; memory is the tensor and one small buffer.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::read`].
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let entry = self.entry(name)?;
         let shape = entry.shape.as_slice();
@@ -54,12 +63,58 @@ impl Checkpoint {
     fn elements<const N: usize, T>(&self, entry: &TensorEntry, from: fn([u8; N]) -> T) -> Result<Vec<T>> {
         let mut elements = Vec::with_capacity(entry.nbytes as usize / N);
         let mut buf = vec![0; BUFFER.min(entry.nbytes) as usize];
+        // only PyTorch's archives have something to compare with
+        let mut crc = Crc::new(self.storage_of(entry).is_some());
         for start in (0..entry.nbytes).step_by(BUFFER as usize) {
             let buf = &mut buf[..BUFFER.min(entry.nbytes - start) as usize];
             self.read_at(entry, start, buf)?;
+            crc.update(buf);
             elements.extend(buf.as_chunks::<N>().0.iter().map(|&bytes| from(bytes)));
         }
+        self.check_storage(entry, || crc.finish())?;
         Ok(elements)
+    }
+
+    /// The archive's entry that is this tensor and nothing else, if it was saved with a checksum.
+    fn storage_of(&self, entry: &TensorEntry) -> Option<&ZipEntry> {
+        let storages = self.storages.get(entry.file)?;
+        let at = storages.partition_point(|s| s.offset < entry.offset);
+        let same = |s: &&ZipEntry| (s.offset, s.size) == (entry.offset, entry.nbytes) && s.crc32 != 0;
+        storages[at..].iter().take_while(|s| s.offset == entry.offset).find(same)
+    }
+
+    fn check_storage(&self, entry: &TensorEntry, crc: impl FnOnce() -> u32) -> Result<()> {
+        let Some(storage) = self.storage_of(entry) else { return Ok(()) };
+        let got = crc();
+        if got == storage.crc32 {
+            return Ok(());
+        }
+        Err(CheckpointError::Checksum {
+            path: self.files[entry.file].path.clone(),
+            entry: storage.name.clone(),
+            tensor: entry.name.clone(),
+            expected: storage.crc32,
+            got,
+        })
+    }
+}
+
+/// A CRC-32, where one is wanted.
+struct Crc(Option<crc32fast::Hasher>);
+
+impl Crc {
+    fn new(wanted: bool) -> Self {
+        Self(wanted.then(crc32fast::Hasher::new))
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        if let Some(hasher) = &mut self.0 {
+            hasher.update(bytes);
+        }
+    }
+
+    fn finish(self) -> u32 {
+        self.0.map_or(0, crc32fast::Hasher::finalize)
     }
 }
 

@@ -9,6 +9,8 @@ use crate::read::{Checkpoint, TensorEntry};
 
 /// Bytes that are read at a time.
 const CHUNK: u64 = 1 << 20;
+/// Bytes that tell nearly always that a tensor is not zero.
+const FIRST: u64 = 4096;
 /// Places at which a sample is taken.
 const PLACES: u64 = 16;
 
@@ -103,6 +105,50 @@ pub struct PaddingRows {
 }
 
 impl Checkpoint {
+    /// Matrices and gains that are zero throughout, in the order of [`Checkpoint::entries`]: what a file that
+    /// was made in full length and never filled has. A layer whose `o_proj` and `down_proj` alone are zero is
+    /// none of them: it adds nothing, as growth and LLaMA Pro begin new layers.
+    ///
+    /// Of tensors that begin with something else little is read.
+    ///
+    /// # Errors
+    /// Where weights cannot be read.
+    pub fn zero_tensors(&self) -> Result<Vec<&str>> {
+        let zero: Vec<bool> =
+            self.entries.par_iter().map(|entry| self.is_zero(entry)).collect::<Result<_>>()?;
+        let names: Vec<&str> =
+            self.entries.iter().zip(zero).filter(|(_, zero)| *zero).map(|(e, _)| e.name.as_str()).collect();
+        const BRANCHES: [&str; 2] = ["self_attn.o_proj.weight", "mlp.down_proj.weight"];
+        let of_layer = |name: &str| {
+            let layer = name.split_inclusive('.').take(3).collect::<String>();
+            names.iter().filter(|other| other.starts_with(&layer)).count()
+        };
+        let new_layer = |name: &str| {
+            BRANCHES.iter().any(|branch| name.ends_with(branch)) && {
+                let other =
+                    BRANCHES.map(|branch| name.split_inclusive('.').take(3).collect::<String>() + branch);
+                other.iter().all(|branch| names.contains(&branch.as_str()))
+                    && of_layer(name) == BRANCHES.len()
+            }
+        };
+        Ok(names.iter().copied().filter(|name| !new_layer(name)).collect())
+    }
+
+    fn is_zero(&self, entry: &TensorEntry) -> Result<bool> {
+        let mut bytes = vec![0u8; FIRST.min(entry.nbytes) as usize];
+        let mut at = 0;
+        while at < entry.nbytes {
+            bytes.resize(bytes.len().min((entry.nbytes - at) as usize), 0);
+            self.read_at(entry, at, &mut bytes)?;
+            if bytes.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+            at += bytes.len() as u64;
+            bytes.resize(CHUNK as usize, 0);
+        }
+        Ok(entry.nbytes > 0)
+    }
+
     /// Statistics of every tensor's values, in the order of [`Checkpoint::entries`].
     ///
     /// With `sample`, of about so many bytes of each tensor, at places spread over it. `progress` is told

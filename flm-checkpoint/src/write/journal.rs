@@ -84,10 +84,14 @@ impl Journal {
         fs::write(&self.path, &self.key).map_err(io("write", &self.path))
     }
 
-    /// Removes the journal from the finished checkpoint `dst`.
-    pub fn remove(dst: &Path) -> Result<()> {
-        let path = dst.join(JOURNAL_FILE);
-        fs::remove_file(&path).map_err(io("remove", &path))
+    /// Removes the journal of a staging directory, where there is one, as the last step before the directory
+    /// gets its name: whenever a run dies, the output has no journal in it.
+    pub(crate) fn remove(staging: &Path) -> Result<()> {
+        let path = staging.join(JOURNAL_FILE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &path)(error)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::error::CheckpointError;
 use crate::error::{Result, io};
 use crate::ranges::Ranges;
 use crate::tensor_id::TensorSpec;
+use crate::write::journal::Journal;
 use crate::write::shard_plan::Layout;
 use crate::write::sidecar::named_templates;
 
@@ -210,6 +211,7 @@ impl Writer {
             write_file(&self.staging.dir().join(INDEX_FILE), index.as_bytes())?;
         }
         write_file(&self.staging.dir().join("config.json"), config.to_json_without_code().as_bytes())?;
+        Journal::remove(self.staging.dir())?;
         self.staging.publish()
     }
 

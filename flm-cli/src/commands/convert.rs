@@ -55,6 +55,9 @@ pub(crate) struct Convert {
     /// Do not compare a safetensors source with its own checksums.json, which reads it once more.
     #[arg(long)]
     no_source_digests: bool,
+    /// Take tensors that are zero throughout for what the model is, not for a download that was never filled.
+    #[arg(long)]
+    allow_zero: bool,
     /// Compare DST with what a conversion of SRC gives, and write nothing.
     #[arg(long, conflicts_with_all = ["dtype", "layout", "dry_run", "restart", "max_shard_size"])]
     verify: bool,
@@ -101,6 +104,7 @@ impl Convert {
             layout: self.layout()?,
             restart: self.restart,
             source_digests: !self.no_source_digests,
+            allow_zero: self.allow_zero,
         };
         let bytes_read: u64 = src.entries().map(|e| e.nbytes).sum();
         let bar = output.bytes("converting", bytes_read);

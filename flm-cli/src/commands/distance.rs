@@ -31,6 +31,9 @@ pub(crate) struct Distance {
     texts: TextArgs,
     #[command(flatten)]
     run: RunArgs,
+    /// Do not compare the weights with the checkpoint's own digests first, which reads them once more.
+    #[arg(long)]
+    no_source_digests: bool,
     /// Replace a file that is no earlier result of this command.
     #[arg(long)]
     force: bool,
@@ -62,7 +65,11 @@ impl Distance {
         if let Some(path) = &self.picture {
             output_file::check(path, Kind::Picture, self.force)?;
         }
-        let distances = measure(&open(&self.dir)?, &self.texts, Some(&self.run), output)?;
+        let checkpoint = open(&self.dir)?;
+        if !self.no_source_digests {
+            checkpoint.verify_digests()?;
+        }
+        let distances = measure(&checkpoint, &self.texts, Some(&self.run), output)?;
         if let Some(path) = &self.picture {
             let picture = format!("{PICTURE}{}", distances.svg()?);
             output_file::write(path, Kind::Picture, picture.as_bytes(), self.force)?;

@@ -104,6 +104,9 @@ pub(crate) fn parse_pair(text: &str) -> Result<(f64, f64), String> {
         .ok_or_else(|| format!("{text:?}: write output_mult/mup_scale_factor, for example 2.0/80"))
 }
 
+/// Most stages of a recipe.
+const MAX_STAGES: usize = 64;
+
 /// A recipe: stages, and what they share.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,6 +138,11 @@ impl Recipe {
         }
         let mut recipe: Self = table.clone().try_into().context("the recipe")?;
         ensure!(!recipe.stage.is_empty(), "the recipe has no [[stage]]");
+        ensure!(
+            recipe.stage.len() <= MAX_STAGES,
+            "the recipe has {} stages: at most {MAX_STAGES}, each of which writes a checkpoint",
+            recipe.stage.len()
+        );
         recipe.text = text.to_owned();
         if !overrides.is_empty() {
             let changed: String = overrides.iter().map(|o| format!("#   {o}\n")).collect();
@@ -210,6 +218,7 @@ mod tests {
     fn mistakes_in_recipes_are_named() {
         for (text, item, says) in [
             ("seed = 1", None, "stage"),
+            (&"[[stage]]\n".repeat(65), None, "65 stages: at most 64"),
             ("[[stage]]\nhiden = 5", None, "hiden"),
             ("[[stage]]\nplace = \"top\"", None, "placement \"top\""),
             ("[[stage]]\nmup = \"2\"", None, "2.0/80"),

@@ -62,8 +62,9 @@ pub(crate) struct Parsed {
 /// Reads a judgment as the released script does.
 pub(crate) fn parse(judgment: &str) -> Parsed {
     let rating = last_braces(judgment).map(pairs).unwrap_or_default();
-    let score = match rating.get(OVERALL).and_then(Value::as_u64) {
-        Some(score) => Score::Parsed(score),
+    let score = match rating.get(OVERALL) {
+        Some(number) if number.is_u64() => Score::Parsed(number.as_u64().unwrap_or_default()),
+        Some(number) => Score::Fallback(number.as_f64().unwrap_or_default()),
         None => overall_anywhere(judgment).map_or(Score::Failed, Score::Fallback),
     };
     Parsed { rating, score }
@@ -90,10 +91,18 @@ fn pairs(text: &str) -> Map<String, Value> {
             (bytes > 0).then(|| (end, digits, end + mark.len() + bytes))
         });
         let Some((end, digits, next)) = value else { break };
-        found.insert(after[..end].to_owned(), digits.parse::<u64>().unwrap_or(u64::MAX).into());
+        found.insert(after[..end].to_owned(), integer(&digits));
         rest = &after[next..];
     }
     found
+}
+
+/// A number as Python's `int` reads it; beyond 64 bits to the precision of a double, and never past its range.
+fn integer(digits: &str) -> Value {
+    match digits.parse::<u64>() {
+        Ok(number) => number.into(),
+        Err(_) => digits.parse::<f64>().unwrap_or(f64::MAX).min(f64::MAX).into(),
+    }
 }
 
 /// The first match of `'综合得分': (\d+(\.\d{1,2})?)`.
@@ -134,6 +143,7 @@ mod tests {
             ("'综合得分': 7.555", json!({}), json!(7.55)),
             ("'综合得分': 7.", json!({}), json!(7.0)),
             ("{'综合得分': 77}", json!({"综合得分": 77}), json!(77)),
+            ("{'综合得分': 99999999999999999999999}", json!({"综合得分": 1e23}), json!(1e23)),
             ("{'甲', '乙': 3}", json!({"甲', '乙": 3}), json!(-1)),
             ("{'': 3}", json!({"": 3}), json!(-1)),
             ("{ {'甲': 1}\n{ '综合得分': 2", json!({}), json!(2.0)),

@@ -60,6 +60,8 @@ pub struct ConvertOptions {
     /// Whether to compare a safetensors source with its own digests first, which reads it once more. CRC-32
     /// of PyTorch archives are compared in any case, as they are read.
     pub source_digests: bool,
+    /// Whether tensors that are zero throughout are taken as they are.
+    pub allow_zero: bool,
 }
 
 impl Default for ConvertOptions {
@@ -71,6 +73,7 @@ impl Default for ConvertOptions {
             layout: None,
             restart: false,
             source_digests: true,
+            allow_zero: false,
         }
     }
 }
@@ -150,7 +153,8 @@ const TOOL: &str = concat!("flm convert ", env!("CARGO_PKG_VERSION"));
 /// that is of the same source and options.
 ///
 /// # Errors
-/// Tensors that are not those of the config, [`CheckpointError::Checksum`],
+/// Tensors that are not those of the config or, unless they are allowed, [`CheckpointError::ZeroTensors`];
+/// [`CheckpointError::Checksum`],
 /// [`CheckpointError::ResumeMismatch`] where another run's remains are in the way, and whatever reading
 /// and writing raise.
 pub fn convert(
@@ -165,6 +169,13 @@ pub fn convert(
     let safetensors = matches!(src.format(), Format::Safetensors | Format::ShardedSafetensors);
     if options.source_digests && safetensors {
         src.verify_digests()?;
+    }
+    if !options.allow_zero {
+        let zero = src.zero_tensors()?;
+        if let Some(first) = zero.first() {
+            let (dir, first) = (src.dir().into(), (*first).to_owned());
+            return Err(CheckpointError::ZeroTensors { dir, count: zero.len(), first });
+        }
     }
     let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
     let dtype = options.dtype.map_or("as stored", dtype::torch_name);
@@ -189,7 +200,6 @@ pub fn convert(
     let report = done?;
     key.require_unchanged(src)?;
     writer.finish(&plan.config)?;
-    Journal::remove(dst)?;
     Ok(report)
 }
 

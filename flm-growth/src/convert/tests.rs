@@ -57,6 +57,11 @@ fn run(
     convert(&Checkpoint::open(src)?, dst, options, &|_| ())
 }
 
+/// For the zeros that tests are made of.
+fn of_zeros() -> ConvertOptions {
+    ConvertOptions { allow_zero: true, ..ConvertOptions::default() }
+}
+
 /// A model so small that it can be written by hand, its head tied to the embedding.
 fn tiny_config(extra: serde_json::Value) -> TeleFlmConfig {
     let mut json = serde_json::json!({
@@ -196,7 +201,7 @@ fn a_config_of_billions_of_layers_is_refused_in_a_moment() {
 fn a_tied_head_that_is_stored_is_kept_and_must_have_the_right_shape() {
     let config = tiny_config(serde_json::json!({}));
     let dir = zeros(&config, DType::F32, &[("lm_head.weight", &[3, 2])]);
-    run(&dir.path().join("src"), &out(&dir), &ConvertOptions::default()).unwrap();
+    run(&dir.path().join("src"), &out(&dir), &of_zeros()).unwrap();
     assert!(Checkpoint::open(&out(&dir)).unwrap().contains("lm_head.weight"));
     let dir = zeros(&config, DType::F32, &[("lm_head.weight", &[2, 3])]);
     let error = Checkpoint::open(&dir.path().join("src")).unwrap().check().unwrap_err();
@@ -214,7 +219,7 @@ fn a_wrong_torch_dtype_is_a_problem_that_conversion_mends() {
             error,
             CheckpointError::DTypeMismatch { declared: DType::F16, got: DType::BF16, .. }
         ));
-        run(&src, &out(&dir), &ConvertOptions::default()).unwrap();
+        run(&src, &out(&dir), &of_zeros()).unwrap();
         let converted = Checkpoint::open(&out(&dir)).unwrap();
         converted.check().unwrap();
         assert_eq!(converted.config().raw()[key], "bfloat16");
@@ -433,17 +438,17 @@ fn zeros_stay_holes_also_when_a_run_goes_on() {
     let config = tiny_config(serde_json::json!({"vocab_size": 3_000_000}));
     let dir = zeros(&config, DType::F32, &[]);
     let (src, dst) = (dir.path().join("src"), out(&dir));
-    let total = run(&src, &dst, &ConvertOptions::default()).unwrap().hole_bytes;
+    let total = run(&src, &dst, &of_zeros()).unwrap().hole_bytes;
     let taken = |dst: &Path| fs::metadata(dst.join("model.safetensors")).unwrap().blocks() * 512;
     assert!(total > 24_000_000 && taken(&dst) < 1 << 20, "{total} {}", taken(&dst));
     let again = dir.path().join("again");
-    interrupted(&src, &again, &ConvertOptions::default(), 9_000_000);
+    interrupted(&src, &again, &of_zeros(), 9_000_000);
     // garbage where a hole should be
     let path = dir.path().join(".again.partial/model.safetensors");
     let size = fs::metadata(&path).unwrap().len();
     let file = fs::File::options().write(true).open(&path).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"garbage", size - 1000).unwrap();
-    run(&src, &again, &ConvertOptions::default()).unwrap();
+    run(&src, &again, &of_zeros()).unwrap();
     assert!(taken(&again) < 4 << 20);
     assert_eq!(contents(&dst), contents(&again));
 }

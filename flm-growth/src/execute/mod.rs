@@ -200,7 +200,6 @@ impl Transfer<'_> {
         }
         key.require_unchanged(source)?;
         writer.finish(&self.config).map_err(|e| GrowthError::from(e).disk_full(total))?;
-        Journal::remove(dst)?;
         Ok(ExecuteReport {
             output_bytes: total,
             hole_bytes: done.hole_bytes,

@@ -36,6 +36,11 @@ pub(super) fn header(metadata: &[(String, Value)], tensors: &[GgufTensor]) -> Ve
     out
 }
 
+/// Bytes of a tensor's row in the table.
+pub(super) fn table_bytes(tensor: &GgufTensor) -> u64 {
+    (8 + tensor.name.len() + 4 + 8 * tensor.shape.len() + 4 + 8) as u64
+}
+
 fn put_string(out: &mut Vec<u8>, text: &str) {
     out.extend((text.len() as u64).to_le_bytes());
     out.extend(text.as_bytes());

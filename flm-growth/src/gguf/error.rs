@@ -56,6 +56,9 @@ pub enum ExportError {
     /// A dtype that is not written.
     #[error("{0} is not written to GGUF: use one of {list}", list = crate::gguf::tensor::NAMES.join(", "))]
     DType(String),
+    /// More files than the format can number.
+    #[error("{files} files are more than GGUF can number: allow larger ones")]
+    TooManyFiles { files: usize },
     /// The output exists.
     #[error("{} exists: remove it or choose another name", path.display())]
     DestinationExists { path: PathBuf },

@@ -14,7 +14,7 @@ pub(crate) mod tensor;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod vocabulary;
-mod write;
+pub(crate) mod write;
 
 use crate::gguf::error::ExportError;
 

@@ -3,6 +3,8 @@
 use crate::gguf::tensor::GgufTensor;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use candle_core::quantized::GgmlDType;
@@ -18,6 +20,9 @@ use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::{Checkpoint, TensorEntry};
 use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 
+/// Bytes of the three keys of a file among several, and of its padding.
+const SPLIT_BYTES: u64 = 160;
+
 /// How to export.
 #[derive(Debug, Clone, Default)]
 pub struct GgufOptions {
@@ -27,6 +32,8 @@ pub struct GgufOptions {
     pub name: Option<String>,
     /// `tokenizer.ggml.pre`, where it is not to be found out.
     pub pre: Option<String>,
+    /// Most bytes of a file; a larger tensor has its own. Without it there is one file.
+    pub max_file_size: Option<u64>,
 }
 
 /// A GGUF file that has yet to be written.
@@ -40,10 +47,21 @@ pub struct GgufPlan {
     pub foldings: Vec<Folding>,
     /// What someone should know who runs the file.
     pub notes: Vec<String>,
-    /// Length of the file in bytes.
+    /// Length of all files in bytes.
     pub bytes: u64,
+    /// The files: one, or what llama.cpp's `gguf-split` would make of it.
+    pub files: Vec<GgufFile>,
+}
+
+/// A file of an export.
+#[derive(Debug)]
+pub struct GgufFile {
+    /// Which of [`GgufPlan::tensors`] it holds.
+    pub tensors: Range<usize>,
     /// Everything before the tensors' data: metadata and the table of tensors.
     pub header: Vec<u8>,
+    /// Length in bytes.
+    pub bytes: u64,
 }
 
 /// A multiplier and the tensor that took it.
@@ -98,10 +116,9 @@ impl GgufPlan {
             foldings: Vec::new(),
             notes: Vec::new(),
             bytes: 0,
-            header: Vec::new(),
+            files: Vec::new(),
         };
         let mut fallbacks = BTreeMap::new();
-        let mut offset = 0u64;
         for tensor in config.tensors() {
             let entry = src.entry(&tensor.name)?;
             let factor = match tensor.name.as_str() {
@@ -129,10 +146,9 @@ impl GgufPlan {
                 dtype,
                 factor,
                 head_dim: rotary.then_some(config.head_dim),
-                offset,
+                offset: 0,
                 nbytes,
             });
-            offset += nbytes.next_multiple_of(ALIGNMENT);
         }
         for ((columns, wanted, got), count) in fallbacks {
             plan.notes.push(format!(
@@ -149,9 +165,64 @@ impl GgufPlan {
         };
         plan.metadata.extend(tokenizer);
         plan.notes.extend(notes);
-        plan.header = container::header(&plan.metadata, &plan.tensors);
-        plan.bytes = plan.header.len() as u64 + offset;
+        plan.lay_out(options.max_file_size)?;
         Ok(plan)
+    }
+
+    /// Places the tensors in files, in their order.
+    fn lay_out(&mut self, max_file_size: Option<u64>) -> Result<()> {
+        let metadata = container::header(&self.metadata, &[]).len() as u64;
+        let mut ends = Vec::new();
+        let mut size = metadata;
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let bytes = container::table_bytes(tensor) + tensor.nbytes.next_multiple_of(ALIGNMENT);
+            let first = ends.last().copied().unwrap_or(0);
+            if index > first && max_file_size.is_some_and(|most| size + bytes + SPLIT_BYTES > most) {
+                ends.push(index);
+                size = 0;
+            }
+            size += bytes;
+        }
+        ends.push(self.tensors.len());
+        let count = u16::try_from(ends.len()).map_err(|_| ExportError::TooManyFiles { files: ends.len() })?;
+        let mut first = 0;
+        for (number, end) in ends.into_iter().enumerate() {
+            let tensors = first..end;
+            let mut offset = 0;
+            for tensor in &mut self.tensors[tensors.clone()] {
+                tensor.offset = offset;
+                offset += tensor.nbytes.next_multiple_of(ALIGNMENT);
+            }
+            // the first file has what is known of the model, all have their place among the files
+            let mut metadata = if number == 0 { self.metadata.clone() } else { Vec::new() };
+            if count > 1 {
+                metadata.extend([
+                    ("split.no".to_owned(), Value::U16(number as u16)),
+                    ("split.count".to_owned(), Value::U16(count)),
+                    ("split.tensors.count".to_owned(), Value::I32(self.tensors.len() as i32)),
+                ]);
+            }
+            let header = container::header(&metadata, &self.tensors[tensors.clone()]);
+            let bytes = header.len() as u64 + offset;
+            self.bytes += bytes;
+            self.files.push(GgufFile { tensors, header, bytes });
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// The paths of the files that [`GgufPlan::write`] makes for `dst`: itself, or `NAME-00001-of-00003.gguf`
+    /// and so on, as llama.cpp looks for them.
+    pub fn paths(&self, dst: &Path) -> Vec<PathBuf> {
+        let count = self.files.len();
+        if count == 1 {
+            return vec![dst.into()];
+        }
+        let name = dst.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let stem = name.strip_suffix(".gguf").unwrap_or(&name);
+        (1..=count)
+            .map(|number| dst.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf")))
+            .collect()
     }
 
     /// The dtype of a name such as `q8_0`.

@@ -21,7 +21,7 @@ pub struct GgufTensor {
     pub factor: f64,
     /// Width of the heads whose rows go from halves to pairs, for queries and keys.
     pub head_dim: Option<usize>,
-    /// First byte, counted from the start of the data section.
+    /// First byte, counted from the start of its file's data section.
     pub offset: u64,
     /// Length in bytes.
     pub nbytes: u64,

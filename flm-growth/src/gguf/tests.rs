@@ -274,7 +274,8 @@ fn metadata_are_what_llama_cpp_reads() {
     let dir = tempfile::tempdir().unwrap();
     let src = Checkpoint::open(&fixture("models/teleflm-gqa-bf16-shbin")).unwrap();
     let path = dir.path().join("x.gguf");
-    let options = GgufOptions { dtype: Some(GgmlDType::Q8_0), name: Some("nano".into()), pre: None };
+    let options =
+        GgufOptions { dtype: Some(GgmlDType::Q8_0), name: Some("nano".into()), ..GgufOptions::default() };
     GgufPlan::new(&src, None, &options).unwrap().write(&src, &path, &|_| ()).unwrap();
     let (content, _) = read(&path);
     let number = |key: &str| content.metadata[key].to_u32().unwrap();
@@ -519,4 +520,97 @@ fn a_tokenizer_json_made_from_sentencepiece_needs_the_model_beside_it() {
     let vocabulary = vocabulary_of(dir.path()).unwrap();
     assert!(matches!(vocabulary.model, VocabularyModel::SentencePiece { byte_fallback: true, .. }));
     assert!(vocabulary.tokens.iter().any(|t| t.kind == TokenKind::Byte));
+}
+
+#[test]
+fn what_blocks_cannot_hold_is_counted_by_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = "model.layers.1.mlp.gate_proj.weight";
+    let up = "model.layers.2.mlp.up_proj.weight";
+    let src = altered("teleflm-hd32-bf16-shbin", &dir.path().join("m"), &json!({}), |name, t| {
+        let shape = t.shape().clone();
+        let mut values: Vec<f32> = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        match name {
+            _ if name == gate => (values[0], values[33], values[34]) = (f32::NAN, f32::INFINITY, 1.0),
+            // finite, and its block's scale is not
+            _ if name == up => values[5] = 2e9,
+            _ => {}
+        }
+        Some(Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    });
+    for dtype in [GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q5_0, GgmlDType::Q5_1] {
+        let options = GgufOptions { dtype: Some(dtype), ..GgufOptions::default() };
+        let plan = GgufPlan::new(&src, None, &options).unwrap();
+        let path = dir.path().join(format!("{dtype:?}.gguf"));
+        let damaged = plan.write(&src, &path, &|_| ()).unwrap().damaged;
+        let of = |name: &str| damaged.iter().find(|d| d.tensor == name).cloned().unwrap();
+        assert_eq!(damaged.len(), 2, "{dtype:?} {damaged:?}");
+        assert_eq!(of("blk.1.ffn_gate.weight").not_finite, 2, "{dtype:?}");
+        assert_eq!(of("blk.2.ffn_up.weight").overflowed_blocks, 1, "{dtype:?}");
+        // as candle reads it back: the block and nothing else is not finite
+        let mut file = File::open(&path).unwrap();
+        let content = Content::read(&mut file).unwrap();
+        let back = content.tensor(&mut file, "blk.2.ffn_up.weight", &Device::Cpu).unwrap();
+        let back: Vec<f32> = back.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let broken = back.iter().filter(|v| !v.is_finite()).count();
+        assert!((1..=32).contains(&broken), "{dtype:?}: {broken}");
+    }
+}
+
+#[test]
+fn several_files_hold_what_one_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = altered("teleflm-f32-st", &dir.path().join("m"), &json!({}), |_, t| Some(t));
+    let whole = GgufPlan::new(&src, None, &GgufOptions::default()).unwrap();
+    let one = dir.path().join("one.gguf");
+    whole.write(&src, &one, &|_| ()).unwrap();
+    assert_eq!(whole.paths(&one), [one.clone()]);
+    let mut file = File::open(&one).unwrap();
+    let content = Content::read(&mut file).unwrap();
+
+    let most = 200_000;
+    let options = GgufOptions { max_file_size: Some(most), ..GgufOptions::default() };
+    let plan = GgufPlan::new(&src, None, &options).unwrap();
+    let several = dir.path().join("several.gguf");
+    plan.write(&src, &several, &|_| ()).unwrap();
+    let paths = plan.paths(&several);
+    let count = paths.len();
+    assert!(count > 2 && !several.exists());
+    assert_eq!(paths[0], dir.path().join(format!("several-00001-of-{count:05}.gguf")));
+    let mut names = Vec::new();
+    for (number, path) in paths.iter().enumerate() {
+        let bytes = std::fs::metadata(path).unwrap().len();
+        assert_eq!(bytes, plan.files[number].bytes);
+        let mut part_file = File::open(path).unwrap();
+        let part = Content::read(&mut part_file).unwrap();
+        // a tensor that is larger by itself has its own file
+        assert!(bytes <= most || part.tensor_infos.len() == 1, "{bytes}");
+        let number_of = |key: &str| match &part.metadata[key] {
+            Value::U16(n) => i64::from(*n),
+            Value::I32(n) => i64::from(*n),
+            other => panic!("{key}: {other:?}"),
+        };
+        assert_eq!(number_of("split.no"), number as i64);
+        assert_eq!(number_of("split.count"), count as i64);
+        assert_eq!(number_of("split.tensors.count"), content.tensor_infos.len() as i64);
+        // the first has all that is known of the model, as gguf-split leaves it
+        assert_eq!(part.metadata.len(), if number == 0 { content.metadata.len() + 3 } else { 3 });
+        for name in part.tensor_infos.keys() {
+            let values = |content: &Content, file: &mut File| -> Vec<f32> {
+                let tensor = content.tensor(file, name, &Device::Cpu).unwrap();
+                tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+            };
+            assert_eq!(values(&part, &mut part_file), values(&content, &mut file), "{name}");
+            names.push(name.clone());
+        }
+    }
+    names.sort();
+    let mut all: Vec<String> = content.tensor_infos.keys().cloned().collect();
+    all.sort();
+    assert_eq!(names, all);
+    // any of the names that is taken stops the export before it begins
+    std::fs::remove_file(&paths[0]).unwrap();
+    let again = plan.write(&src, &several, &|_| ());
+    assert!(matches!(again, Err(ExportError::DestinationExists { .. })), "{again:?}");
+    assert!(!paths[0].exists());
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use half::f16;
 use rayon::prelude::*;
+use serde::Serialize;
 
 use crate::gguf::Result;
 use crate::gguf::container::ALIGNMENT;
@@ -22,39 +24,59 @@ use flm_checkpoint::{cast, is_place_of_checkpoint};
 const CHUNK: usize = 4 << 20;
 
 /// What [`GgufPlan::write`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GgufReport {
-    /// Length of the file in bytes.
+    /// Length of all files in bytes.
     pub bytes: u64,
     /// Finite elements that became infinite, because the new dtype ends before them.
     pub overflowed: u64,
+    /// Tensors whose blocks do not hold what the source has.
+    pub damaged: Vec<DamagedTensor>,
+}
+
+/// A quantised tensor of which something is lost that quantisation does not explain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DamagedTensor {
+    /// Its name in the file.
+    pub tensor: String,
+    /// Values of the source that are not finite: blocks hold none.
+    pub not_finite: u64,
+    /// Blocks of finite values whose scale became infinite, and with it all that they hold.
+    pub overflowed_blocks: u64,
 }
 
 impl GgufPlan {
-    /// Writes the file `dst` from `src`, which the plan was made of.
+    /// Writes the file `dst`, or those of [`GgufPlan::paths`], from `src`, which the plan was made of.
     ///
-    /// It is written as `.NAME.partial` beside `dst`, fsynced and renamed; what an interrupted run left
+    /// Each is written as `.NAME.partial` beside `dst`, fsynced and, once all are whole, renamed, the first last; what an interrupted run left
     /// is overwritten. Memory is some tens of MiB. `progress` is told the bytes of the source that are done.
     ///
     /// # Errors
     /// [`ExportError::DestinationExists`], [`ExportError::InUse`], and whatever reading and writing raise;
     /// `dst` does not exist then.
     pub fn write(&self, src: &Checkpoint, dst: &Path, progress: &dyn Fn(u64)) -> Result<GgufReport> {
-        let mut staged = StagedFile::create(dst)?;
-        staged.put(&self.header)?;
         let mut encoder = Encoder::default();
-        for tensor in &self.tensors {
-            let entry = src.entry(&tensor.source)?;
-            encoder.tensor(src, entry, tensor, |bytes, read| {
-                staged.put(bytes)?;
-                progress(read);
-                Ok(())
-            })?;
-            let padding = tensor.nbytes.next_multiple_of(ALIGNMENT) - tensor.nbytes;
-            staged.put(&[0; ALIGNMENT as usize][..padding as usize])?;
+        let mut damaged = Vec::new();
+        let mut files: Vec<StagedFile> =
+            self.paths(dst).iter().map(|path| StagedFile::create(path)).collect::<Result<_>>()?;
+        for (file, staged) in self.files.iter().zip(&mut files) {
+            staged.put(&file.header)?;
+            for tensor in &self.tensors[file.tensors.clone()] {
+                let entry = src.entry(&tensor.source)?;
+                encoder.tensor(src, entry, tensor, |bytes, read| {
+                    staged.put(bytes)?;
+                    progress(read);
+                    Ok(())
+                })?;
+                damaged.extend(encoder.take_damage(&tensor.name));
+                let padding = tensor.nbytes.next_multiple_of(ALIGNMENT) - tensor.nbytes;
+                staged.put(&[0; ALIGNMENT as usize][..padding as usize])?;
+            }
+            staged.sync()?;
         }
-        staged.publish()?;
-        Ok(GgufReport { bytes: self.bytes, overflowed: encoder.overflowed })
+        // readers begin with the first
+        files.into_iter().rev().try_for_each(StagedFile::publish)?;
+        Ok(GgufReport { bytes: self.bytes, overflowed: encoder.overflowed, damaged })
     }
 }
 
@@ -66,6 +88,8 @@ struct Encoder {
     wide: Vec<u8>,
     out: Vec<u8>,
     overflowed: u64,
+    not_finite: u64,
+    overflowed_blocks: u64,
 }
 
 impl Encoder {
@@ -96,6 +120,18 @@ impl Encoder {
         Ok(())
     }
 
+    /// What was lost since the last call.
+    fn take_damage(&mut self, tensor: &str) -> Option<DamagedTensor> {
+        let (not_finite, overflowed_blocks) =
+            (std::mem::take(&mut self.not_finite), std::mem::take(&mut self.overflowed_blocks));
+        let tensor = tensor.to_owned();
+        (not_finite + overflowed_blocks > 0).then_some(DamagedTensor {
+            tensor,
+            not_finite,
+            overflowed_blocks,
+        })
+    }
+
     /// `source` as `out`.
     fn encode(&mut self, from: DType, tensor: &GgufTensor, columns: usize) -> Result<()> {
         let to = match tensor.dtype {
@@ -115,7 +151,9 @@ impl Encoder {
         if tensor.dtype.block_size() > 1 {
             let values: Vec<f32> =
                 self.out.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+            self.not_finite += values.iter().filter(|value| !value.is_finite()).count() as u64;
             self.out = quantised(&values, columns, tensor.dtype)?;
+            self.overflowed_blocks += overflowed_blocks(&self.out, &values, tensor.dtype);
         }
         Ok(())
     }
@@ -130,6 +168,21 @@ fn quantised(values: &[f32], columns: usize, dtype: GgmlDType) -> Result<Vec<u8>
         Ok(QTensor::quantize(&rows, dtype)?.data()?.into_owned())
     });
     Ok(pieces.collect::<candle_core::Result<Vec<_>>>()?.concat())
+}
+
+/// Blocks of finite values with a scale, or a least value, that is not finite.
+fn overflowed_blocks(blocks: &[u8], values: &[f32], dtype: GgmlDType) -> u64 {
+    // where a block has its f16 numbers
+    let at: &[usize] = match dtype {
+        GgmlDType::Q4_0 | GgmlDType::Q5_0 | GgmlDType::Q8_0 => &[0],
+        GgmlDType::Q4_1 | GgmlDType::Q5_1 | GgmlDType::Q4K | GgmlDType::Q5K => &[0, 2],
+        GgmlDType::Q6K => &[208],
+        _ => &[],
+    };
+    let broken =
+        |block: &[u8]| at.iter().any(|&at| !f16::from_le_bytes([block[at], block[at + 1]]).is_finite());
+    let pairs = blocks.chunks_exact(dtype.type_size()).zip(values.chunks_exact(dtype.block_size()));
+    pairs.filter(|(block, values)| broken(block) && values.iter().all(|v| v.is_finite())).count() as u64
 }
 
 /// Reorders the rows of each head from halves, where row i is rotated with row i + head_dim/2, to pairs,
@@ -195,12 +248,17 @@ impl StagedFile {
         }
     }
 
-    /// Fsyncs the file and gives it its name.
-    fn publish(mut self) -> Result<()> {
+    /// Waits until the file is on the disk.
+    fn sync(&mut self) -> Result<()> {
         if let Some(out) = &mut self.out {
             out.flush().map_err(io("write", &self.path))?;
             out.get_ref().sync_all().map_err(io("sync", &self.path))?;
         }
+        Ok(())
+    }
+
+    /// Gives the file, which is synced, its name.
+    fn publish(mut self) -> Result<()> {
         require_free(&self.dst)?;
         fs::rename(&self.path, &self.dst).map_err(io("rename the finished file to", &self.dst))?;
         self.out = None;

@@ -6,6 +6,7 @@ use candle_core::DType;
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::LM_HEAD;
 use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::is_skipped;
 
 use crate::error::{GrowthError, Result};
 use crate::precision::Precision;
@@ -61,9 +62,7 @@ impl SourceModel {
             };
             tensors.insert(expected.name, tensor);
         }
-        let unread = |name: &str| {
-            name.ends_with(".rotary_emb.inv_freq") || (config.tie_word_embeddings && name == LM_HEAD)
-        };
+        let unread = |name: &str| is_skipped(name) || (config.tie_word_embeddings && name == LM_HEAD);
         match stored.keys().find(|name| !unread(name)) {
             Some(unknown) => Err(GrowthError::UnknownTensor((*unknown).into())),
             None => Ok(Self { config: config.clone(), tensors }),
@@ -103,6 +102,7 @@ mod tests {
         let norm = "model.norm.weight";
         assert!(with(norm, &[96], DType::F32, "").is_ok());
         assert!(with("model.layers.2.self_attn.rotary_emb.inv_freq", &[12], DType::F32, "").is_ok());
+        assert!(with("rotary_emb.inv_freq", &[12], DType::F32, "").is_ok());
         assert!(
             says(with("model.layers.16.mlp.up_proj.weight", &[256, 96], DType::BF16, ""))
                 .contains("layers.16")

@@ -126,7 +126,9 @@ fn folded_checkpoints_are_the_masked_ones_at_any_mask() {
             let masked = with_mask(&grown, mask);
             let plan = FoldPlan::new(&SourceModel::from_checkpoint(&masked).unwrap(), fold_dtype).unwrap();
             let dst = grown.dir().with_file_name(format!("folded-{mask}"));
-            plan.execute(&masked, &dst, &crate::execute::ExecuteOptions::default(), &|_| ()).unwrap();
+            // the masks were edited
+            let options = crate::execute::ExecuteOptions { source_digests: false, ..Default::default() };
+            plan.execute(&masked, &dst, &options, &|_| ()).unwrap();
             let folded = Arc::new(Checkpoint::open(&dst).unwrap());
             assert!(folded.config().growth.is_none() && folded.problems().is_empty());
             let before = std::mem::replace(&mut stored.source, masked);

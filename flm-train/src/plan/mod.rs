@@ -113,6 +113,10 @@ impl Plan {
         recipe.validate()?;
         let machine = Machine::of(&recipe, device, dtype)?;
         let checkpoint = Arc::new(Checkpoint::open(&recipe.model)?);
+        // a run of days begins with weights that are what they were
+        if !recipe.no_source_digests {
+            checkpoint.verify_digests()?;
+        }
         let masks = MaskRise::new(&checkpoint)?;
         checkpoint.check()?;
         let tokenizer = Tokenizer::from_dir(&recipe.model)?;
@@ -181,8 +185,6 @@ impl Plan {
         let per_epoch = dataset.rows.len().div_ceil(recipe.train.batch_size) as u64;
         let steps = (per_epoch * recipe.train.epochs).min(recipe.train.max_steps.unwrap_or(u64::MAX));
         let context = shape.context;
-        // a run of days begins with weights that are what they were
-        checkpoint.verify_digests()?;
         let model_digest = flm_checkpoint::content_digest(&checkpoint)?;
         Ok(Self {
             recipe,

@@ -41,6 +41,9 @@ pub struct Recipe {
     /// Checkpoints.
     #[serde(default)]
     pub save: SaveSettings,
+    /// Do not compare the model with its own digests first; a matter of the call, not of the recipe.
+    #[serde(skip)]
+    pub no_source_digests: bool,
 }
 
 /// What is trained on.

@@ -8,11 +8,11 @@ use clap::Args;
 use flm_candle::TokenizerError;
 use flm_growth::ExportError;
 use flm_growth::vocabulary_of;
-use flm_growth::{Folding, GgufOptions, GgufPlan, Rounding};
+use flm_growth::{DamagedTensor, Folding, GgufOptions, GgufPlan, Rounding};
 use serde::Serialize;
 
-use crate::arguments::open;
-use crate::output::{Output, size};
+use crate::arguments::{open, parse_size};
+use crate::output::{Output, count, size};
 
 /// Write one GGUF file that llama.cpp and what is built on it run, with tokenizer and chat template.
 ///
@@ -36,9 +36,15 @@ pub(crate) struct Gguf {
     /// llama.cpp's name for the rules that cut text into words [default: found from tokenizer.json].
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
+    /// Write several files of at most this size, which llama.cpp opens by the first: NAME-00001-of-00003.gguf.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_file_size: Option<u64>,
     /// Leave the tokenizer out: the file then runs on token ids.
     #[arg(long)]
     no_tokenizer: bool,
+    /// Do not compare the source with its own digests first, which reads it once more.
+    #[arg(long)]
+    no_source_digests: bool,
     /// Say what would be written, and stop.
     #[arg(long)]
     dry_run: bool,
@@ -47,6 +53,9 @@ pub(crate) struct Gguf {
 #[derive(Debug, Serialize)]
 struct Summary {
     dst: PathBuf,
+    /// The files, where they are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<PathBuf>,
     tensors: usize,
     bytes: u64,
     /// Bytes of tensors by dtype.
@@ -57,6 +66,9 @@ struct Summary {
     notes: Vec<String>,
     /// Finite values that became infinite in a narrower dtype.
     overflowed: u64,
+    /// Quantised tensors that lost more than rounding explains.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<DamagedTensor>,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
     dry_run: bool,
@@ -73,7 +85,7 @@ struct TokenizerSummary {
 impl Gguf {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let src = open(&self.src)?;
-        if !self.dry_run {
+        if !self.dry_run && !self.no_source_digests {
             src.verify_digests()?;
         }
         let vocabulary = if self.no_tokenizer {
@@ -90,15 +102,18 @@ impl Gguf {
             let path = self.src.canonicalize().ok()?;
             Some(path.file_name()?.to_string_lossy().into_owned())
         });
-        let options = GgufOptions { dtype: self.dtype, name, pre: self.pre.clone() };
+        let options =
+            GgufOptions { dtype: self.dtype, name, pre: self.pre.clone(), max_file_size: self.max_file_size };
         let plan = GgufPlan::new(&src, vocabulary.as_ref(), &options)
             .with_context(|| format!("cannot export {}", self.src.display()))?;
         let text = |key: &str| match plan.value(key) {
             Some(Value::String(text)) => text.clone(),
             _ => String::new(),
         };
+        let paths = plan.paths(&self.dst);
         let mut summary = Summary {
-            dst: self.dst.clone(),
+            dst: paths[0].clone(),
+            files: if paths.len() > 1 { paths.clone() } else { Vec::new() },
             tensors: plan.tensors.len(),
             bytes: plan.bytes,
             dtypes: plan.dtypes(),
@@ -111,13 +126,14 @@ impl Gguf {
             }),
             notes: plan.notes.clone(),
             overflowed: 0,
+            damaged: Vec::new(),
             seconds: 0.0,
             peak_memory_bytes: None,
             dry_run: self.dry_run,
         };
         if self.dry_run {
-            if self.dst.symlink_metadata().is_ok() {
-                return Err(ExportError::DestinationExists { path: self.dst.clone() }.into());
+            if let Some(path) = paths.iter().find(|path| path.symlink_metadata().is_ok()) {
+                return Err(ExportError::DestinationExists { path: path.clone() }.into());
             }
         } else {
             let start = Instant::now();
@@ -127,12 +143,32 @@ impl Gguf {
                 .with_context(|| format!("cannot export {}", self.src.display()))?;
             bar.finish_and_clear();
             summary.overflowed = report.overflowed;
+            summary.damaged = report.damaged;
             summary.seconds = start.elapsed().as_secs_f64();
             summary.peak_memory_bytes = flm_checkpoint::peak_memory();
         }
         output.warn_of_overflow(summary.overflowed);
+        for d in &summary.damaged {
+            let mut what = Vec::new();
+            if d.not_finite > 0 {
+                what.push(format!("{} values of the source are not finite", count(d.not_finite)));
+            }
+            if d.overflowed_blocks > 0 {
+                what.push(format!("{} blocks became infinite", count(d.overflowed_blocks)));
+            }
+            output.warn(&format!("{}: {}", d.tensor, what.join(", ")));
+        }
         output.result(&summary, human)?;
         Ok(true)
+    }
+}
+
+impl Summary {
+    fn place(&self) -> String {
+        match self.files.len() {
+            0 => self.dst.display().to_string(),
+            n => format!("{} and {} more files", self.dst.display(), n - 1),
+        }
     }
 }
 
@@ -145,10 +181,10 @@ fn human(s: &Summary) -> String {
         s.dtypes.iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
     let what = format!("{} tensors, {} ({})", s.tensors, size(s.bytes), dtypes.join(", "));
     let mut lines = vec![if s.dry_run {
-        format!("would write {what} to {}", s.dst.display())
+        format!("would write {what} to {}", s.place())
     } else {
         let rate = size((s.bytes as f64 / s.seconds) as u64);
-        format!("{}: {what}, {:.1} s ({rate}/s)", s.dst.display(), s.seconds)
+        format!("{}: {what}, {:.1} s ({rate}/s)", s.place(), s.seconds)
     }];
     for folding in &s.foldings {
         let rounding = match folding.rounding {

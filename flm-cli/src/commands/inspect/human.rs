@@ -49,6 +49,12 @@ pub(crate) fn text(r: &Report) -> String {
         }
         rows.push((part.name, line));
     }
+    if !r.unknown_keys.is_empty() {
+        rows.push((
+            "unknown keys",
+            format!("{} (of config.json; carried along, not computed)", r.unknown_keys.join(", ")),
+        ));
+    }
     if let Some(growth) = &r.growth {
         rows.push(("growing", masks(growth)));
     }

@@ -24,7 +24,7 @@ use flm_hub::Manifest;
 use flm_hub::{Access, Hub};
 use flm_hub::{HubCheckpoint, repository_of};
 
-/// Show a checkpoint's shape, dtypes, files and problems, without reading its weights.
+/// Show a checkpoint's shape, dtypes, files and problems, without reading more than the beginnings of its weights.
 ///
 /// Of a repository on the Hub, config.json, the index and the headers of the weight files are fetched; a
 /// directory of that name has precedence. The exit status is 1 when there are problems.
@@ -94,6 +94,7 @@ impl Inspect {
                 Err(error) => report.problems.push(format!("{error:#}")),
             }
         }
+        report.add_zero(&checkpoint.zero_tensors()?);
         if let Some(how) = self.values {
             let sample = (how == Values::Sample).then_some(SAMPLE);
             crate::commands::inspect::values::add(&mut report, &checkpoint, sample, output)?;

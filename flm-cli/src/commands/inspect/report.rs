@@ -31,6 +31,8 @@ pub(crate) struct Report {
     /// Masks of a model that is still growing, as config.json has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) growth: Option<GrowthMasks>,
+    /// Keys of config.json that flm neither computes nor knows to change nothing.
+    pub(crate) unknown_keys: Vec<String>,
     pub(crate) tokenizer_size: Option<usize>,
     pub(crate) padding_rows: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,11 +152,23 @@ impl Report {
             parts,
             config: Shape::of(c),
             growth: c.growth.clone(),
+            unknown_keys: c.unknown_keys().map(str::to_owned).collect(),
             tokenizer_size: None,
             padding_rows: None,
             values: None,
             problems: checkpoint.problems().iter().map(ToString::to_string).collect(),
             tensor_list: list.then(|| checkpoint.entries().map(row).collect()),
+        }
+    }
+
+    /// Names tensors that are zero throughout.
+    pub(crate) fn add_zero(&mut self, names: &[&str]) {
+        if let [first, rest @ ..] = names {
+            let others = match rest.last() {
+                Some(last) => format!(" and {} others, the last {last}", rest.len()),
+                None => String::new(),
+            };
+            self.problems.push(format!("{first}{others}: zero throughout; a file that was never filled?"));
         }
     }
 

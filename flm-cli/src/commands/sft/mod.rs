@@ -41,6 +41,9 @@ pub(crate) struct Sft {
     /// Read and check the data, say how many steps, how much memory and disk it would take, and stop.
     #[arg(long)]
     dry_run: bool,
+    /// Do not compare the model with its own digests first, which reads it once more.
+    #[arg(long)]
+    no_source_digests: bool,
     /// Host memory to stay within, for example 16GB; replaces memory.budget.
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     memory_budget: Option<u64>,
@@ -88,6 +91,7 @@ impl Sft {
         if let Some(rate) = &self.peak_flops {
             recipe.train.peak_flops.clone_from(rate);
         }
+        recipe.no_source_digests = self.no_source_digests;
         let run = RunArgs { dtype: self.dtype, device: self.device.clone(), stream: false };
         let device = run.device()?;
         let plan = Plan::for_device(recipe, &device, run.dtype(&device))?;

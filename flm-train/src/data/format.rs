@@ -1,12 +1,15 @@
-//! The forms of training data: JSON lines, JSON arrays and plain text, compressed or not.
+//! The forms of training data: JSON lines, JSON arrays, tables and plain text. What a file is wrapped in is in
+//! `container`, trees of messages in `trees`, forms of single data sets in `forms`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::data::container::{self, DataFile};
+use crate::data::forms;
+use crate::data::trees::Forest;
 use crate::error::TrainError;
 use flm_candle::ChatMessage;
 
@@ -71,47 +74,35 @@ pub fn read_samples(path: &Path) -> Result<Vec<Sample>, TrainError> {
     read_data(path, &BTreeMap::new()).map(|data| data.samples)
 }
 
-/// Reads a file: `.txt` is one text; anything else holds JSON objects, one a line or all in one array.
-/// `.gz` after either is decompressed.
+/// Reads a file: `.txt` is one text; anything else holds JSON objects, one a line or all in one array, or is a
+/// Parquet table. What gzip or zstd has compressed is decompressed.
 ///
 /// A row is a conversation (`messages`, `conversations`, `conversation`, `dialog` or `data`), a question and
 /// its answer (`instruction`/`output` as in Alpaca and Dolly, `prompt`/`completion`, `question`/`answer`,
 /// `query`/`response`, Firefly's `input`/`target`), preference data of which `chosen` is taken, or a `text`
-/// that stands alone; which of them is told by all its keys. `columns` says under which key of the file
+/// that stands alone, a tree of messages or a message of one (OpenAssistant), or a row of MOSS or COIG; which of
+/// them is told by all its keys. `columns` says under which key of the file
 /// a key of these stands.
 ///
 /// # Errors
 /// What is wrong, with file and line; rows of which a part would be passed over, by the name of the key.
 pub fn read_data(path: &Path, columns: &BTreeMap<String, String>) -> Result<Samples, TrainError> {
-    let file = File::open(path).map_err(TrainError::file("open", path))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let (name, reader): (_, Box<dyn Read>) = match name.strip_suffix(".gz") {
-        Some(inner) => (inner.to_owned(), Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file)))),
-        None => (name, Box::new(file)),
-    };
-    let mut reader = BufReader::new(reader);
-    if name.ends_with(".txt") {
-        return plain_text(path, reader);
-    }
-    let head = reader.fill_buf().map_err(TrainError::file("read", path))?;
-    for (magic, what) in [
-        (&b"PAR1"[..], "a Parquet file"),
-        (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
-        (b"\x1f\x8b", "compressed with gzip, without .gz in its name"),
-        (b"PK\x03\x04", "a ZIP archive"),
-        (b"ARROW1", "an Arrow file"),
-    ] {
-        if head.starts_with(magic) {
-            return Err(TrainError::Data(format!(
-                "{}: {what}; expected JSON lines, a JSON array or .txt (also .gz): \
-                 pandas or DuckDB write JSON lines from it",
-                path.display()
-            )));
+    let mut rows = Rows { columns, found: Samples::default(), forest: Forest::default() };
+    let mut reader = match container::open(path)? {
+        DataFile::Parquet(table) => {
+            for (index, row) in container::rows(path, table).enumerate() {
+                let line = index + 1;
+                let wrong = |message: String| TrainError::Line { path: path.into(), line, message };
+                rows.take(row?, line).map_err(wrong)?;
+            }
+            return Ok(rows.finish());
         }
-    }
+        DataFile::Text { reader, plain: true } => return plain_text(path, reader),
+        DataFile::Text { reader, .. } => reader,
+    };
+    let head = reader.fill_buf().map_err(TrainError::file("read", path))?;
     let start = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let array = start.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
-    let mut rows = Rows { columns, found: Samples::default() };
     if array {
         let skip = head.len() - start.len();
         reader.consume(skip);
@@ -125,7 +116,7 @@ pub fn read_data(path: &Path, columns: &BTreeMap<String, String>) -> Result<Samp
             return Err(wrong(format!("element {next} of the array: {message}")));
         }
         done.map_err(|e| wrong(format!("element {next} of the array: not JSON: {e}")))?;
-        return Ok(rows.found);
+        return Ok(rows.finish());
     }
     for (index, line) in reader.split(b'\n').enumerate() {
         let bytes = line.map_err(TrainError::file("read", path))?;
@@ -139,7 +130,7 @@ pub fn read_data(path: &Path, columns: &BTreeMap<String, String>) -> Result<Samp
         let value: Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
         rows.take(value, line).map_err(wrong)?;
     }
-    Ok(rows.found)
+    Ok(rows.finish())
 }
 
 fn plain_text(path: &Path, mut reader: impl Read) -> Result<Samples, TrainError> {
@@ -185,6 +176,7 @@ type Object = Map<String, Value>;
 struct Rows<'c> {
     columns: &'c BTreeMap<String, String>,
     found: Samples,
+    forest: Forest,
 }
 
 /// A question's key and its answer's.
@@ -199,6 +191,8 @@ const PAIRS: [(&str, &str); 9] = [
     ("query", "response"),
     ("input", "target"),
 ];
+/// A question and its answer as one turn of a list: Firefly's, COIG's.
+const PAIR_TURNS: [[&str; 2]; 2] = [["human", "assistant"], ["question", "answer"]];
 /// Keys under which a list of turns stands.
 const TURNS: [&str; 6] = ["messages", "conversations", "conversation", "dialog", "chosen", "data"];
 /// Keys of a row that holds more than the text beside them.
@@ -213,6 +207,9 @@ impl Rows<'_> {
                 format!("no key `{column}`, where data.columns says that `{name}` is; {}", keys_of(&row))
             })?;
             row.insert(name.clone(), value);
+        }
+        if self.forest.take(&mut row, line, &mut self.found.left_out)? {
+            return Ok(());
         }
         if let Some((key, false)) = mark(&mut row)? {
             *self.found.left_out.entry(format!("rows whose `{key}` is false or 0")).or_default() += 1;
@@ -242,6 +239,12 @@ impl Rows<'_> {
         Ok(())
     }
 
+    /// What the file holds, its trees of messages as conversations.
+    fn finish(mut self) -> Samples {
+        self.forest.finish(&mut self.found);
+        self.found
+    }
+
     fn unread(&mut self, key: &str) {
         let unread = &mut self.found.unread;
         let name = if unread.len() < UNREAD || unread.contains_key(key) { key } else { "(others)" };
@@ -249,6 +252,9 @@ impl Rows<'_> {
     }
 
     fn content(&mut self, row: &mut Object) -> Result<Content, String> {
+        if let Some(messages) = forms::take(row)? {
+            return Ok(Content::Chat(Conversation::new(messages)));
+        }
         let has = |row: &Object, key: &str| row.get(key).is_some_and(|value| !value.is_null());
         let turns = |key: &&str| match row.get(*key) {
             // UltraChat's; anything else of that name is not a conversation
@@ -258,6 +264,11 @@ impl Rows<'_> {
         };
         if let Some(key) = TURNS.into_iter().find(turns) {
             let list = row.shift_remove(key).unwrap_or_default();
+            // COIG's conversations have what they are about beside them
+            let pairs = list.pointer("/0/question").is_some() && list.pointer("/0/answer").is_some();
+            if let Some(text) = string(row, "instruction")?.filter(|text| pairs && !text.trim().is_empty()) {
+                row.entry("system").or_insert(text.into());
+            }
             let (mut messages, mut learned) = self.turns(list, key)?;
             if key == "chosen" {
                 // what was asked may stand beside both sides
@@ -371,8 +382,11 @@ impl Rows<'_> {
                     messages.push(ChatMessage::new(role, text));
                     learned.push(role == "assistant");
                 }
-                Value::Object(mut turn) if turn.contains_key("human") && turn.contains_key("assistant") => {
-                    for (key, role) in [("human", "user"), ("assistant", "assistant")] {
+                Value::Object(mut turn)
+                    if PAIR_TURNS.iter().any(|pair| pair.iter().all(|key| turn.contains_key(*key))) =>
+                {
+                    let pair = if turn.contains_key("human") { PAIR_TURNS[0] } else { PAIR_TURNS[1] };
+                    for (key, role) in pair.into_iter().zip(["user", "assistant"]) {
                         let text = string(&mut turn, key)
                             .map_err(at)?
                             .ok_or_else(|| at(format!("`{key}` is null")))?;
@@ -585,16 +599,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let text = "\u{feff} [{\"text\": \"a\"},\n {\"text\": \"b\"}]\n";
         let packed = dir.path().join("data.json.gz");
-        let mut encoder = flate2::write::GzEncoder::new(File::create(&packed).unwrap(), Default::default());
+        let mut encoder =
+            flate2::write::GzEncoder::new(std::fs::File::create(&packed).unwrap(), Default::default());
         encoder.write_all(text.as_bytes()).unwrap();
         encoder.finish().unwrap();
         let samples = read_samples(&packed).unwrap();
         assert_eq!(samples.iter().map(|s| s.line).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(samples[1].content, Content::Text("b".into()));
         for (bytes, says) in [
-            (&b"PAR1\x15\x00"[..], "a Parquet file"),
-            (b"\x28\xb5\x2f\xfd\x00", "zstd"),
-            (b"\x1f\x8b\x08", "gzip"),
+            (&b"PAR1\x15\x00"[..], "not a whole Parquet file"),
+            (b"\x28\xb5\x2f\xfd\x00", "cannot read"),
+            (b"\x1f\x8b\x08", "cannot read"),
+            (b"PK\x03\x04", "a ZIP archive"),
             (b"[{\"text\":\"a\"}", "element 2 of the array: not JSON"),
             (b"[{\"text\":\"a\"}] {}", "trailing characters"),
             (b"[{\"text\":\"a\"},{\"text\":1}]", "element 2 of the array: `text` is not a string"),
@@ -604,9 +620,55 @@ mod tests {
             let error = read_samples(&path).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
+        // by their first bytes, whatever the name
+        let zst = dir.path().join("data.json.zst");
+        std::fs::write(&zst, zstd::encode_all(text.as_bytes(), 3).unwrap()).unwrap();
+        for (from, to) in [(&zst, "data.jsonl"), (&packed, "unnamed")] {
+            assert_eq!(read_samples(from).unwrap(), samples);
+            let to = dir.path().join(to);
+            std::fs::copy(from, &to).unwrap();
+            assert_eq!(read_samples(&to).unwrap(), samples);
+        }
+        let plain = dir.path().join("text.txt.zst");
+        std::fs::write(&plain, zstd::encode_all(&b"[1]"[..], 3).unwrap()).unwrap();
+        assert_eq!(read_samples(&plain).unwrap()[0].content, Content::Text("[1]".into()));
+        let whole = std::fs::read(&zst).unwrap();
+        std::fs::write(&zst, &whole[..whole.len() - 6]).unwrap();
+        assert!(read_samples(&zst).is_err());
         let cut = std::fs::read(&packed).unwrap();
         std::fs::write(&packed, &cut[..cut.len() - 12]).unwrap();
         assert!(read_samples(&packed).is_err());
+    }
+
+    #[test]
+    fn rows_of_parquet_tables_are_those_of_json_lines() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/parquet");
+        for codec in ["snappy", "zstd", "gzip"] {
+            let path = folder.join(format!("{codec}.parquet"));
+            let found = read_data(&path, &BTreeMap::new()).unwrap();
+            assert_eq!(found.samples.len(), 5, "{codec}");
+            for (index, sample) in found.samples.iter().enumerate() {
+                let expected = Conversation::new(vec![
+                    ChatMessage::new("user", format!("question {index} 问")),
+                    ChatMessage::new("assistant", format!("answer {index} 答")),
+                ]);
+                assert_eq!((sample.line, chat(sample)), (index + 1, &expected), "{codec}");
+            }
+            assert_eq!(
+                found.unread,
+                BTreeMap::from([("n".into(), 5), ("score".into(), 5), ("source".into(), 3)])
+            );
+            // wrong columns are told with the row, a cut table as a whole
+            let columns = BTreeMap::from([("prompt".into(), "q".into())]);
+            let error = read_data(&path, &columns).unwrap_err().to_string();
+            assert!(error.contains(&format!("{codec}.parquet:1: no key `q`")), "{error}");
+            let dir = tempfile::tempdir().unwrap();
+            let cut = dir.path().join("cut.parquet");
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&cut, &bytes[..bytes.len() - 20]).unwrap();
+            let error = read_samples(&cut).unwrap_err().to_string();
+            assert!(error.contains("not a whole Parquet file"), "{error}");
+        }
     }
 
     #[test]
@@ -675,7 +737,8 @@ mod tests {
             ("{\"messages\":[{\"role\":\"usr\",\"content\":\"a\"}]}", "messages[0]: unknown role \"usr\""),
             ("{\"messages\":[{\"role\":\"user\"}]}", "messages[0]: `content` is not a string"),
             ("{\"instruction\":\"a\",\"input\":3,\"output\":\"b\"}", "`input` is not a string"),
-            ("{\"text\":\"a\",\"role\":\"prompter\",\"replies\":[]}", "`text` beside `replies`"),
+            ("{\"text\":\"a\",\"role\":\"prompter\"}", "`text` beside `role`"),
+            ("{\"text\":\"a\",\"role\":\"cat\",\"replies\":[]}", "in a tree of messages"),
             ("{\"instruction\":\"a\",\"output\":null,\"text\":\"a\"}", "`output` is null"),
             (
                 "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",

@@ -1,10 +1,13 @@
 //! Training data: files of conversations or text become packed rows of token ids.
 
 pub(crate) mod batch;
+mod container;
 pub(crate) mod encode;
 pub(crate) mod format;
+mod forms;
 pub(crate) mod pack;
 mod shuffle;
+mod trees;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

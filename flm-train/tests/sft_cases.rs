@@ -1,0 +1,98 @@
+//! Cases of public bug reports on trainers: the first step's loss and number of targets, against stored values
+//! of transformers, sentencepiece and tokenizers (`tests/fixtures/sft_cases/make_cases.py`).
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use candle_core::{DType, Device};
+use flm_train::{Event, Plan, Recipe, Trainer};
+use serde_json::Value;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/sft_cases")
+}
+
+/// The model of a case in `dir`, with the files that the case changes.
+fn model(dir: &Path, name: &str, files: &Value) {
+    fs::create_dir(dir).unwrap();
+    for entry in fs::read_dir(fixtures().join(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+    }
+    let (tokenizer, file) = match name {
+        "llama" => ("../../../flm-cli/assets/nano-52b/tokenizer.model", "tokenizer.model"),
+        "dummy" => ("dummy.model", "tokenizer.model"),
+        _ => ("l3.tokenizer.json", "tokenizer.json"),
+    };
+    fs::copy(fixtures().join(tokenizer), dir.join(file)).unwrap();
+    if let Some(processor) = files.get("post_processor") {
+        let text = fs::read_to_string(dir.join(file)).unwrap();
+        let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+        tokenizer["post_processor"] = processor.clone();
+        fs::write(dir.join(file), tokenizer.to_string()).unwrap();
+    }
+    match files.get("tokenizer_config.json") {
+        None => {}
+        Some(Value::Null) => fs::remove_file(dir.join("tokenizer_config.json")).unwrap(),
+        Some(config) => fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap(),
+    }
+}
+
+/// Loss and targets of the first step.
+fn first_step(case: &Value) -> (f64, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |key: &str| case[key].as_str().map(str::to_owned);
+    model(&dir.path().join("model"), &text("model").unwrap(), &case["files"]);
+    let rows: String = case["rows"].as_array().unwrap().iter().map(|row| format!("{row}\n")).collect();
+    fs::write(dir.path().join("data.jsonl"), rows).unwrap();
+    let mut recipe = "model = \"model\"\noutput = \"out\"\n[data]\nfiles = [\"data.jsonl\"]\n".to_owned();
+    if let Some(template) = text("template") {
+        fs::write(dir.path().join("template.jinja"), template).unwrap();
+        recipe += "chat_template = \"template.jinja\"\n";
+    }
+    recipe +=
+        "[train]\nbatch_size = 4096\nmax_steps = 1\n[optimizer]\nclip_norm = 0.0\n[save]\ndtype = \"f32\"\n";
+    let path = dir.path().join("recipe.toml");
+    fs::write(&path, recipe).unwrap();
+    let changes: Vec<String> = case["overrides"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| change.as_str().unwrap().to_owned())
+        .collect();
+    let plan = Plan::new(Recipe::from_file(&path, &changes).unwrap()).unwrap();
+    let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32).unwrap();
+    let mut step = None;
+    trainer
+        .run(&AtomicBool::new(false), &mut |event| {
+            if let Event::Step(report) = event {
+                step = Some((report.loss, report.targets as u64));
+            }
+        })
+        .unwrap();
+    step.unwrap()
+}
+
+#[test]
+fn what_is_learned_is_what_the_peers_learn() {
+    let text = fs::read_to_string(fixtures().join("cases.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert!(cases.len() >= 18);
+    for case in &cases {
+        let (loss, targets) = first_step(case);
+        let right = |loss_key: &str, targets_key: &str| {
+            case[targets_key].as_u64() == Some(targets)
+                && case[loss_key].as_f64().is_some_and(|right| (loss - right).abs() < 2e-5)
+        };
+        assert!(
+            right("loss", "targets") || right("or_loss", "or_targets"),
+            "{}: {loss} over {targets}, right {} over {}",
+            case["name"],
+            case["loss"],
+            case["targets"]
+        );
+    }
+}

@@ -343,3 +343,72 @@ fn judges_of_one_name_are_told_apart() {
     let (ok, _, error) = run(&mut judge(&answers, &other, &[]));
     assert!(!ok && error.contains("a judgment of a judge at another address"), "{error}");
 }
+
+#[test]
+fn a_judge_that_refuses_everything_has_judged_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 6);
+    let server = JudgeServer::start(|_, _| Some(Fault::Flagged));
+    let (ok, report, error) = run(&mut judge(&answers, &server, &[]));
+    assert!(!ok && error.contains("6 were refused"), "{error}");
+    assert_eq!((&report["judged"], &report["refused"]), (&json!(6), &json!(6)));
+    // again: nothing is asked, and it is no success either
+    let (ok, _, _) = run(&mut judge(&answers, &server, &[]));
+    assert!(!ok);
+}
+
+#[test]
+fn judgments_asked_for_otherwise_are_not_mixed() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 4);
+    let server = JudgeServer::start(|_, _| None);
+    assert!(run(&mut judge(&answers, &server, &["--judge-field", "enable_thinking=false"])).0);
+    for other in [
+        &["--judge-field", "enable_thinking=true"][..],
+        &[],
+        &["--judge-field", "enable_thinking=false", "--judge-temperature", "1"],
+    ] {
+        let (ok, _, error) = run(&mut judge(&answers, &server, other));
+        assert!(!ok && error.contains("another temperature or other fields"), "{other:?}: {error}");
+    }
+    // tokens and addresses' queries change nothing of what was asked
+    let same = ["--judge-field", "enable_thinking=false", "--judge-max-tokens", "900"];
+    assert!(run(&mut judge(&answers, &server, &same)).0);
+}
+
+#[test]
+fn a_missing_reference_is_told_to_the_judge_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 6);
+    let text = std::fs::read_to_string(&answers).unwrap();
+    std::fs::write(&answers, text.replacen("\"{参考}\"", "null", 2).replacen("\"{参考}\"", "\" \"", 1))
+        .unwrap();
+    let server = JudgeServer::start(|_, _| None);
+    let (ok, report, error) = run(&mut judge(&answers, &server, &[]));
+    assert!(ok, "{error}");
+    assert_eq!((&report["judged"], &report["without_reference"]), (&json!(6), &json!(3)));
+    let prompts: Vec<String> = server
+        .bodies()
+        .iter()
+        .map(|body| body["messages"][0]["content"].as_str().unwrap().to_owned())
+        .collect();
+    let without = |prompt: &&String| prompt.contains("没有参考答案") && !prompt.contains("参考答案定为");
+    assert_eq!(prompts.iter().filter(without).count(), 3);
+    assert_eq!(prompts.iter().filter(|prompt| prompt.contains("{参考}")).count(), 3);
+}
+
+#[test]
+fn the_judge_reads_answers_without_their_thinking() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 3);
+    let text = std::fs::read_to_string(&answers).unwrap();
+    std::fs::write(&answers, text.replace("\"答", "\"<think>\\nsecret\\n</think>\\n答")).unwrap();
+    let server = JudgeServer::start(|_, _| None);
+    assert!(run(&mut judge(&answers, &server, &[])).0);
+    for body in server.bodies() {
+        let prompt = body["messages"][0]["content"].as_str().unwrap().to_owned();
+        assert!(prompt.contains("答\"") && !prompt.contains("secret"), "{prompt}");
+    }
+    // the row keeps all of it
+    assert!(rows(&dir.path().join("judgments.jsonl"))[0]["answer"].as_str().unwrap().contains("secret"));
+}

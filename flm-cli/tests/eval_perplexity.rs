@@ -154,3 +154,79 @@ fn what_cannot_be_scored_is_named() {
         assert!(out.status.code() == Some(1) && error.contains(says), "{bad}: {error}");
     }
 }
+
+/// A model of pairs: after a character of [`CYCLE`] the next one is nearly sure, after the beginning of a text
+/// nothing is.
+fn model_of_pairs(dir: &Path) -> PathBuf {
+    use flm_checkpoint::{TeleFlmConfig, TensorSpec, Writer};
+    let path = dir.join("pairs");
+    let tokenizer =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/sft_cases/l3.tokenizer.json");
+    let ids: Value = serde_json::from_slice(&std::fs::read(&tokenizer).unwrap()).unwrap();
+    let id = |c: char| ids["model"]["vocab"][c.to_string()].as_u64().unwrap() as usize;
+    let width = 600;
+    let config = json!({
+        "model_type": "llama", "hidden_size": width, "intermediate_size": 2, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "vocab_size": width, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+        "torch_dtype": "float32", "bos_token_id": 0, "eos_token_id": 1,
+    });
+    let config = TeleFlmConfig::from_json(&config.to_string()).unwrap();
+    let specs: Vec<TensorSpec> = config
+        .tensors()
+        .map(|t| TensorSpec { name: t.name, dtype: candle_core::DType::F32, shape: t.shape })
+        .collect();
+    let writer = Writer::create(&path, &specs, u64::MAX).unwrap();
+    for spec in &specs {
+        let mut values = vec![0f32; spec.shape.iter().product()];
+        match spec.name.as_str() {
+            "model.embed_tokens.weight" => (0..width).for_each(|i| values[i * width + i] = 1.0),
+            "lm_head.weight" => {
+                let cycle: Vec<usize> = CYCLE.chars().map(id).collect();
+                for (at, &before) in cycle.iter().enumerate() {
+                    values[cycle[(at + 1) % cycle.len()] * width + before] = 9.0 / (width as f32).sqrt();
+                }
+            }
+            name if name.ends_with("norm.weight") => values.fill(1.0),
+            _ => {}
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        writer.write_at(&spec.name, 0, &bytes).unwrap();
+    }
+    std::fs::copy(&tokenizer, writer.staging_dir().join("tokenizer.json")).unwrap();
+    let names = json!({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"});
+    std::fs::write(writer.staging_dir().join("tokenizer_config.json"), names.to_string()).unwrap();
+    writer.finish(&config).unwrap();
+    path
+}
+
+/// Characters that are a token each, whatever stands beside them.
+const CYCLE: &str = "@~^#`|";
+
+#[test]
+fn less_context_never_gives_fewer_bits_per_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model_of_pairs(dir.path());
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, CYCLE.repeat(40)).unwrap();
+    let bits = |context: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+        command.args(["eval", "perplexity", "--json"]).arg(&model).arg("--text").arg(&text);
+        let report = json_of(&command.args(["--context", context]).args(more).output().unwrap());
+        assert_eq!(report["tokens"], 240, "a token is a byte");
+        report["bits_per_byte"].as_f64().unwrap()
+    };
+    let sure = (1.0 + 599.0 * (-9f64).exp()).log2();
+    let (mut with, mut without) = (0.0, 0.0);
+    for context in ["240", "64", "16", "8", "4", "2"] {
+        // every scored token has a token before it, which is all that this model looks at
+        let now = bits(context, &[]);
+        assert!((now - sure).abs() < 1e-6 && now >= without - 1e-9, "context {context}: {now}, right {sure}");
+        without = now;
+        // with a beginning of text, the first token of each window costs log2 600 bits
+        let starts = 240usize.div_ceil(context.parse().unwrap()) as f64;
+        let right = (starts * 600f64.log2() + (240.0 - starts) * sure) / 240.0;
+        let now = bits(context, &["--bos"]);
+        assert!((now - right).abs() < 1e-5 && now > with, "context {context}: {now}, right {right}");
+        with = now;
+    }
+}

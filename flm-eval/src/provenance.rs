@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{bail, ensure};
 use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::score::rows::JudgedRow;
@@ -28,6 +29,8 @@ pub struct Identity {
     pub judge_reported: Option<String>,
     /// Address of the endpoint that judged, without keys and queries.
     pub judge_url: Option<String>,
+    /// How the endpoint was asked: temperature and further fields, as JSON.
+    pub judge_settings: Option<String>,
     /// SHA-256 of the judge's prompt template and rubric.
     pub prompt_sha256: Option<String>,
     /// SHA-256 of the question file.
@@ -81,6 +84,7 @@ impl Identity {
             judge: common("judge")?,
             judge_reported: known("judge_reported")?,
             judge_url: known("judge_url")?,
+            judge_settings: settings(rows, mixed)?,
             prompt_sha256: common("prompt_sha256")?,
             data_sha256: common("data_sha256")?,
             model,
@@ -112,6 +116,7 @@ impl Identity {
         let reported = [
             ("judge's endpoint", &self.judge_url, &other.judge_url),
             ("judge's snapshot", &self.judge_reported, &other.judge_reported),
+            ("way in which the judge is asked", &self.judge_settings, &other.judge_settings),
         ];
         for (what, a, b) in reported {
             if let (Some(a), Some(b)) = (a, b) {
@@ -128,6 +133,25 @@ impl Identity {
     pub fn judge_label(&self) -> &str {
         self.judge.as_deref().unwrap_or("not stated in the file")
     }
+}
+
+/// What rows say of temperature and fields of the judge's requests; those of earlier versions say nothing.
+fn settings(rows: &[JudgedRow], mixed: bool) -> anyhow::Result<Option<String>> {
+    let of = |row: &JudgedRow| {
+        let temperature = row.fields.get("judge_temperature")?;
+        let mut said = serde_json::json!({ "temperature": temperature });
+        for (name, value) in row.fields.get("judge_fields").and_then(Value::as_object).into_iter().flatten() {
+            said[name.as_str()] = value.clone();
+        }
+        Some(said.to_string())
+    };
+    let values: BTreeSet<String> = rows.iter().filter_map(of).collect();
+    let listed = values.iter().map(String::as_str).collect::<Vec<_>>().join(" and ");
+    ensure!(
+        values.len() < 2 || mixed,
+        "the rows differ in how the judge was asked ({listed}): score them apart, or give --allow-different"
+    );
+    Ok((!values.is_empty()).then_some(listed))
 }
 
 fn shown(value: Option<&str>) -> String {
@@ -168,6 +192,27 @@ mod tests {
         let data = [row(&[("judge", "a"), ("data_sha256", "2")])];
         let error = of(&a).check_comparable(&of(&data)).unwrap_err().to_string();
         assert!(error.contains("the questions (SHA-256) differs (1 and 2)"), "{error}");
+    }
+
+    #[test]
+    fn judges_that_are_asked_otherwise_are_kept_apart() {
+        let with = |temperature: Value, fields: Value| {
+            let mut row = row(&[("judge", "a")]);
+            row.fields.insert("judge_temperature".into(), temperature);
+            row.fields.insert("judge_fields".into(), fields);
+            [row]
+        };
+        let (cold, warm) = (with(0.into(), Value::Null), with(1.into(), Value::Null));
+        let thinking = with(0.into(), serde_json::json!({"enable_thinking": true}));
+        let of = |rows: &[JudgedRow]| Identity::of(rows, false).unwrap();
+        for other in [&warm, &thinking] {
+            let error = of(&cold).check_comparable(&of(other)).unwrap_err().to_string();
+            assert!(error.contains("way in which the judge is asked"), "{error}");
+            assert!(Identity::of(&[cold[0].clone(), other[0].clone()], false).is_err());
+            assert!(Identity::of(&[cold[0].clone(), other[0].clone()], true).is_ok());
+        }
+        // an earlier version's rows say nothing
+        assert!(of(&cold).check_comparable(&of(&[row(&[("judge", "a")])])).is_ok());
     }
 
     #[test]

@@ -22,6 +22,11 @@ pub(super) fn retry_after(header: &str) -> Option<Duration> {
     (seconds.is_finite() && seconds >= 0.0).then(|| Duration::from_secs_f64(seconds.min(1e6)))
 }
 
+/// A retry-after-ms header, as OpenAI's servers send beside the other: milliseconds.
+pub(super) fn retry_after_ms(header: &str) -> Option<Duration> {
+    retry_after(header).map(|asked| asked / 1000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +47,7 @@ mod tests {
         assert_eq!(wait(second, 0, retry_after("7"), 0), Duration::from_secs(7));
         assert!(wait(second, 0, retry_after("0"), 0) >= second / 2);
         assert_eq!(wait(second, 0, retry_after("1e9"), 0), LONGEST);
+        assert_eq!(retry_after_ms("1500"), Some(Duration::from_millis(1500)));
         for bad in ["", "-1", "nan", "inf", "Wed, 21 Oct 2015 07:28:00 GMT"] {
             assert_eq!(retry_after(bad), None, "{bad}");
         }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 
-use crate::judge::backoff::{retry_after, wait};
+use crate::judge::backoff::{retry_after, retry_after_ms, wait};
 use crate::judge::prompt::Prompt;
 use crate::judge::reply::{self, Unusable, excerpt, is_about_content};
 use crate::judge::{Case, Judge, Sink, Verdict};
@@ -127,7 +127,9 @@ impl Endpoint {
             _ => passing(error.to_string()),
         })?;
         let status = response.status().as_u16();
-        let after = response.headers().get("retry-after").and_then(|h| h.to_str().ok()).and_then(retry_after);
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let after =
+            header("retry-after-ms").and_then(retry_after_ms).or(header("retry-after").and_then(retry_after));
         let body = response.body_mut().with_config().limit(LONGEST_BODY).read_to_vec();
         if status != 200 {
             let said = body.map(|body| excerpt(&body)).unwrap_or_default();

@@ -28,7 +28,13 @@ pub(super) fn read(body: &[u8]) -> Result<Verdict, Unusable> {
     };
     let error = json.get("error").or(json.pointer("/choices/0/error")).filter(|error| !error.is_null());
     if let Some(error) = error {
-        return Err(Unusable::Passing(format!("the endpoint reports an error: {error}")));
+        return match permanent(error) {
+            _ if is_about_content(&error.to_string()) => {
+                Ok(Verdict::refused(format!("the endpoint reports an error: {error}")))
+            }
+            true => Err(Unusable::Hopeless(format!("the endpoint reports an error: {error}"))),
+            false => Err(Unusable::Passing(format!("the endpoint reports an error: {error}"))),
+        };
     }
     let choice = json.pointer("/choices/0").unwrap_or(&Value::Null);
     let finish = choice.get("finish_reason").and_then(Value::as_str).map(ToOwned::to_owned);
@@ -67,6 +73,25 @@ pub(super) fn read(body: &[u8]) -> Result<Verdict, Unusable> {
             Err(Unusable::Doubtful(format!("the judgment is empty ({what})")))
         }
         Some(other) => Err(Unusable::Passing(format!("the judgment ended by {other:?}, not by itself"))),
+    }
+}
+
+/// Whether an error that came with status 200 comes again: by the status that it names, or by its kind.
+fn permanent(error: &Value) -> bool {
+    let number = |key: &str| {
+        let value = error.get(key)?;
+        value.as_u64().or_else(|| value.as_str()?.parse().ok())
+    };
+    let status = number("code").or_else(|| number("status")).or_else(|| number("status_code"));
+    let kinds = ["type", "code"].into_iter().filter_map(|key| error.get(key)?.as_str());
+    match status {
+        Some(408 | 409 | 425 | 429) => false,
+        Some(400..=499) => true,
+        _ => kinds.into_iter().any(|kind| {
+            ["invalid_request", "insufficient_quota", "authentication", "permission", "not_found"]
+                .iter()
+                .any(|part| kind.contains(part))
+        }),
     }
 }
 
@@ -174,7 +199,25 @@ mod tests {
         assert!(matches!(of(json!({"content": null}), "stop"), Err(Unusable::Doubtful(_))));
         assert!(matches!(of(json!({"content": "x"}), "error"), Err(Unusable::Passing(_))));
         assert!(matches!(read(b"<!doctype html>"), Err(Unusable::Doubtful(_))));
-        assert!(matches!(read(br#"{"error": {"code": 502}}"#), Err(Unusable::Passing(_))));
+        for (error, hopeless) in [
+            (json!({"code": 502}), false),
+            (json!({"code": 429, "type": "rate_limit"}), false),
+            (json!("overloaded"), false),
+            (json!({"code": 400, "message": "no such parameter"}), true),
+            (json!({"code": "401"}), true),
+            (json!({"type": "invalid_request_error"}), true),
+            (json!({"code": "insufficient_quota"}), true),
+        ] {
+            let found = read(json!({ "error": error }).to_string().as_bytes());
+            let right = match found {
+                Err(Unusable::Hopeless(_)) => hopeless,
+                Err(Unusable::Passing(_)) => !hopeless,
+                _ => false,
+            };
+            assert!(right, "{error}: {found:?}");
+        }
+        let flagged = read(br#"{"error": {"code": 400, "message": "flagged by moderation"}}"#);
+        assert!(flagged.unwrap().refused.is_some());
     }
 
     #[test]

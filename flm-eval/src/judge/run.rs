@@ -98,10 +98,23 @@ impl Answer {
                 subcategory,
                 question: required("question")?,
                 reference: text("reference").unwrap_or_default(),
-                answer,
+                answer: without_thinking(&answer).to_owned(),
             },
             fields,
         })
+    }
+}
+
+/// An answer without the thinking before it, as models that reason write it; what never ends is all there is.
+fn without_thinking(answer: &str) -> &str {
+    match answer.split_once("</think>") {
+        // a template may have opened the block
+        Some((thinking, said))
+            if thinking.trim_start().starts_with("<think>") || !thinking.contains("<think>") =>
+        {
+            said.trim_start()
+        }
+        _ => answer,
     }
 }
 
@@ -161,6 +174,15 @@ pub fn run(
                 if !url.is_empty() && details.get("judge_url").is_some_and(|now| *now != url.as_str()) =>
             {
                 Some("a judge at another address")
+            }
+            // rows of earlier versions do not say how they were asked for
+            Some(_)
+                if row.contains_key("judge_temperature")
+                    && ["judge_temperature", "judge_fields"]
+                        .iter()
+                        .any(|key| row.get(*key) != details.get(*key)) =>
+            {
+                Some("a judge that was asked with another temperature or other fields")
             }
             Some(_) if of(row, "score_pattern") != options.pattern.clone().unwrap_or_default() => {
                 Some("a judge whose score was read by another pattern")
@@ -276,6 +298,25 @@ impl State {
         match conclude(judgment, pattern).verdict {
             Verdict::Scored(_) => Self::Read,
             _ => Self::Unreadable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_thinking;
+
+    #[test]
+    fn thinking_is_no_part_of_an_answer() {
+        for (answer, said) in [
+            ("<think>\n9?\n</think>\n\n答案是 7", "答案是 7"),
+            ("9?</think>7", "7"),
+            ("<think></think>7", "7"),
+            ("7", "7"),
+            ("<think>9", "<think>9"),
+            ("7: <think> opens a block that </think> ends", "7: <think> opens a block that </think> ends"),
+        ] {
+            assert_eq!(without_thinking(answer), said, "{answer}");
         }
     }
 }

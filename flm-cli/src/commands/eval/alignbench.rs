@@ -132,7 +132,7 @@ impl AlignBench {
             report.judgments = Some(judged);
             write_whole(&self.out.join("scores.json"), &serde_json::to_vec_pretty(&report)?)?;
         }
-        let complete = report.judgments.as_ref().is_none_or(|judged| judged.failed.is_empty());
+        let complete = report.judgments.as_ref().is_none_or(judge::succeeded);
         output.result(&report, |report| self.human(report))?;
         Ok(complete)
     }

@@ -64,7 +64,7 @@ impl JudgeAnswers {
         )?;
         output.result(&judged, describe)?;
         warn(&judged, output);
-        Ok(judged.failed.is_empty())
+        Ok(succeeded(&judged))
     }
 }
 
@@ -104,6 +104,11 @@ pub(crate) fn describe(judged: &Judged) -> String {
         text += "\nrun the same command again for the rest";
     }
     text
+}
+
+/// Whether there is something to score and nothing failed: a judge that refuses everything has judged nothing.
+pub(crate) fn succeeded(judged: &Judged) -> bool {
+    judged.failed.is_empty() && (judged.refused == 0 || judged.refused < judged.judged + judged.already)
 }
 
 /// Says what a reader of scores should know.

@@ -167,7 +167,7 @@ fn model_of_pairs(dir: &Path) -> PathBuf {
     let width = 600;
     let config = json!({
         "model_type": "llama", "hidden_size": width, "intermediate_size": 2, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "vocab_size": width, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+        "num_attention_heads": 2, "vocab_size": width, "max_position_embeddings": 512, "rms_norm_eps": 1e-12,
         "torch_dtype": "float32", "bos_token_id": 0, "eos_token_id": 1,
     });
     let config = TeleFlmConfig::from_json(&config.to_string()).unwrap();

@@ -13,7 +13,7 @@ use crate::error::TrainError;
 pub(super) enum DataFile {
     /// Text: JSON lines, a JSON array or, with `plain`, nothing but text.
     Text {
-        /// The text.
+        /// Its bytes, decompressed.
         reader: Box<dyn BufRead>,
         /// Whether its name says `.txt`.
         plain: bool,

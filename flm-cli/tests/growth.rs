@@ -320,3 +320,49 @@ fn settings_that_would_be_ignored_or_cannot_be_are_refused_before_any_work() {
         assert!(grow(&["--layers", layers]).contains("num_hidden_layers"), "{layers}");
     }
 }
+
+/// Whenever a source is written to, the output is that of what it was before, or there is none.
+#[test]
+fn a_source_that_changes_at_any_moment_is_noticed() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    flm_json(["demo", "--dir", dir.path().join("demo").to_str().unwrap(), "--until", "convert"]);
+    let whole = dir.path().join("demo/nano-52b");
+    let grow = |source: &Path, target: &Path| {
+        let mut command = std::process::Command::new(flm_tests::binary());
+        command.arg("grow").arg(source).arg(target).args(["--ffn", "320", "--hidden", "192", "--heads", "8"]);
+        command
+            .env("RAYON_NUM_THREADS", "1")
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        command
+    };
+    let reference = dir.path().join("reference");
+    let start = std::time::Instant::now();
+    assert!(grow(&whole, &reference).status().unwrap().success());
+    let time = start.elapsed();
+    let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    let expected = weights(&reference);
+    let mut refused = 0;
+    for moment in 0..16u32 {
+        let (source, target) = (dir.path().join(format!("s{moment}")), dir.path().join(format!("t{moment}")));
+        std::fs::create_dir(&source).unwrap();
+        for entry in std::fs::read_dir(&whole).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, source.join(path.file_name().unwrap())).unwrap();
+        }
+        let last = source.join("model-00003-of-00003.safetensors");
+        let file = std::fs::File::options().write(true).open(&last).unwrap();
+        let middle = file.metadata().unwrap().len() / 2;
+        let mut run = grow(&source, &target).spawn().unwrap();
+        std::thread::sleep(time * moment / 16);
+        (0..400).for_each(|i| file.write_all_at(b"\x55", middle + i * 7).unwrap());
+        if run.wait().unwrap().success() {
+            assert_eq!(weights(&target), expected, "moment {moment}: neither the old source's nor refused");
+        } else {
+            assert!(!target.exists());
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "no moment was within the run");
+}

@@ -165,6 +165,14 @@ pub fn convert(
 ) -> Result<ConvertReport> {
     let plan = Plan::new(src, options)?;
     src.require_outside(dst)?;
+    // before any weights are read: what changes from here on is noticed at the end
+    let dtype = options.dtype.map_or("as stored", dtype::torch_name);
+    let layout = options.layout.map_or("as it is".into(), |l| l.to_string());
+    let key = RunKey::new(
+        TOOL,
+        &[("dtype", &dtype), ("layout", &layout), ("largest file size", &options.max_shard_size)],
+        src,
+    )?;
     // PyTorch's CRC are compared as the archives are read
     let safetensors = matches!(src.format(), Format::Safetensors | Format::ShardedSafetensors);
     if options.source_digests && safetensors {
@@ -178,13 +186,6 @@ pub fn convert(
         }
     }
     let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
-    let dtype = options.dtype.map_or("as stored", dtype::torch_name);
-    let layout = options.layout.map_or("as it is".into(), |l| l.to_string());
-    let key = RunKey::new(
-        TOOL,
-        &[("dtype", &dtype), ("layout", &layout), ("largest file size", &options.max_shard_size)],
-        src,
-    )?;
     let staging = Writer::staging_path(dst)?;
     let resumed = !options.restart && Journal::is_begun(&staging, &key)?;
     let open = if resumed { Writer::resume } else { Writer::create };

@@ -158,6 +158,13 @@ impl Transfer<'_> {
     ) -> Result<ExecuteReport> {
         let started = Instant::now();
         source.require_outside(dst)?;
+        // before anything of the source is read: what changes from here on is noticed at the end
+        let decides: [(&str, &dyn std::fmt::Display); 3] = [
+            ("seed", &self.seed),
+            ("plan: target, operator, placement or another option", &self.digest),
+            ("largest file size", &options.max_shard_bytes),
+        ];
+        let key = RunKey::new(crate::execute::record::TOOL, &decides, source)?;
         if options.source_digests {
             source.verify_digests()?;
         }
@@ -170,12 +177,6 @@ impl Transfer<'_> {
             .iter()
             .map(|t| TensorSpec { name: t.name.clone(), dtype: t.dtype.into(), shape: t.shape.clone() })
             .collect();
-        let decides: [(&str, &dyn std::fmt::Display); 3] = [
-            ("seed", &self.seed),
-            ("plan: target, operator, placement or another option", &self.digest),
-            ("largest file size", &options.max_shard_bytes),
-        ];
-        let key = RunKey::new(crate::execute::record::TOOL, &decides, source)?;
         let staging = Writer::staging_path(dst)?;
         let begun = !options.restart && Journal::is_begun(&staging, &key)?;
         disk_need(self.tensors, dst)?.check()?;

@@ -10,12 +10,14 @@ use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use flm_candle::ChatPolicy;
-use flm_candle::GenerateOptions;
 use flm_candle::Tokenizer;
 use flm_candle::{CausalLm, Residency};
+use flm_candle::{GenerateOptions, GenerationDefaults};
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::{PRESETS, preset};
+
+use crate::output::Output;
 
 /// A dtype of weights or arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,39 +96,164 @@ impl RunArgs {
     }
 }
 
-/// How the next token is chosen.
+/// How the next token is chosen. What is not given is as the model's generation_config.json says.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "How the next token is chosen")]
 pub(crate) struct SamplingArgs {
-    /// Randomness of the choice: 0 always takes the likeliest token, 0.7 is usual for free text.
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
-    temperature: f64,
-    /// Sample among the K likeliest tokens.
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Sample among the likeliest tokens with this probability together.
+    /// Randomness of the choice: 0 always takes the likeliest token, 0.7 is usual for free text
+    /// [default: generation_config.json's where it samples, else 0].
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Sample among the K likeliest tokens; 0 or -1 is all [default: generation_config.json's, else all].
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    top_k: Option<i64>,
+    /// Sample among the likeliest tokens that together have this share of the probability that --top-k
+    /// leaves [default: generation_config.json's, else 1].
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Make tokens seen before less likely; 1 changes nothing.
-    #[arg(long, default_value_t = 1.0, value_name = "R")]
-    repetition_penalty: f32,
+    /// Sample among tokens with at least this share of the likeliest one's probability
+    /// [default: generation_config.json's, else 0].
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
+    /// Make tokens seen before less likely; 1 changes nothing [default: generation_config.json's, else 1].
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f32>,
     /// Seed of the sampling.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
 impl SamplingArgs {
-    /// Options that sample so among `vocabulary` tokens; there are no stop tokens yet.
-    pub(crate) fn options(&self, max_new_tokens: usize, vocabulary: usize) -> GenerateOptions {
-        GenerateOptions {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            repetition_penalty: self.repetition_penalty,
+    /// Options that sample so among the tokens of a checkpoint's tokenizer; there are no stop tokens yet.
+    /// Without a tokenizer (a prompt of ids) they are the `rows` of the model. What generation_config.json
+    /// decides is said.
+    pub(crate) fn options(
+        &self,
+        dir: &Path,
+        tokenizer: Option<&Tokenizer>,
+        rows: usize,
+        max_new_tokens: usize,
+        output: &Output,
+    ) -> anyhow::Result<GenerateOptions> {
+        let file = GenerationDefaults::from_dir(dir)?;
+        let mut taken: Vec<String> = Vec::new();
+        let mut default = |name: &str, given: bool, value: Option<f64>| {
+            let value = value.filter(|_| !given);
+            taken.extend(value.map(|value| format!("{name} {value}")));
+            value
+        };
+        let drawn = if file.do_sample { Some(file.temperature.unwrap_or(1.0)) } else { None };
+        let temperature = default("temperature", self.temperature.is_some(), drawn);
+        let temperature = self.temperature.or(temperature).unwrap_or(0.0);
+        let penalty = file.repetition_penalty.filter(|&r| r != 1.0);
+        let penalty = default("repetition penalty", self.repetition_penalty.is_some(), penalty);
+        let mut options = GenerateOptions {
+            temperature,
+            repetition_penalty: self.repetition_penalty.or(penalty.map(|r| r as f32)).unwrap_or(1.0),
             seed: self.seed,
-            ..GenerateOptions::greedy(max_new_tokens, vocabulary)
+            never: tokenizer.map(Tokenizer::unused_ids).unwrap_or_default(),
+            ..GenerateOptions::greedy(max_new_tokens, tokenizer.map_or(rows, Tokenizer::len))
+        };
+        let top_k = self.top_k.map(|k| usize::try_from(k).unwrap_or(0));
+        if temperature > 0.0 && file.do_sample {
+            let some = |k: usize| k as f64;
+            options.top_k = default("top-k", top_k.is_some(), file.top_k.filter(|&k| k > 0).map(some))
+                .map(|k| k as usize);
+            options.top_p = default("top-p", self.top_p.is_some(), file.top_p.filter(|&p| p < 1.0));
+            options.min_p = default("min-p", self.min_p.is_some(), file.min_p.filter(|&p| p > 0.0));
         }
+        options.top_k = top_k.or(options.top_k);
+        options.top_p = self.top_p.or(options.top_p);
+        options.min_p = self.min_p.or(options.min_p);
+        if !taken.is_empty() {
+            output.note(&format!("generation_config.json: {}", taken.join(", ")));
+        }
+        Ok(options)
     }
+}
+
+/// What raw text means.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "What raw text means")]
+pub(crate) struct RawTextArgs {
+    /// Do not begin raw text with BOS, even where the tokenizer does.
+    #[arg(long)]
+    no_bos: bool,
+    /// Read the names of special tokens in raw text (`<s>`, `<|im_end|>`) as text; otherwise they are those
+    /// tokens, as in transformers.
+    #[arg(long)]
+    no_parse_special: bool,
+}
+
+impl RawTextArgs {
+    /// Whether nothing is asked for.
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The tokenizer that reads raw text so.
+    pub(crate) fn apply(&self, mut tokenizer: Tokenizer) -> Tokenizer {
+        if self.no_bos {
+            tokenizer.set_add_bos(false);
+        }
+        tokenizer.set_parse_special(!self.no_parse_special);
+        tokenizer
+    }
+}
+
+/// How a conversation becomes text.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+#[command(next_help_heading = "How a conversation becomes text")]
+pub(crate) struct TemplateArgs {
+    /// Another chat template: the name of one of the model's, or a .jinja file.
+    #[arg(long, value_name = "NAME|FILE")]
+    chat_template: Option<String>,
+    /// Give the chat template a variable, for example enable_thinking=false; JSON, else text.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_template_argument)]
+    template_arg: Vec<(String, serde_json::Value)>,
+    /// Date that the chat template sees, for example 2026-01-31 [default: today, or SOURCE_DATE_EPOCH].
+    #[arg(long, value_name = "DATE")]
+    date: Option<String>,
+}
+
+impl TemplateArgs {
+    /// Whether nothing is asked for.
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The tokenizer with the chat template that is asked for.
+    pub(crate) fn apply(&self, mut tokenizer: Tokenizer) -> anyhow::Result<Tokenizer> {
+        match self.chat_template.as_deref() {
+            None => {}
+            Some(file) if file.ends_with(".jinja") => {
+                let text = read_text(Path::new(file), MAX_TEMPLATE)?;
+                let template = tokenizer.compile_template(&text).with_context(|| file.to_owned())?;
+                tokenizer.set_chat_template(template);
+            }
+            Some(name) => tokenizer.choose_chat_template(name)?,
+        }
+        if let Some(mut template) = tokenizer.chat_template().cloned() {
+            if let Some(date) = &self.date {
+                template = template.at(date).context("--date")?;
+            }
+            let arguments = self.template_arg.iter().cloned().collect();
+            tokenizer.set_chat_template(template.with_arguments(arguments));
+        }
+        Ok(tokenizer)
+    }
+}
+
+/// The largest chat template from a file, in bytes.
+const MAX_TEMPLATE: u64 = 1 << 20;
+
+fn parse_template_argument(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (name, value) = text.split_once('=').ok_or("not NAME=VALUE")?;
+    if matches!(name, "messages" | "tools" | "add_generation_prompt") {
+        return Err(format!("`{name}` is what the template is rendered from"));
+    }
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((name.to_owned(), value))
 }
 
 /// How a grown or folded checkpoint is written.
@@ -161,6 +288,8 @@ pub(crate) struct TextArgs {
     /// Windows to run.
     #[arg(long, default_value_t = 4, value_name = "N")]
     windows: usize,
+    #[command(flatten)]
+    raw: RawTextArgs,
 }
 
 /// The most tokens that two models are compared on.
@@ -185,7 +314,7 @@ impl TextArgs {
             tokens <= MAX_TOKENS,
             "--windows × --context is {tokens} tokens: at most {MAX_TOKENS} are compared"
         );
-        let tokenizer = if has_tokenizer(dir) { Some(tokenizer(dir)?) } else { None };
+        let tokenizer = if has_tokenizer(dir) { Some(self.raw.apply(tokenizer(dir)?)) } else { None };
         let vocabulary = tokenizer.as_ref().map_or(rows, |t| t.len().min(rows));
         let tokens = match (&self.ids, &self.text) {
             (Some(ids), _) => vec![ids.clone()],
@@ -228,11 +357,35 @@ pub(crate) fn open(dir: &Path) -> anyhow::Result<Arc<Checkpoint>> {
     Checkpoint::open(dir).map(Arc::new).with_context(|| format!("cannot open {}", dir.display()))
 }
 
-/// A model that answers questions; `plain` asks it without a chat template.
-pub(crate) fn local_model(dir: &Path, run: &RunArgs, plain: bool) -> anyhow::Result<flm_eval::LocalModel> {
+/// How a model that answers questions is asked.
+#[derive(Debug, Default)]
+pub(crate) enum Asking {
+    /// Through its own chat template.
+    #[default]
+    Chat,
+    /// Through a chat template as the arguments have it.
+    Template(TemplateArgs),
+    /// Without a chat template.
+    Plain(RawTextArgs),
+}
+
+/// A model that answers questions.
+pub(crate) fn local_model(
+    dir: &Path,
+    run: &RunArgs,
+    asking: &Asking,
+) -> anyhow::Result<flm_eval::LocalModel> {
     let checkpoint = open(dir)?;
-    let tokenizer = tokenizer(dir)?;
-    let policy = if plain { None } else { Some(chat_policy(dir, &tokenizer, checkpoint.config())?) };
+    let mut tokenizer = tokenizer(dir)?;
+    match asking {
+        Asking::Chat => {}
+        Asking::Template(template) => tokenizer = template.apply(tokenizer)?,
+        Asking::Plain(raw) => tokenizer = raw.apply(tokenizer),
+    }
+    let policy = match asking {
+        Asking::Plain(_) => None,
+        _ => Some(chat_policy(dir, &tokenizer, &checkpoint.config().eos_token_ids)?),
+    };
     let model = run.load(&checkpoint)?;
     flm_eval::LocalModel::new(&checkpoint, model, tokenizer, policy, run.residency())
 }
@@ -247,13 +400,9 @@ pub(crate) fn has_tokenizer(dir: &Path) -> bool {
     ["tokenizer.json", "tokenizer.model"].iter().any(|name| dir.join(name).is_file())
 }
 
-/// How the checkpoint in `dir` is talked with.
-pub(crate) fn chat_policy(
-    dir: &Path,
-    tokenizer: &Tokenizer,
-    config: &TeleFlmConfig,
-) -> anyhow::Result<ChatPolicy> {
-    ChatPolicy::new(tokenizer, None, &config.eos_token_ids).with_context(|| {
+/// How the checkpoint in `dir` is talked with; `eos` are its config.json's end-of-text tokens.
+pub(crate) fn chat_policy(dir: &Path, tokenizer: &Tokenizer, eos: &[u32]) -> anyhow::Result<ChatPolicy> {
+    ChatPolicy::new(tokenizer, None, eos).with_context(|| {
         format!(
             "{} cannot be talked with; a base model is run by `flm generate --prompt` and \
              `flm eval alignbench --plain`",

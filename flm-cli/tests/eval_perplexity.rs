@@ -116,11 +116,11 @@ fn bytes_are_those_of_the_scored_tokens() {
         let bits = report["nll"].as_f64().unwrap() / 2f64.ln() / f64::from(bytes);
         assert!((report["bits_per_byte"].as_f64().unwrap() - bits).abs() < 1e-12, "{more:?}");
     }
-    // names of special tokens are text, or tokens on request
+    // names of special tokens are those tokens, as in transformers, or text on request
     let special = dir.path().join("special.txt");
     std::fs::write(&special, "w100 <_user> w101").unwrap();
-    assert_ne!(run(&special, &[])["tokens"], 3);
-    assert_eq!(run(&special, &["--special-tokens"])["tokens"], 3);
+    assert_eq!(run(&special, &[])["tokens"], 3);
+    assert_ne!(run(&special, &["--no-parse-special"])["tokens"], 3);
     // a text of one token
     let one = dir.path().join("one.txt");
     std::fs::write(&one, "w100").unwrap();

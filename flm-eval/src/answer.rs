@@ -160,7 +160,7 @@ impl RowMaker {
     fn new(questions: &Questions, model: &LocalModel, options: &AnswerOptions) -> Self {
         // of all categories, asked or not: a raised --limit asks more, and nothing else changes
         let temperatures = questions.temperatures();
-        let settings = json!({
+        let mut settings = json!({
             "max_new_tokens": options.decoding.max_new_tokens,
             "temperatures": temperatures,
             "top_p": options.decoding.top_p,
@@ -170,6 +170,9 @@ impl RowMaker {
             "chat_template_sha256": model.template().map(sha256),
             "dtype": model.dtype(),
         });
+        if let Some(raw_text) = model.raw_text() {
+            settings["raw_text"] = raw_text;
+        }
         let settings_digest = sha256(settings.to_string());
         let keys = vec![
             ("model_digest", model.digest.clone()),

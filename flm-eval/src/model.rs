@@ -110,9 +110,15 @@ impl LocalModel {
         Ok(Self { model, tokenizer, policy, name, digest, streamed: residency == Residency::Streamed })
     }
 
-    /// The chat template in use.
-    pub fn template(&self) -> Option<&str> {
-        self.policy.as_ref().map(|policy| policy.template().source())
+    /// What tells the chat template in use from another.
+    pub fn template(&self) -> Option<String> {
+        self.policy.as_ref().map(|policy| policy.template().identity())
+    }
+
+    /// How raw text is read, where questions are asked without a chat template.
+    pub fn raw_text(&self) -> Option<serde_json::Value> {
+        let (bos, parse_special) = (self.tokenizer.add_bos(), self.tokenizer.parse_special());
+        self.policy.is_none().then(|| serde_json::json!({ "bos": bos, "parse_special": parse_special }))
     }
 
     /// The dtype of the arithmetic.
@@ -179,9 +185,11 @@ impl LocalModel {
             Some(policy) => policy.stop_tokens().to_vec(),
             None => self.tokenizer.stop_tokens(&self.model.config().eos_token_ids),
         };
+        let never = self.tokenizer.unused_ids();
         let options: Vec<_> = batch
             .iter()
             .map(|&i| GenerateOptions {
+                never: never.clone(),
                 temperature: jobs[i].temperature,
                 top_p: decoding.top_p,
                 repetition_penalty: decoding.repetition_penalty,
@@ -213,8 +221,10 @@ impl LocalModel {
     }
 
     fn completion(&self, ids: &[u32], finish: Finish) -> anyhow::Result<Completion> {
+        // a stop token gives no text, whatever piece it is
+        let said = &ids[..ids.len() - usize::from(finish == Finish::Stop)];
+        let text = self.tokenizer.decode(said)?;
         // a character that the last token has cut
-        let text = self.tokenizer.decode(ids)?;
         let text = text.trim_end_matches('\u{FFFD}').trim().to_owned();
         Ok(Completion { text, tokens: ids.len(), finish: finish.as_str() })
     }

@@ -17,8 +17,6 @@ pub struct Cut {
     pub stride: usize,
     /// Put before every window.
     pub bos: Option<u32>,
-    /// Names of special tokens in the text are those tokens, as transformers reads them, not text.
-    pub special: bool,
 }
 
 /// Scored tokens and bytes of one or more texts.
@@ -93,7 +91,7 @@ pub struct Tokenised {
 impl Tokenised {
     /// Tokenises a text as a whole; `None` where no token of it can be scored.
     pub fn new(text: &str, tokenizer: &Tokenizer, pieces: &Pieces, cut: Cut) -> anyhow::Result<Option<Self>> {
-        let ids = if cut.special { tokenizer.encode_special(text)? } else { tokenizer.encode(text)? };
+        let ids = tokenizer.encode_raw(text)?;
         let (windows, unscored) = windows(ids.len(), cut);
         let without: usize = unscored.iter().map(|&at| pieces.bytes(tokenizer, ids[at], at == 0)).sum();
         let bytes = text.len().saturating_sub(without);
@@ -202,7 +200,7 @@ mod tests {
     #[test]
     fn every_token_belongs_to_one_window_and_overlaps_are_not_scored_twice() {
         let cut = |len, context, stride| -> Vec<_> {
-            let (windows, _) = windows(len, Cut { context, stride, bos: None, special: false });
+            let (windows, _) = windows(len, Cut { context, stride, bos: None });
             windows.into_iter().map(|w| (w.tokens, w.unscored)).collect()
         };
         assert_eq!(cut(10, 4, 4), [(0..4, 0), (4..8, 0), (8..10, 0)]);
@@ -214,7 +212,7 @@ mod tests {
     #[test]
     fn what_has_no_token_before_it_is_not_scored_and_bos_scores_all() {
         let of = |len, context, stride, bos| {
-            let (windows, unscored) = windows(len, Cut { context, stride, bos, special: false });
+            let (windows, unscored) = windows(len, Cut { context, stride, bos });
             (windows.len(), unscored)
         };
         assert_eq!(of(9, 4, 4, None), (2, vec![0, 4, 8]));

@@ -1,13 +1,12 @@
 //! Decoding: sampling, stopping, batches of prompts of different lengths, texts that grow turn by turn.
 
+pub(crate) mod defaults;
+mod sampling;
 pub(crate) mod session;
 
 use candle_core::{DType, Tensor};
-use candle_transformers::{
-    generation::{LogitsProcessor, Sampling},
-    utils::apply_repeat_penalty,
-};
 
+use crate::generate::sampling::Sampler;
 use crate::model::causal_lm::{CausalLm, Positions};
 use crate::model::error::ModelError;
 
@@ -16,12 +15,14 @@ use crate::model::error::ModelError;
 pub struct GenerateOptions {
     /// Stop a row after this many new tokens.
     pub max_new_tokens: usize,
-    /// 0 is greedy; otherwise the logits are divided by it.
+    /// The logits are divided by it; 0 (less than 1e-5) is greedy.
     pub temperature: f64,
-    /// Sample among the `k` likeliest tokens.
+    /// Sample among the `k` likeliest tokens; 0 is all.
     pub top_k: Option<usize>,
-    /// Sample among the likeliest tokens that together have this probability.
+    /// Sample among the likeliest tokens that together have this share of what top-k has left.
     pub top_p: Option<f64>,
+    /// Sample among tokens with at least this share of the likeliest one's probability.
+    pub min_p: Option<f64>,
     /// Divides positive logits of tokens seen before and multiplies negative ones; 1 changes nothing.
     pub repetition_penalty: f32,
     /// Row `i` of [`generate`] draws from a generator seeded with `seed + i`.
@@ -30,10 +31,9 @@ pub struct GenerateOptions {
     pub stop_tokens: Vec<u32>,
     /// Size of the tokenizer: ids from here on are padding rows and never sampled.
     pub vocabulary: usize,
+    /// Ids below it that no token has, and others that are never to be sampled.
+    pub never: Vec<u32>,
 }
-
-/// Below, logits divided by the temperature overflow, and only the likeliest token can come anyway.
-const COLDEST: f64 = 1e-6;
 
 impl GenerateOptions {
     /// Greedy decoding of at most `max_new_tokens` among `vocabulary` tokens.
@@ -43,21 +43,12 @@ impl GenerateOptions {
             temperature: 0.0,
             top_k: None,
             top_p: None,
+            min_p: None,
             repetition_penalty: 1.0,
             seed: 0,
             stop_tokens: Vec::new(),
             vocabulary,
-        }
-    }
-
-    fn sampling(&self) -> Sampling {
-        let temperature = self.temperature;
-        match (self.top_k, self.top_p) {
-            _ if temperature < COLDEST => Sampling::ArgMax,
-            (None, None) => Sampling::All { temperature },
-            (Some(k), None) => Sampling::TopK { k, temperature },
-            (None, Some(p)) => Sampling::TopP { p, temperature },
-            (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
+            never: Vec::new(),
         }
     }
 }
@@ -208,8 +199,8 @@ pub(crate) fn check_options(options: &GenerateOptions) -> Result<(), GenerateErr
     if options.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
         return setting("top-p must be in (0, 1]");
     }
-    if options.top_k == Some(0) {
-        return setting("top-k must be at least 1");
+    if options.min_p.is_some_and(|p| !(0.0..=1.0).contains(&p)) {
+        return setting("min-p must be in [0, 1]");
     }
     if !(options.repetition_penalty.is_finite() && options.repetition_penalty > 0.0) {
         return setting("repetition penalty must be a number > 0 (1 changes nothing)");
@@ -234,7 +225,7 @@ pub(crate) fn check_prompts(model: &CausalLm, prompts: &[impl AsRef<[u32]>]) -> 
 }
 
 pub(crate) struct Row {
-    processor: LogitsProcessor,
+    sampler: Sampler,
     ids: Vec<u32>,
     finish: Option<Finish>,
 }
@@ -248,11 +239,7 @@ pub(crate) struct Prompt<'a> {
 
 impl Row {
     fn new(options: &GenerateOptions) -> Self {
-        Self {
-            processor: LogitsProcessor::from_sampling(options.seed, options.sampling()),
-            ids: Vec::new(),
-            finish: None,
-        }
+        Self { sampler: Sampler::new(options), ids: Vec::new(), finish: None }
     }
 
     /// Takes the next token from `logits`, `[vocab_size]`, and sees whether it is the last.
@@ -293,12 +280,8 @@ impl Row {
         if !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
             return Err(GenerateError::NotFinite { row: prompt.row, generated: self.ids.len() });
         }
-        let logits = if options.repetition_penalty == 1.0 {
-            logits
-        } else {
-            apply_repeat_penalty(&logits, options.repetition_penalty, &[prompt.ids, &self.ids].concat())?
-        };
-        let id = self.processor.sample(&logits)?;
+        let seen = || [prompt.ids, &self.ids].concat();
+        let id = self.sampler.next(&logits, seen, options)?;
         self.ids.push(id);
         Ok(id)
     }

@@ -33,6 +33,9 @@ impl ChatPolicy {
         let known = || TELE_FLM_TURNS.iter().all(|token| tokenizer.token_to_id(token).is_some());
         let template = match template.or_else(|| tokenizer.chat_template().cloned()) {
             Some(template) => template,
+            None if tokenizer.chat_template_names().next().is_some() => {
+                return Err(tokenizer.no_template("default"));
+            }
             None if known() => ChatTemplate::tele_flm(),
             None => return Err(TokenizerError::NoTemplate { tokens: TELE_FLM_TURNS.join(" and ") }),
         };

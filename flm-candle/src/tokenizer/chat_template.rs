@@ -1,19 +1,17 @@
 //! Chat templates: a list of messages becomes the text of a prompt.
 //!
-//! Templates are Jinja as transformers renders them (`utils/chat_template_utils.py`): blocks are
-//! trimmed, Python's string and dict methods exist, so do `raise_exception` and a `tojson` that
-//! escapes no HTML. They come with a checkpoint and are not trusted: they see no files and no other
-//! templates, and a budget of fuel bounds time and memory.
+//! Templates are Jinja as transformers renders them (module `jinja`). They come with a checkpoint and are not
+//! trusted: they see no files and no other templates, and a budget of fuel bounds time and memory.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
+use minijinja::value::{Serde, Value};
+use minijinja::{Environment, Error, ErrorKind};
 use serde::{Deserialize, Serialize};
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::jinja::{self, Clock};
 
 /// The budget of one rendering, in minijinja's fuel: one unit is an instruction or 64 bytes of data.
 /// A long conversation takes some ten thousand.
@@ -56,6 +54,8 @@ impl ChatMessage {
 pub struct ChatTemplate {
     env: Arc<Environment<'static>>,
     source: String,
+    /// What the caller gives the template beside messages and tools: `enable_thinking` and the like.
+    arguments: serde_json::Map<String, serde_json::Value>,
 }
 
 impl ChatTemplate {
@@ -74,19 +74,43 @@ impl ChatTemplate {
         source: &str,
         tokens: impl IntoIterator<Item = (&'t str, &'t str)>,
     ) -> Result<Self, TokenizerError> {
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.map_err(template)?);
-        env.set_auto_escape_callback(|_| AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_fuel(Some(FUEL));
-        env.add_function("raise_exception", raise_exception);
-        env.add_filter("tojson", tojson);
+        let mut env = jinja::environment(FUEL).map_err(template)?;
         for (name, token) in tokens {
             env.add_global(name.to_owned(), token.to_owned());
         }
-        env.add_template_owned(NAME, unix(source)).map_err(template)?;
-        Ok(Self { env: Arc::new(env), source: source.to_owned() })
+        env.add_function("strftime_now", |format: String| Clock::Now.strftime(&format));
+        env.add_template_owned(NAME, jinja::normalized(source)).map_err(template)?;
+        Ok(Self { env: Arc::new(env), source: source.to_owned(), arguments: serde_json::Map::new() })
+    }
+
+    /// The same template with variables of the caller's, which templates ask for by name
+    /// (`enable_thinking`), beside those that it has.
+    pub fn with_arguments(mut self, arguments: serde_json::Map<String, serde_json::Value>) -> Self {
+        self.arguments.extend(arguments);
+        self
+    }
+
+    /// The same template at a fixed time: what `strftime_now` answers, and `date_string` where the template
+    /// asks for one. Otherwise it is local time, or that of the environment's `SOURCE_DATE_EPOCH`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Template`] for what is neither `YYYY-MM-DD` nor `YYYY-MM-DDTHH:MM:SS`.
+    pub fn at(mut self, date: &str) -> Result<Self, TokenizerError> {
+        let clock = Clock::parse(date).map_err(template)?;
+        let mut env = (*self.env).clone();
+        env.add_function("strftime_now", move |format: String| clock.strftime(&format));
+        self.env = Arc::new(env);
+        let date_string = clock.strftime("%d %b %Y").map_err(template)?;
+        self.arguments.entry("date_string").or_insert_with(|| date_string.into());
+        Ok(self)
+    }
+
+    /// What tells this template's prompts from another's: its text, and the variables that it was given.
+    pub fn identity(&self) -> String {
+        if self.arguments.is_empty() {
+            return self.source.clone();
+        }
+        format!("{}\n{}", self.source, serde_json::Value::from(self.arguments.clone()))
     }
 
     /// The template of the Tele-FLM instruct models:
@@ -120,8 +144,8 @@ impl ChatTemplate {
             self.source
         );
         let mut env = (*self.env).clone();
-        env.add_template_owned(NAME, unix(&source)).map_err(template)?;
-        Ok(Self { env: Arc::new(env), source })
+        env.add_template_owned(NAME, jinja::normalized(&source)).map_err(template)?;
+        Ok(Self { env: Arc::new(env), source, arguments: self.arguments.clone() })
     }
 
     /// The prompt of a conversation. `add_generation_prompt` asks for the opening of an answer;
@@ -149,26 +173,19 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, TokenizerError> {
         let prompt = self.env.get_template(NAME).map_err(template)?;
-        // transformers passes these two as None where there are none.
-        let none = || Value::from(());
-        let messages = Value::from(Serde(messages));
-        let tools = tools.map_or_else(none, |tools| Value::from(Serde(tools)));
-        let variables = context! { messages, add_generation_prompt, tools, documents => none() };
-        prompt.render(variables).map_err(template)
+        // transformers passes tools and documents as None where there are none
+        let own = [
+            ("messages", Value::from(Serde(messages))),
+            ("add_generation_prompt", add_generation_prompt.into()),
+            ("tools", tools.map_or_else(|| Value::from(()), |tools| Value::from(Serde(tools)))),
+            ("documents", Value::from(())),
+        ];
+        let given = self.arguments.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value))));
+        let given =
+            given.filter(|(name, _)| !matches!(*name, "messages" | "add_generation_prompt" | "tools"));
+        let variables: HashMap<&str, Value> = own.into_iter().chain(given).collect();
+        prompt.render(Value::from(variables)).map_err(template)
     }
-}
-
-/// The source with line ends as Jinja2's lexer reads them, and without `generation` blocks, which tell a
-/// trainer what is an answer and render as what is in them.
-fn unix(source: &str) -> String {
-    let mut text = source.replace("\r\n", "\n").replace('\r', "\n");
-    for name in ["generation", "endgeneration"] {
-        for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
-            // a block that does nothing, with the same control of white space
-            text = text.replace(&format!("{open} {name} {close}"), &format!("{open} set _ = none {close}"));
-        }
-    }
-    text
 }
 
 fn template(e: Error) -> TokenizerError {
@@ -177,55 +194,4 @@ fn template(e: Error) -> TokenizerError {
         _ => e.to_string(),
     };
     TokenizerError::Template(message)
-}
-
-fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// `json.dumps(value, ensure_ascii=False, indent=indent)` of Python.
-fn tojson(value: Value, kwargs: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let _ensure_ascii: Option<bool> = kwargs.get("ensure_ascii")?;
-    kwargs.assert_all_used()?;
-    let mut out = Vec::new();
-    let written = match indent {
-        Some(n) if n > 16 => {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is above 16"));
-        }
-        Some(n) => {
-            let spaces = " ".repeat(n);
-            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut out, formatter))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonFormatter)),
-    };
-    let bad = |e: String| Error::new(ErrorKind::BadSerialization, e);
-    written.map_err(|e| bad(e.to_string()))?;
-    String::from_utf8(out).map_err(|e| bad(e.to_string()))
-}
-
-/// Python puts a space after `,` and `:`.
-struct PythonFormatter;
-
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        w.write_all(b": ")
-    }
 }

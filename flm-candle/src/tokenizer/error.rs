@@ -48,15 +48,19 @@ pub enum TokenizerError {
     /// A tokenizer_config.json that is not the JSON object that it should be.
     #[error("not a valid tokenizer_config.json: {0}")]
     Config(String),
-    /// tokenizer_config.json names a token that the tokenizer does not have under that id.
-    #[error("`{key}` names the token {token:?}, which the tokenizer does not have{at}")]
+    /// A generation_config.json with values of another kind than they are.
+    #[error("not a valid generation_config.json: {0}")]
+    GenerationConfig(String),
+    /// tokenizer_config.json or special_tokens_map.json names a token that the tokenizer does not have.
+    #[error("`{key}` names the token {token:?}, which the tokenizer does not have")]
     UnknownToken {
-        /// The key of tokenizer_config.json.
+        /// The key of the file.
         key: String,
         token: String,
-        /// " at id N" where the key gives an id, else empty.
-        at: String,
     },
+    /// A token that the folder adds contradicts the tokenizer's own or another one.
+    #[error("the added token {token:?} cannot have the id {id}: {why}")]
+    AddedToken { token: String, id: u32, why: String },
     /// An id is not in the vocabulary: a padding row of the model, or another tokenizer's id.
     #[error("token id {id} is outside the vocabulary of {len} pieces")]
     UnknownId {
@@ -70,6 +74,13 @@ pub enum TokenizerError {
          chat_template.jinja beside its tokenizer, or run a base model without one"
     )]
     NoTemplate { tokens: String },
+    /// Several templates and none named "default", or no template of the name that was asked for.
+    #[error("no chat template named {name:?}; there are: {known} (choose one with --chat-template NAME)")]
+    NamedTemplate {
+        name: String,
+        /// The names that there are.
+        known: String,
+    },
     /// The `tokenizers` crate failed on a text or on ids.
     #[error("tokenizer.json: {0}")]
     Backend(String),

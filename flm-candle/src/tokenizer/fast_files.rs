@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::tokenizer::Tokenizer;
 use crate::tokenizer::error::TokenizerError;
-use crate::tokenizer::{Tokenizer, read, utf8};
+use crate::tokenizer::folder::{read, utf8};
 
 const MODEL: &str = "tokenizer.model";
 const JSON: &str = "tokenizer.json";

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
+use crate::tokenizer::added::AddedToken;
 use crate::tokenizer::error::TokenizerError;
 
 /// A loaded tokenizer.json.
@@ -29,15 +30,56 @@ impl JsonTokenizer {
         parsing.with_padding(None);
         parsing.set_encode_special_tokens(false);
         check_added_tokens(bytes, &parsing)?;
-        let vocab = parsing.get_vocab(true);
-        // Ids may have holes: the first id after the last token is what matters to the model's rows.
-        let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
-        if len == 0 {
-            return Err(TokenizerError::Json("the vocabulary is empty".into()));
-        }
+        let len = length(&parsing)?;
         let decoder = parsing.get_decoder().map(|d| format!("{d:?}")).unwrap_or_default();
         let byte_fallback = decoder.contains("ByteFallback");
         Ok(Self { parsing, literal: OnceLock::new(), len, byte_fallback })
+    }
+
+    /// Takes over tokens that tokenizer_config.json or added_tokens.json declare.
+    ///
+    /// # Errors
+    /// Where the crate, which numbers tokens itself, cannot give one its id.
+    pub(crate) fn add_tokens(&mut self, tokens: &[AddedToken]) -> Result<(), TokenizerError> {
+        let mut tokens: Vec<_> = tokens.iter().collect();
+        tokens.sort_by_key(|token| token.id);
+        let wrong = |token: &AddedToken, why| TokenizerError::AddedToken {
+            token: token.text.clone(),
+            id: token.id,
+            why,
+        };
+        for token in &tokens {
+            if let Some(known) = self.parsing.id_to_token(token.id).filter(|known| *known != token.text) {
+                return Err(wrong(token, format!("tokenizer.json has {known:?} there")));
+            }
+        }
+        self.parsing.add_tokens(tokens.iter().map(|token| token.for_crate())).map_err(backend)?;
+        for token in tokens {
+            match self.parsing.token_to_id(&token.text) {
+                Some(id) if id == token.id => {}
+                Some(id) => {
+                    return Err(wrong(token, format!("after tokenizer.json's own tokens it has {id}")));
+                }
+                None => return Err(wrong(token, "it has no text".into())),
+            }
+        }
+        self.literal = OnceLock::new();
+        self.len = length(&self.parsing)?;
+        Ok(())
+    }
+
+    pub(crate) fn tokens_with_flags(&self) -> Vec<String> {
+        let tokens = self.parsing.get_added_tokens_decoder();
+        let flagged = tokens.values().filter(|t| t.lstrip || t.rstrip || t.single_word);
+        let mut texts: Vec<String> = flagged.map(|t| t.content.clone()).collect();
+        texts.sort();
+        texts
+    }
+
+    /// Whether an id is a special token.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        let token = self.parsing.id_to_token(id);
+        token.is_some_and(|token| self.parsing.get_added_vocabulary().is_special_token(&token))
     }
 
     pub(crate) fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
@@ -81,6 +123,26 @@ impl JsonTokenizer {
         self.parsing.to_string(false).map_err(|e| TokenizerError::Json(e.to_string()))
     }
 }
+
+/// The first id after the last token. Ids may have holes.
+fn length(tokenizer: &Tokenizer) -> Result<usize, TokenizerError> {
+    let vocabulary = tokenizer.get_vocab(true);
+    let len = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
+    if len == 0 {
+        return Err(TokenizerError::Json("the vocabulary is empty".into()));
+    }
+    if len > vocabulary.len() + MAX_HOLES {
+        let tokens = vocabulary.len();
+        return Err(TokenizerError::Json(format!(
+            "{tokens} tokens have ids up to {}: it is damaged",
+            len - 1
+        )));
+    }
+    Ok(len)
+}
+
+/// The most ids without a token: lists as long as the largest id are made.
+const MAX_HOLES: usize = 1 << 20;
 
 /// The crate numbers added tokens itself, one after another, whatever ids the file gives them.
 fn check_added_tokens(bytes: &[u8], tokenizer: &Tokenizer) -> Result<(), TokenizerError> {
@@ -155,6 +217,13 @@ impl JsonTokenizer {
             state.context = state.window.len();
             state.context_text = self.parsing.decode(&state.window, !with_special).map_err(backend)?;
         }
+        Ok(())
+    }
+
+    /// Makes all that was decoded context: a text that goes on after it.
+    pub(crate) fn settle(&self, state: &mut JsonDecodeState) -> Result<(), TokenizerError> {
+        state.context = state.window.len();
+        state.context_text = self.parsing.decode(&state.window, true).map_err(backend)?;
         Ok(())
     }
 

@@ -11,21 +11,20 @@
 //! - [`ChatTemplate`] renders a conversation; [`ChatPolicy`] adds the tokens that end an answer.
 //! - [`Vocabulary`] is what a tokenizer is made of, for other programs' formats.
 
+mod added;
 pub(crate) mod chat_policy;
 pub(crate) mod chat_template;
 mod config;
 pub(crate) mod error;
 pub(crate) mod fast_files;
+pub(crate) mod folder;
+mod jinja;
 mod json;
 mod sentencepiece;
 pub(crate) mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod vocabulary;
-
-use std::path::Path;
-
-use serde_json::Value;
 
 #[cfg(doc)]
 use crate::tokenizer::chat_policy::ChatPolicy;
@@ -46,9 +45,33 @@ pub struct Tokenizer {
     padding: Option<u32>,
     add_bos: bool,
     add_eos: bool,
+    /// Special tokens named in raw text are meant.
+    parse_special: bool,
+    origins: TokenOrigins,
     /// generation_config.json's end-of-text tokens.
     generation_eos: Vec<u32>,
     chat_template: Option<ChatTemplate>,
+    /// The folder's chat templates.
+    templates: Vec<folder::Source>,
+    /// Special tokens by the names that templates know them by: `bos_token` and the like.
+    variables: Vec<(String, String)>,
+}
+
+/// Which file says what BOS and EOS are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenOrigins {
+    /// Where the token that begins a text is named.
+    pub bos: &'static str,
+    /// Where the token that ends a text is named.
+    pub eos: &'static str,
+    /// What says whether raw text begins with BOS.
+    pub add_bos: &'static str,
+}
+
+impl Default for TokenOrigins {
+    fn default() -> Self {
+        Self { bos: "tokenizer.model", eos: "tokenizer.model", add_bos: "nothing asks for it" }
+    }
 }
 
 #[derive(Debug)]
@@ -58,57 +81,6 @@ pub(crate) enum Backend {
 }
 
 impl Tokenizer {
-    /// Opens a checkpoint's folder: tokenizer.json if there is one, else tokenizer.model; then
-    /// tokenizer_config.json and chat_template.jinja (which has precedence over the template in
-    /// tokenizer_config.json) if there are such files.
-    ///
-    /// # Errors
-    /// Every error names its file.
-    pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
-        let json = dir.join("tokenizer.json");
-        let model = dir.join("tokenizer.model");
-        let mut tokenizer = if let Some(bytes) = read(&json)? {
-            Self::from_json(&bytes).map_err(|e| e.in_file(&json))?
-        } else if let Some(bytes) = read(&model)? {
-            Self::from_sentencepiece(&bytes).map_err(|e| e.in_file(&model))?
-        } else {
-            return Err(TokenizerError::NotFound { dir: dir.display().to_string() });
-        };
-        // what the file itself puts around a text, unless tokenizer_config.json says otherwise
-        let around = read(&json)?.map(|bytes| post_processor(&bytes)).unwrap_or_default();
-        let special = dir.join("special_tokens_map.json");
-        let named = match read(&special)? {
-            Some(bytes) => {
-                utf8(&bytes).and_then(TokenizerConfig::from_json).map_err(|e| e.in_file(&special))?.tokens
-            }
-            None => Vec::new(),
-        };
-        tokenizer.generation_eos = generation_eos(dir)?;
-        let path = dir.join("tokenizer_config.json");
-        let mut config = TokenizerConfig { tokens: named.clone(), ..TokenizerConfig::default() };
-        (tokenizer.add_bos, tokenizer.add_eos) = around;
-        if let Some(bytes) = read(&path)? {
-            config = utf8(&bytes)
-                .and_then(TokenizerConfig::from_json)
-                .map(|config| config.with_tokens(named))
-                .and_then(|config| tokenizer.configure(&config, around).map(|()| config))
-                .map_err(|e| e.in_file(&path))?;
-        } else if !config.tokens.is_empty() {
-            tokenizer.configure(&config, around).map_err(|e| e.in_file(&special))?;
-        }
-        let jinja = dir.join("chat_template.jinja");
-        let template = match read(&jinja)? {
-            Some(bytes) => Some((utf8(&bytes).map_err(|e| e.in_file(&jinja))?.to_owned(), jinja)),
-            None => config.chat_template.clone().map(|source| (source, path)),
-        };
-        if let Some((source, path)) = template {
-            let tokens = config.tokens.iter().map(|(name, token)| (*name, token.as_str()));
-            let template = ChatTemplate::with_tokens(&source, tokens).map_err(|e| e.in_file(&path))?;
-            tokenizer.chat_template = Some(template);
-        }
-        Ok(tokenizer)
-    }
-
     /// Reads a SentencePiece model; BOS and EOS are the control pieces that it names.
     pub fn from_sentencepiece(bytes: &[u8]) -> Result<Self, TokenizerError> {
         let model = SentencePiece::from_bytes(bytes)?;
@@ -131,8 +103,12 @@ impl Tokenizer {
             padding,
             add_bos: false,
             add_eos: false,
+            parse_special: true,
+            origins: TokenOrigins::default(),
             generation_eos: Vec::new(),
             chat_template: None,
+            templates: Vec::new(),
+            variables: Vec::new(),
         }
     }
 
@@ -140,28 +116,28 @@ impl Tokenizer {
     fn configure(&mut self, config: &TokenizerConfig, around: (bool, bool)) -> Result<(), TokenizerError> {
         let find = |key: &str| match config.token(key) {
             None => Ok(None),
-            Some(token) => self.token_to_id(token).map(Some).ok_or_else(|| TokenizerError::UnknownToken {
-                key: key.to_owned(),
-                token: token.to_owned(),
-                at: String::new(),
-            }),
+            Some(token) => self
+                .token_to_id(token)
+                .map(Some)
+                .ok_or_else(|| TokenizerError::UnknownToken { key: key.to_owned(), token: token.to_owned() }),
         };
         let (bos, eos) = (find("bos_token")?, find("eos_token")?);
-        for (id, token) in &config.added_tokens {
-            if self.id_to_token(*id).as_deref() != Some(token) {
-                return Err(TokenizerError::UnknownToken {
-                    key: "added_tokens_decoder".into(),
-                    token: token.clone(),
-                    at: format!(" at id {id}"),
-                });
-            }
-        }
         let id = |key: &str| self.token_to_id(config.token(key)?);
         (self.unknown, self.padding) = (id("unk_token"), id("pad_token"));
         (self.bos, self.eos) = (bos.or(self.bos), eos.or(self.eos));
         // LlamaTokenizer of transformers adds BOS unless told otherwise
         let llama = matches!(&self.backend, Backend::SentencePiece(_)) && config.is_llama;
         self.add_bos = config.add_bos_token.unwrap_or(around.0 || llama);
+        self.origins = TokenOrigins {
+            bos: config.origin("bos_token").unwrap_or(self.origins.bos),
+            eos: config.origin("eos_token").unwrap_or(self.origins.eos),
+            add_bos: match config.add_bos_token {
+                Some(_) => "add_bos_token of tokenizer_config.json",
+                None if around.0 => "the post-processor of tokenizer.json",
+                None if llama => "tokenizer_class of tokenizer_config.json",
+                None => self.origins.add_bos,
+            },
+        };
         self.add_eos = config.add_eos_token.unwrap_or(around.1);
         Ok(())
     }
@@ -179,10 +155,10 @@ impl Tokenizer {
     }
 
     /// The ids of a plain text as the tokenizer's own folder has it encoded: with BOS and EOS where
-    /// tokenizer_config.json or the tokenizer.json's post-processor adds them.
+    /// tokenizer_config.json or the tokenizer.json's post-processor adds them. Special tokens in the text are
+    /// meant by their names, as in transformers, unless [`Self::set_parse_special`] says otherwise.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
-        ids.extend(self.encode(text)?);
+        let mut ids = self.encode_prompt(text)?;
         ids.extend(self.eos.filter(|_| self.add_eos));
         Ok(ids)
     }
@@ -190,8 +166,28 @@ impl Tokenizer {
     /// The ids of a text that is to be continued: [`Self::encode_text`] without EOS.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
-        ids.extend(self.encode(text)?);
+        ids.extend(self.encode_raw(text)?);
         Ok(ids)
+    }
+
+    /// The ids of a raw text without anything around it.
+    pub fn encode_raw(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        if self.parse_special { self.encode_special(text) } else { self.encode(text) }
+    }
+
+    /// Whether special tokens named in raw text are meant (the default) or are text.
+    pub fn set_parse_special(&mut self, parse_special: bool) {
+        self.parse_special = parse_special;
+    }
+
+    /// Whether special tokens named in raw text are meant.
+    pub fn parse_special(&self) -> bool {
+        self.parse_special
+    }
+
+    /// Whether raw texts begin with BOS, whatever the folder says.
+    pub fn set_add_bos(&mut self, add_bos: bool) {
+        (self.add_bos, self.origins.add_bos) = (add_bos, "the caller");
     }
 
     /// The tokens that end a text: those of generation_config.json, of config.json (`eos`), and the
@@ -205,8 +201,24 @@ impl Tokenizer {
 
     /// Whether an id is a special token, which gives no text.
     pub fn is_special(&self, id: u32) -> bool {
-        let empty = |text: Result<String, TokenizerError>| text.is_ok_and(|text| text.is_empty());
-        empty(self.decode(&[id])) && !empty(self.decode_with_special(&[id]))
+        match &self.backend {
+            Backend::SentencePiece(model) => model.is_special(id),
+            Backend::Json(model) => model.is_special(id),
+        }
+    }
+
+    /// Texts of the added tokens that take white space beside them or stand only between words.
+    fn tokens_with_flags(&self) -> Vec<String> {
+        match &self.backend {
+            Backend::SentencePiece(model) => model.tokens_with_flags(),
+            Backend::Json(model) => model.tokens_with_flags(),
+        }
+    }
+
+    /// The ids below [`Self::len`] that no token has: never to be sampled.
+    pub fn unused_ids(&self) -> Vec<u32> {
+        let len = u32::try_from(self.len()).unwrap_or(u32::MAX);
+        (0..len).filter(|&id| self.id_to_token(id).is_none()).collect()
     }
 
     /// The ids of a text in which special tokens are meant by their names (`</s>`, `<|im_start|>`).
@@ -299,9 +311,19 @@ impl Tokenizer {
         self.add_bos
     }
 
+    /// Which files say what BOS and EOS are.
+    pub fn origins(&self) -> TokenOrigins {
+        self.origins
+    }
+
     /// Whether texts end with EOS, told likewise; [`Self::encode`] adds none.
     pub fn add_eos(&self) -> bool {
         self.add_eos
+    }
+
+    /// Takes another chat template than the folder's.
+    pub fn set_chat_template(&mut self, template: ChatTemplate) {
+        self.chat_template = Some(template);
     }
 
     /// The folder's chat template.
@@ -321,75 +343,4 @@ impl Tokenizer {
             Backend::Json(model) => model.to_json(),
         }
     }
-}
-
-/// Whether a tokenizer.json's post-processor puts a special token before and after a single text.
-fn post_processor(bytes: &[u8]) -> (bool, bool) {
-    fn around(processor: &Value) -> (bool, bool) {
-        match processor["type"].as_str() {
-            Some("TemplateProcessing") => {
-                let single = processor["single"].as_array().map_or(&[][..], Vec::as_slice);
-                let special = |item: Option<&Value>| item.is_some_and(|i| i.get("SpecialToken").is_some());
-                (special(single.first()), single.len() > 1 && special(single.last()))
-            }
-            Some("BertProcessing" | "RobertaProcessing") => (true, true),
-            Some("Sequence") => {
-                let inner = processor["processors"].as_array().map_or(&[][..], Vec::as_slice);
-                inner.iter().map(around).fold((false, false), |a, b| (a.0 || b.0, a.1 || b.1))
-            }
-            _ => (false, false),
-        }
-    }
-    serde_json::from_slice::<Value>(bytes).map_or((false, false), |file| around(&file["post_processor"]))
-}
-
-/// The end-of-text tokens of generation_config.json in `dir`; none where there is no such file.
-///
-/// # Errors
-/// [`TokenizerError`] of a file that cannot be read, or where `eos_token_id` is no id and no list of ids.
-pub fn generation_eos(dir: &Path) -> Result<Vec<u32>, TokenizerError> {
-    let path = dir.join("generation_config.json");
-    match read(&path)? {
-        Some(bytes) => eos_tokens(&bytes).map_err(|e| e.in_file(&path)),
-        None => Ok(Vec::new()),
-    }
-}
-
-/// `eos_token_id` of generation_config.json: a number or a list.
-fn eos_tokens(bytes: &[u8]) -> Result<Vec<u32>, TokenizerError> {
-    let file: Value = serde_json::from_slice(bytes).map_err(|e| TokenizerError::Config(e.to_string()))?;
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ids = match &file["eos_token_id"] {
-        Value::Null => Some(Vec::new()),
-        Value::Array(list) => list.iter().map(id).collect(),
-        value => id(value).map(|id| vec![id]),
-    };
-    ids.ok_or_else(|| TokenizerError::Config("`eos_token_id` is neither an id nor a list of ids".into()))
-}
-
-/// The largest file of a tokenizer that is read, in bytes; Gemma's tokenizer.json has 33 MB.
-const MAX_FILE: u64 = 256 << 20;
-
-pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
-    let failed = |reason: &str| TokenizerError::Read {
-        path: path.display().to_string(),
-        source: std::io::Error::other(reason.to_owned()),
-    };
-    match path.metadata() {
-        Ok(meta) if !meta.is_file() => return Err(failed("not a regular file")),
-        Ok(meta) if meta.len() > MAX_FILE => return Err(failed("far larger than a tokenizer's files are")),
-        _ => {}
-    }
-    match std::fs::read(path) {
-        Ok(bytes) if bytes.starts_with(flm_checkpoint::LFS_POINTER) => {
-            Err(failed("a Git LFS pointer, not the file itself: run `git lfs pull`"))
-        }
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TokenizerError::Read { path: path.display().to_string(), source }),
-    }
-}
-
-pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, TokenizerError> {
-    std::str::from_utf8(bytes).map_err(|e| TokenizerError::Config(format!("not UTF-8: {e}")))
 }

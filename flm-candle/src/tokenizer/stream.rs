@@ -5,6 +5,9 @@ use crate::tokenizer::json::JsonDecodeState;
 use crate::tokenizer::sentencepiece::decoder::DecodeState;
 use crate::tokenizer::{Backend, Tokenizer};
 
+/// How many ids a stream looks back: a character takes at most four, and decoders look at one neighbour.
+const CONTEXT: usize = 16;
+
 /// Decodes ids one at a time.
 ///
 /// The parts put together equal [`Tokenizer::decode`] of all ids. A part never ends inside a
@@ -42,6 +45,25 @@ impl<'a> TextStream<'a> {
             Backend::Json(_) => State::Json(JsonDecodeState::default()),
         };
         Self { tokenizer, state }
+    }
+
+    /// A stream that goes on after the ids of a text, so that the space before its first word is kept. After a
+    /// special token a text begins anew.
+    ///
+    /// # Errors
+    /// [`TokenizerError::UnknownId`] for an id outside the vocabulary.
+    pub fn after(tokenizer: &'a Tokenizer, ids: &[u32]) -> Result<Self, TokenizerError> {
+        let mut stream = Self::new(tokenizer);
+        if ids.last().is_some_and(|&id| tokenizer.is_special(id)) {
+            return Ok(stream);
+        }
+        for &id in &ids[ids.len().saturating_sub(CONTEXT)..] {
+            stream.push(id)?;
+        }
+        if let (Backend::Json(model), State::Json(state)) = (&tokenizer.backend, &mut stream.state) {
+            model.settle(state)?;
+        }
+        Ok(stream)
     }
 
     /// Takes the next id; the text that it completes, if any.

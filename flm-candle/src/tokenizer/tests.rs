@@ -1,10 +1,12 @@
 //! The public interface: folders, both formats, streaming, chat templates.
 
+mod added;
 mod chat;
 mod folders;
 mod policy;
 
 use super::*;
+use crate::tokenizer::vocabulary::TokenKind;
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::json;

@@ -24,8 +24,15 @@ pub struct Vocabulary {
     pub add_bos: bool,
     /// Whether texts end with EOS.
     pub add_eos: bool,
+    /// Further tokens that end a text, from generation_config.json.
+    pub stop: Vec<u32>,
+    /// Added tokens that take white space beside them or stand only between words, which a plain list of
+    /// tokens cannot say.
+    pub with_flags: Vec<String>,
     /// The text of the chat template.
     pub chat_template: Option<String>,
+    /// Chat templates by name; the one above is named "default".
+    pub named_templates: Vec<(String, String)>,
 }
 
 /// One token.
@@ -87,7 +94,8 @@ impl Tokenizer {
     /// Takes the tokenizer apart.
     ///
     /// # Errors
-    /// [`TokenizerError::NoVocabulary`] for a tokenizer.json that is not byte-level BPE.
+    /// [`TokenizerError::NoVocabulary`] for a tokenizer.json that is BPE neither of bytes nor, with bytes for
+    /// what has no token, of characters as SentencePiece has it.
     pub fn vocabulary(&self) -> Result<Vocabulary, TokenizerError> {
         let (model, tokens, unknown) = match &self.backend {
             Backend::SentencePiece(model) => {
@@ -95,10 +103,15 @@ impl Tokenizer {
                 (model, tokens, self.unknown.or(Some(unknown)))
             }
             Backend::Json(model) => {
-                let file = serde_json::from_str(&model.to_json()?)
+                let file: Value = serde_json::from_str(&model.to_json()?)
                     .map_err(|e| TokenizerError::Json(e.to_string()))?;
-                let (model, tokens) = byte_level_bpe(&file, model.len())?;
-                (model, tokens, self.unknown)
+                let (model, tokens) = if file["model"]["byte_fallback"] == true {
+                    sentencepiece_bpe(&file, model.len())?
+                } else {
+                    byte_level_bpe(&file, model.len())?
+                };
+                let unknown = tokens.iter().position(|token| token.kind == TokenKind::Unknown);
+                (model, tokens, self.unknown.or(unknown.and_then(|id| u32::try_from(id).ok())))
             }
         };
         Ok(Vocabulary {
@@ -110,8 +123,91 @@ impl Tokenizer {
             padding: self.padding,
             add_bos: self.add_bos,
             add_eos: self.add_eos,
+            stop: self.generation_eos.clone(),
+            with_flags: self.tokens_with_flags(),
             chat_template: self.chat_template.as_ref().map(|t| t.source().to_owned()),
+            named_templates: self.templates.iter().map(|t| (t.name.clone(), t.text.clone())).collect(),
         })
+    }
+}
+
+fn refused(what: &str) -> TokenizerError {
+    TokenizerError::NoVocabulary(format!("this tokenizer.json {what}"))
+}
+
+/// Model and tokens of a tokenizer.json that was made from a SentencePiece model: the rank of the first merge
+/// that makes a token stands for its score, which gives the same order of merges.
+fn sentencepiece_bpe(
+    file: &Value,
+    len: usize,
+) -> Result<(VocabularyModel, Vec<VocabularyToken>), TokenizerError> {
+    let model = &file["model"];
+    if model["type"] != "BPE" {
+        return Err(refused(&format!("is of the type {}", model["type"])));
+    }
+    let (mut tokens, merges) = tokens_and_merges(file, len)?;
+    let mut ranks = std::collections::HashMap::new();
+    for (rank, (left, right)) in merges.iter().enumerate() {
+        ranks.entry(format!("{left}{right}")).or_insert(rank);
+    }
+    let unknown = model["unk_token"].as_str();
+    for token in &mut tokens {
+        match token.kind {
+            // what no merge makes comes last: a single character is never looked up
+            TokenKind::Normal => {
+                token.score = -(ranks.get(&token.text).copied().unwrap_or(merges.len()) as f32);
+                if token.text.len() == 6 && token.text.starts_with("<0x") && token.text.ends_with('>') {
+                    (token.kind, token.score) = (TokenKind::Byte, 0.0);
+                }
+            }
+            TokenKind::Control if unknown == Some(&token.text) => token.kind = TokenKind::Unknown,
+            _ => {}
+        }
+    }
+    let mut rules = SpaceRules::default();
+    rules.read(&file["normalizer"]);
+    rules.read(&file["pre_tokenizer"]);
+    let SpaceRules { add_dummy_prefix, escape_whitespaces, normalizes } = rules;
+    let byte_fallback = true;
+    let model =
+        VocabularyModel::SentencePiece { add_dummy_prefix, normalizes, escape_whitespaces, byte_fallback };
+    Ok((model, tokens))
+}
+
+/// What normalizers and pre-tokenizers do with spaces.
+#[derive(Debug, Default)]
+struct SpaceRules {
+    add_dummy_prefix: bool,
+    escape_whitespaces: bool,
+    /// Something else is done to the text.
+    normalizes: bool,
+}
+
+impl SpaceRules {
+    fn read(&mut self, step: &Value) {
+        let escaped = "\u{2581}";
+        match step["type"].as_str() {
+            None => {}
+            Some("Sequence") => {
+                for inner in
+                    ["normalizers", "pretokenizers"].iter().filter_map(|key| step[key].as_array()).flatten()
+                {
+                    self.read(inner);
+                }
+            }
+            Some("Prepend") if step["prepend"] == escaped => self.add_dummy_prefix = true,
+            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == escaped => {
+                self.escape_whitespaces = true;
+            }
+            Some("Metaspace") => {
+                self.escape_whitespaces = true;
+                let never = step["prepend_scheme"] == "never" || step["add_prefix_space"] == false;
+                self.add_dummy_prefix |= !never;
+            }
+            // splits between words change nothing where no token spans them
+            Some("Split") => {}
+            Some(_) => self.normalizes = true,
+        }
     }
 }
 
@@ -120,13 +216,9 @@ fn byte_level_bpe(
     file: &Value,
     len: usize,
 ) -> Result<(VocabularyModel, Vec<VocabularyToken>), TokenizerError> {
-    let refused = |what: &str| TokenizerError::NoVocabulary(format!("this tokenizer.json {what}"));
     let model = &file["model"];
     if model["type"] != "BPE" {
         return Err(refused(&format!("is of the type {}", model["type"])));
-    }
-    if model["byte_fallback"] == true {
-        return Err(refused("has byte fallback; put the tokenizer.model that it was made from beside it"));
     }
     if !contains_type(&file["pre_tokenizer"], "ByteLevel") {
         return Err(refused("has no ByteLevel pre-tokenizer"));
@@ -136,6 +228,19 @@ fn byte_level_bpe(
             return Err(refused(&format!("has a {key}")));
         }
     }
+    let (tokens, merges) = tokens_and_merges(file, len)?;
+    let merges = merges.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
+    let (pre_tokenizer, normalizer) = (file["pre_tokenizer"].clone(), file["normalizer"].clone());
+    let ignore_merges = model["ignore_merges"] == true;
+    Ok((VocabularyModel::ByteLevelBpe { merges, pre_tokenizer, normalizer, ignore_merges }, tokens))
+}
+
+/// A pair of tokens that become one.
+type Merge = (String, String);
+
+/// Tokens by id, and merges, the first first.
+fn tokens_and_merges(file: &Value, len: usize) -> Result<(Vec<VocabularyToken>, Vec<Merge>), TokenizerError> {
+    let model = &file["model"];
     let unused = VocabularyToken { text: String::new(), score: 0.0, kind: TokenKind::Unused };
     let mut tokens = vec![unused; len];
     let mut put = |id: &Value, text: &str, kind| {
@@ -155,16 +260,14 @@ fn byte_level_bpe(
     }
     let merges = model["merges"].as_array().into_iter().flatten().map(merge).collect::<Option<_>>();
     let merges = merges.ok_or_else(|| refused("has a merge that is no pair"))?;
-    let (pre_tokenizer, normalizer) = (file["pre_tokenizer"].clone(), file["normalizer"].clone());
-    let ignore_merges = model["ignore_merges"] == true;
-    Ok((VocabularyModel::ByteLevelBpe { merges, pre_tokenizer, normalizer, ignore_merges }, tokens))
+    Ok((tokens, merges))
 }
 
-/// A pair, or the text of one; parts of byte-level BPE hold no spaces.
-fn merge(value: &Value) -> Option<String> {
+/// A pair, or the text of one; tokens hold no spaces.
+fn merge(value: &Value) -> Option<Merge> {
     match value.as_array().map(Vec::as_slice) {
-        None => value.as_str().map(str::to_owned),
-        Some([left, right]) => Some(format!("{} {}", left.as_str()?, right.as_str()?)),
+        None => value.as_str()?.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())),
+        Some([left, right]) => Some((left.as_str()?.to_owned(), right.as_str()?.to_owned())),
         Some(_) => None,
     }
 }

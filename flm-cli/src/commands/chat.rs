@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use flm_candle::Session;
 
-use crate::arguments::{RunArgs, SamplingArgs, chat_policy, open, tokenizer};
+use crate::arguments::{RunArgs, SamplingArgs, TemplateArgs, chat_policy, open, tokenizer};
 use crate::chat::conversation::Conversation;
 use crate::chat::input::Input;
 use crate::output::Output;
@@ -34,6 +34,8 @@ pub(crate) struct Chat {
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     run: RunArgs,
@@ -42,10 +44,12 @@ pub(crate) struct Chat {
 impl Chat {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let checkpoint = open(&self.dir)?;
-        let tokenizer = tokenizer(&self.dir)?;
-        let policy = chat_policy(&self.dir, &tokenizer, checkpoint.config())?;
+        let tokenizer = self.template.apply(tokenizer(&self.dir)?)?;
+        let policy = chat_policy(&self.dir, &tokenizer, &checkpoint.config().eos_token_ids)?;
         let model = self.run.load(&checkpoint)?;
-        let mut options = self.sampling.options(self.max_new_tokens as usize, tokenizer.len());
+        let rows = model.config().vocab_size;
+        let most = self.max_new_tokens as usize;
+        let mut options = self.sampling.options(&self.dir, Some(&tokenizer), rows, most, output)?;
         options.stop_tokens = policy.stop_tokens().to_vec();
         let mut input = Input::open(self.history.as_deref())?;
         let mut chat = chat::Chat {

@@ -2,16 +2,17 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use flm_candle::TextStream;
 use flm_candle::Tokenizer;
 use flm_candle::{ChatMessage, ChatPolicy, ChatTemplate};
-use flm_candle::{generate, generation_eos};
+use flm_candle::{GenerationDefaults, generate};
 use serde::Serialize;
 
 use crate::arguments::{
-    RunArgs, SamplingArgs, TOKEN_BYTES, chat_policy, open, parse_ids, read_text, tokenizer,
+    RawTextArgs, RunArgs, SamplingArgs, TOKEN_BYTES, TemplateArgs, chat_policy, open, parse_ids, read_text,
+    tokenizer,
 };
 use crate::output::Output;
 
@@ -45,6 +46,10 @@ pub(crate) struct Generate {
     #[arg(long)]
     ignore_eos: bool,
     #[command(flatten)]
+    raw: RawTextArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     run: RunArgs,
@@ -57,16 +62,35 @@ struct Answer {
     prompt_tokens: usize,
     new_tokens: usize,
     finish: &'static str,
+    sampling: Sampling,
     prompt_tokens_per_second: f64,
     tokens_per_second: f64,
+}
+
+/// How the tokens were chosen.
+#[derive(Debug, Serialize)]
+struct Sampling {
+    temperature: f64,
+    top_k: Option<usize>,
+    top_p: Option<f64>,
+    min_p: Option<f64>,
+    repetition_penalty: f32,
+    seed: u64,
 }
 
 impl Generate {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let checkpoint = open(&self.dir)?;
-        let tokenizer = if self.ids.is_some() { None } else { Some(tokenizer(&self.dir)?) };
+        let tokenizer = match (&self.ids, self.chat) {
+            (Some(_), _) => None,
+            (None, true) => Some(self.template.apply(tokenizer(&self.dir)?)?),
+            (None, false) => Some(self.raw.apply(tokenizer(&self.dir)?)),
+        };
+        self.check_arguments()?;
         let policy = match &tokenizer {
-            Some(tokenizer) if self.chat => Some(chat_policy(&self.dir, tokenizer, checkpoint.config())?),
+            Some(tokenizer) if self.chat => {
+                Some(chat_policy(&self.dir, tokenizer, &checkpoint.config().eos_token_ids)?)
+            }
             _ => None,
         };
         let template = policy.as_ref().map(ChatPolicy::template);
@@ -77,29 +101,42 @@ impl Generate {
             output,
         )?;
         let model = self.run.load(&checkpoint)?;
-        let vocabulary = tokenizer.as_ref().map_or(model.config().vocab_size, Tokenizer::len);
-        let mut options = self.sampling.options(self.max_new_tokens, vocabulary);
+        let rows = model.config().vocab_size;
+        let mut options =
+            self.sampling.options(&self.dir, tokenizer.as_ref(), rows, self.max_new_tokens, output)?;
         if !self.ignore_eos {
             let eos = &model.config().eos_token_ids;
             options.stop_tokens = match (&policy, &tokenizer) {
                 (Some(policy), _) => policy.stop_tokens().to_vec(),
                 (None, Some(tokenizer)) => tokenizer.stop_tokens(eos),
-                (None, None) => [eos.clone(), generation_eos(&self.dir)?].concat(),
+                (None, None) => {
+                    [eos.clone(), GenerationDefaults::from_dir(&self.dir)?.eos_token_ids].concat()
+                }
             };
         }
-        let mut stream = tokenizer.as_ref().map(TextStream::new);
+        // the text of a chat's answer begins anew, a continuation keeps the space before its first word
+        let mut stream = match &tokenizer {
+            Some(tokenizer) if self.chat => Some(TextStream::new(tokenizer)),
+            Some(tokenizer) => Some(TextStream::after(tokenizer, &prompt)?),
+            None => None,
+        };
+        let mut said = String::new();
         let (start, mut first, mut failure) = (Instant::now(), None, None);
         let prompts = std::slice::from_ref(&prompt);
         let mut answers = generate(&model, prompts, &options, |_, id| {
             first.get_or_insert_with(|| start.elapsed().as_secs_f64());
-            if output.json() || options.stop_tokens.contains(&id) {
+            // a stop token gives no text, whatever piece it is
+            if options.stop_tokens.contains(&id) {
                 return true;
             }
             let text = match &mut stream {
-                Some(stream) => stream.push(id).map_err(anyhow::Error::from),
-                None => Ok(Some(format!("{id} "))),
+                Some(stream) => stream.push(id).map_err(anyhow::Error::from).map(Option::unwrap_or_default),
+                None => Ok(format!("{id} ")),
             };
-            let shown = text.and_then(|text| text.map_or(Ok(()), |text| output.text(&text)));
+            let shown = text.and_then(|text| {
+                said.push_str(&text);
+                if output.json() { Ok(()) } else { output.text(&text) }
+            });
             shown.map_err(|error| failure = Some(error)).is_ok()
         })?;
         if let Some(error) = failure {
@@ -107,30 +144,46 @@ impl Generate {
         }
         let (total, first) = (start.elapsed().as_secs_f64(), first.unwrap_or(f64::NAN));
         let answer = answers.remove(0);
+        let rest = stream.map(TextStream::finish).transpose()?;
         if output.json() {
-            // the text that is printed without --json: a stop token gives none, whatever piece it is
-            let stopped = answer.ids.last().is_some_and(|id| options.stop_tokens.contains(id));
-            let said = &answer.ids[..answer.ids.len() - usize::from(stopped)];
-            let text = tokenizer.as_ref().map(|t| t.decode(said)).transpose()?;
             let answer = Answer {
-                text,
+                text: rest.map(|rest| said + &rest),
                 prompt_tokens: prompt.len(),
                 new_tokens: answer.ids.len(),
                 finish: answer.finish.as_str(),
+                sampling: Sampling {
+                    temperature: options.temperature,
+                    top_k: options.top_k,
+                    top_p: options.top_p,
+                    min_p: options.min_p,
+                    repetition_penalty: options.repetition_penalty,
+                    seed: options.seed,
+                },
                 prompt_tokens_per_second: prompt.len() as f64 / first,
                 tokens_per_second: (answer.ids.len() - 1) as f64 / (total - first),
                 ids: answer.ids,
             };
             return output.result(&answer, |_| String::new()).map(|()| true);
         }
-        if let Some(stream) = stream {
-            output.text(&stream.finish()?)?;
-        }
+        output.text(&rest.unwrap_or_default())?;
         output.text("\n")?;
         let (new, prompt) = (answer.ids.len(), prompt.len());
         let (read, write) = (prompt as f64 / first, (new - 1) as f64 / (total - first));
         output.note(&format!("{prompt} tokens read at {read:.1}/s, {new} written at {write:.1}/s"));
         Ok(true)
+    }
+
+    /// Arguments that would do nothing are refused.
+    fn check_arguments(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.chat || self.template.is_default(),
+            "--chat-template, --template-arg and --date are about a chat template: give --chat, or drop them"
+        );
+        ensure!(
+            !self.chat && self.ids.is_none() || self.raw.is_default(),
+            "--no-bos and --no-parse-special are about raw text: give --prompt without --chat, or drop them"
+        );
+        Ok(())
     }
 
     fn prompt_ids(
@@ -150,7 +203,17 @@ impl Generate {
             (None, None) => bail!("no prompt: give --prompt, --prompt-file or --ids"),
         };
         let tokenizer = tokenizer.context("no tokenizer")?;
-        let Some(template) = template else { return Ok(tokenizer.encode_prompt(&text)?) };
+        let Some(template) = template else {
+            let ids = tokenizer.encode_prompt(&text)?;
+            if let [first, second, ..] = ids[..]
+                && first == second
+                && tokenizer.bos_id() == Some(first)
+            {
+                output
+                    .warn("the prompt begins with BOS twice: its text names it already (--no-bos adds none)");
+            }
+            return Ok(ids);
+        };
         let mut messages: Vec<_> =
             self.system.iter().map(|system| ChatMessage::new("system", system)).collect();
         messages.push(ChatMessage::new("user", text));

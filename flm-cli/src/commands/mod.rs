@@ -16,6 +16,7 @@ pub(crate) mod logits;
 pub(crate) mod models;
 pub(crate) mod pull;
 pub(crate) mod sft;
+pub(crate) mod tokenize;
 pub(crate) mod verify;
 
 use clap::Subcommand;
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     Fold(crate::commands::fold::Fold),
     Distance(crate::commands::distance::Distance),
     Verify(crate::commands::verify::Verify),
+    Tokenize(crate::commands::tokenize::Tokenize),
     Logits(crate::commands::logits::Logits),
     Generate(crate::commands::generate::Generate),
     Chat(crate::commands::chat::Chat),
@@ -59,6 +61,7 @@ impl Command {
             Self::Fold(command) => command.run(output),
             Self::Distance(command) => command.run(output),
             Self::Verify(command) => command.run(output),
+            Self::Tokenize(command) => command.run(output),
             Self::Logits(command) => command.run(output),
             Self::Generate(command) => command.run(output),
             Self::Chat(command) => command.run(output),

@@ -29,7 +29,7 @@ use flm_train::Recipe;
 use flm_train::Trainer;
 use serde::Serialize;
 
-use crate::arguments::{RunArgs, local_model};
+use crate::arguments::{Asking, RunArgs, local_model};
 use crate::output::{Output, count, size};
 use crate::report::page::page;
 use flm_eval::Decoding;
@@ -338,7 +338,7 @@ impl Demo<'_> {
             batch: questions.list.len(),
         };
         let options = AnswerOptions { decoding, seed: 0, dry_run: false };
-        let mut local = local_model(model, &run_args, false)?;
+        let mut local = local_model(model, &run_args, &Asking::Chat)?;
         local.name = format!("{MIDDLE} {name} SFT");
         let answers = out.join("answers.jsonl");
         let answered = answer(&questions, &local, &options, &answers, &mut |_| ())?;

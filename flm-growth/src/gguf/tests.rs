@@ -20,7 +20,7 @@ use serde_json::json;
 
 use super::*;
 use flm_candle::{CausalLm, Residency};
-use flm_candle::{TokenKind, Vocabulary, VocabularyModel};
+use flm_candle::{TokenKind, Vocabulary, VocabularyToken};
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
@@ -509,17 +509,41 @@ fn a_pre_tokenizer_is_named_or_refused() {
 }
 
 #[test]
-fn a_tokenizer_json_made_from_sentencepiece_needs_the_model_beside_it() {
+fn a_tokenizer_json_made_from_sentencepiece_gives_the_pieces_with_and_without_the_model() {
     let dir = tempfile::tempdir().unwrap();
     let model = std::fs::read(fixture("spm/tokenizer_llama.model")).unwrap();
-    let tokenizer = flm_candle::Tokenizer::from_sentencepiece(&model).unwrap();
-    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.save_json().unwrap()).unwrap();
-    let error = vocabulary_of(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("tokenizer.model"), "{error}");
+    let own = flm_candle::Tokenizer::from_sentencepiece(&model).unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(&own.save_json().unwrap()).unwrap();
+    let added = json!({ "id": own.len(), "content": "<|im_end|>", "special": true, "single_word": false,
+        "lstrip": false, "rstrip": true, "normalized": false });
+    file["added_tokens"].as_array_mut().unwrap().push(added);
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let own = own.vocabulary().unwrap();
+    let alone = vocabulary_of(dir.path()).unwrap();
     std::fs::write(dir.path().join("tokenizer.model"), &model).unwrap();
-    let vocabulary = vocabulary_of(dir.path()).unwrap();
-    assert!(matches!(vocabulary.model, VocabularyModel::SentencePiece { byte_fallback: true, .. }));
-    assert!(vocabulary.tokens.iter().any(|t| t.kind == TokenKind::Byte));
+    let beside = vocabulary_of(dir.path()).unwrap();
+    for found in [&alone, &beside] {
+        assert_eq!(found.model, own.model);
+        assert_eq!(found.tokens.len(), own.tokens.len() + 1);
+        let last = found.tokens.last().unwrap();
+        assert_eq!((last.text.as_str(), last.kind), ("<|im_end|>", TokenKind::Control));
+        let kinds =
+            |tokens: &[VocabularyToken]| tokens.iter().map(|t| (t.text.clone(), t.kind)).collect::<Vec<_>>();
+        assert_eq!(kinds(&found.tokens[..own.tokens.len()]), kinds(&own.tokens));
+        assert_eq!(
+            (found.unknown, found.with_flags.as_slice()),
+            (Some(0), ["<|im_end|>".to_owned()].as_slice())
+        );
+    }
+    assert_eq!(beside.tokens[..own.tokens.len()], own.tokens[..]);
+    // without the model the order of merges is the same: that of the scores
+    let normal = |tokens: &[VocabularyToken]| {
+        let mut ids: Vec<usize> = (0..own.tokens.len()).collect();
+        ids.retain(|&id| own.tokens[id].kind == TokenKind::Normal && own.tokens[id].text.chars().count() > 1);
+        ids.sort_by(|&a, &b| tokens[b].score.total_cmp(&tokens[a].score));
+        ids
+    };
+    assert_eq!(normal(&alone.tokens), normal(&own.tokens));
 }
 
 #[test]

@@ -9,31 +9,36 @@ use crate::gguf::container::Metadata;
 use crate::gguf::error::ExportError;
 use flm_candle::Tokenizer;
 use flm_candle::TokenizerError;
-use flm_candle::{TokenKind, Vocabulary, VocabularyModel};
+use flm_candle::{TokenKind, Vocabulary, VocabularyModel, VocabularyToken};
 use flm_checkpoint::TeleFlmConfig;
 
 /// The vocabulary of a checkpoint's folder.
 ///
-/// Where its tokenizer.json was made from a SentencePiece model that lies beside it, that model is taken.
+/// Where its tokenizer.json was made from a SentencePiece model that lies beside it, scores and kinds of tokens
+/// are that model's.
 ///
 /// # Errors
 /// Everything that [`Tokenizer::from_dir`] and [`Tokenizer::vocabulary`] raise.
 pub fn vocabulary_of(dir: &Path) -> std::result::Result<Vocabulary, TokenizerError> {
-    let tokenizer = Tokenizer::from_dir(dir)?;
-    let refused = match tokenizer.vocabulary() {
-        Err(error @ TokenizerError::NoVocabulary(_)) => error,
-        done => return done,
-    };
-    let Ok(bytes) = std::fs::read(dir.join("tokenizer.model")) else { return Err(refused) };
+    let mut vocabulary = Tokenizer::from_dir(dir)?.vocabulary()?;
+    let spaces = matches!(vocabulary.model, VocabularyModel::SentencePiece { .. });
+    if !spaces || !dir.join("tokenizer.json").exists() {
+        return Ok(vocabulary);
+    }
+    let Ok(bytes) = std::fs::read(dir.join("tokenizer.model")) else { return Ok(vocabulary) };
     let model = Tokenizer::from_sentencepiece(&bytes)?.vocabulary()?;
-    Ok(Vocabulary {
-        bos: tokenizer.bos_id().or(model.bos),
-        eos: tokenizer.eos_id().or(model.eos),
-        add_bos: tokenizer.add_bos(),
-        add_eos: tokenizer.add_eos(),
-        chat_template: tokenizer.chat_template().map(|t| t.source().to_owned()),
-        ..model
-    })
+    let same = |(a, b): (&VocabularyToken, &VocabularyToken)| a.text == b.text;
+    if vocabulary.tokens.len() >= model.tokens.len() && vocabulary.tokens.iter().zip(&model.tokens).all(same)
+    {
+        for (token, piece) in vocabulary.tokens.iter_mut().zip(&model.tokens) {
+            token.score = piece.score;
+            if token.kind == TokenKind::Normal {
+                token.kind = piece.kind;
+            }
+        }
+        vocabulary.model = model.model;
+    }
+    Ok(vocabulary)
 }
 
 /// Keys and values, and what someone should know who runs the file.
@@ -94,13 +99,27 @@ pub(crate) fn metadata(
         put("ggml.scores", Value::Array(scores));
     }
     put("ggml.token_type", Value::Array(kinds));
-    let eos = vocabulary.eos.or(config.eos_token_ids.first().copied());
-    let mut others = config.eos_token_ids.iter().copied().filter(|&id| Some(id) != eos);
+    let mut stop: Vec<u32> = Vec::new();
+    for id in vocabulary.eos.iter().chain(&vocabulary.stop).chain(&config.eos_token_ids) {
+        if !stop.contains(id) && (*id as usize) < rows {
+            stop.push(*id);
+        }
+    }
+    let text = |id: u32| vocabulary.tokens.get(id as usize).map_or("", |token| token.text.as_str());
+    let mut others: Vec<u32> = stop.iter().copied().skip(1).collect();
+    let mut take = |wanted: &dyn Fn(u32) -> bool| {
+        let at = others.iter().position(|&id| wanted(id))?;
+        Some(others.remove(at))
+    };
+    let eom = take(&|id| text(id).contains("eom"));
+    let eot = take(&|_| true);
+    let eom = eom.or_else(|| take(&|_| true));
     let raw_padding = config.raw().get("pad_token_id").and_then(serde_json::Value::as_u64);
     for (key, id) in [
         ("bos", vocabulary.bos.or(config.bos_token_id)),
-        ("eos", eos),
-        ("eot", others.next()),
+        ("eos", stop.first().copied()),
+        ("eot", eot),
+        ("eom", eom),
         ("unknown", vocabulary.unknown),
         ("padding", vocabulary.padding.or(raw_padding.and_then(|id| u32::try_from(id).ok()))),
     ] {
@@ -108,14 +127,28 @@ pub(crate) fn metadata(
             put(&format!("ggml.{key}_token_id"), Value::U32(id));
         }
     }
-    let others: Vec<u32> = others.collect();
     if !others.is_empty() {
-        notes.push(format!("tokens that end a text beside the first two are left out: {others:?}"));
+        notes.push(format!("tokens that end a text beside the first three are left out: {others:?}"));
+    }
+    if !vocabulary.with_flags.is_empty() {
+        let (some, count) = (vocabulary.with_flags.iter().take(5), vocabulary.with_flags.len());
+        notes.push(format!(
+            "llama.cpp keeps the white space beside {count} added tokens that take it or stand between words: {}",
+            some.map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ")
+        ));
     }
     put("ggml.add_bos_token", Value::Bool(vocabulary.add_bos));
     put("ggml.add_eos_token", Value::Bool(vocabulary.add_eos));
     if let Some(template) = &vocabulary.chat_template {
         put("chat_template", string(template));
+    }
+    let named = vocabulary.named_templates.iter().filter(|(name, _)| name != "default");
+    for (name, template) in named.clone() {
+        put(&format!("chat_template.{name}"), string(template));
+    }
+    let names: Vec<Value> = named.map(|(name, _)| string(name)).collect();
+    if !names.is_empty() {
+        put("chat_templates", Value::Array(names));
     }
     if padding > 0 {
         notes.push(format!(

@@ -24,7 +24,7 @@ use crate::plan::flops::model_operations;
 use crate::plan::machine::Machine;
 use crate::recipe::{Placement, Recipe, WeightDtype};
 use flm_candle::Tokenizer;
-use flm_candle::{ChatPolicy, ChatTemplate, TokenizerError};
+use flm_candle::{ChatPolicy, TokenizerError};
 use flm_checkpoint::Checkpoint;
 
 /// A run that is about to start: data read, placement chosen, nothing written.
@@ -119,15 +119,14 @@ impl Plan {
         }
         let masks = MaskRise::new(&checkpoint)?;
         checkpoint.check()?;
-        let tokenizer = Tokenizer::from_dir(&recipe.model)?;
+        let mut tokenizer = Tokenizer::from_dir(&recipe.model)?;
+        tokenizer.set_parse_special(recipe.data.parse_special);
         let config = checkpoint.config();
         let mut chat_template = None;
         let mut template = None;
         if let Some(path) = &recipe.data.chat_template {
             let source = std::fs::read_to_string(path).map_err(TrainError::file("read", path))?;
-            let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
-            let (bos, eos) = (token(tokenizer.bos_id()), token(tokenizer.eos_id()));
-            template = Some(ChatTemplate::new(&source, bos.as_deref(), eos.as_deref())?);
+            template = Some(tokenizer.compile_template(&source)?);
             chat_template = Some(source);
         }
         let policy = match ChatPolicy::new(&tokenizer, template, &config.eos_token_ids) {

@@ -20,6 +20,7 @@ pub(super) const KEYS: &[&str] = &[
     "data.columns",
     "data.close_turns",
     "data.chat_template",
+    "data.parse_special",
     "train.epochs",
     "train.max_steps",
     "train.batch_size",

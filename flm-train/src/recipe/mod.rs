@@ -78,6 +78,9 @@ pub struct DataSettings {
     /// A file with a chat template, instead of the tokenizer's own.
     #[serde(default)]
     pub chat_template: Option<PathBuf>,
+    /// Whether names of special tokens in plain texts (`<|im_end|>`) are those tokens, as in transformers.
+    #[serde(default = "yes")]
+    pub parse_special: bool,
 }
 
 fn yes() -> bool {

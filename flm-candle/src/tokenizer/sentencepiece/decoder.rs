@@ -3,6 +3,7 @@
 //! Text that was given out never changes. Only bytes that may still become a character are held
 //! back, and they are given out, as U+FFFD each, as soon as a piece that is no byte follows.
 
+use crate::tokenizer::added::AddedTokens;
 use crate::tokenizer::sentencepiece::normalizer::{Normalizer, SPACE};
 use crate::tokenizer::sentencepiece::pieces::{Kind, Pieces};
 
@@ -31,19 +32,33 @@ pub(crate) struct Rules<'m> {
     pub normalizer: &'m Normalizer,
     /// What the unknown piece looks like in text.
     pub unknown_surface: &'m str,
-    /// Control pieces are written as their names, and text after one begins anew.
+    pub added: &'m AddedTokens,
+    /// Text after an added token begins anew.
+    pub legacy: bool,
+    /// Special tokens are written as their names.
     pub with_special: bool,
 }
 
 impl DecodeState {
     /// Adds one id; new text goes to `out`. False if the id is not in the vocabulary.
     pub(crate) fn push(&mut self, rules: &Rules, id: u32, out: &mut String) -> bool {
-        let Some(piece) = rules.pieces.get(id) else { return false };
-        if let Some(byte) = piece.byte {
+        let piece = rules.pieces.get(id);
+        if let Some(byte) = piece.and_then(|piece| piece.byte) {
             self.pending.push(byte);
             self.drain(false, out);
             return true;
         }
+        // control pieces and the unknown piece are what SentencePiece makes of them
+        let own = piece.is_some_and(|piece| matches!(piece.kind, Kind::Control | Kind::Unknown));
+        if let Some(token) = rules.added.get(id).filter(|_| !own) {
+            self.drain(true, out);
+            if !token.special || rules.with_special {
+                out.push_str(&token.text);
+                *self = Self { at_start: rules.legacy, ..Self::default() };
+            }
+            return true;
+        }
+        let Some(piece) = piece else { return false };
         self.drain(true, out);
         if self.prefix_seen || !self.empty {
             self.at_start = false;
@@ -52,7 +67,7 @@ impl DecodeState {
         match piece.kind {
             Kind::Control if rules.with_special => {
                 out.push_str(&piece.text);
-                *self = Self::default();
+                *self = Self { at_start: rules.legacy, ..Self::default() };
             }
             Kind::Control => {}
             Kind::Unknown if rules.with_special => self.give(&piece.text, out),

@@ -18,6 +18,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::tokenizer::added::AddedToken;
 use crate::tokenizer::error::TokenizerError;
 use crate::tokenizer::sentencepiece::SentencePiece;
 use crate::tokenizer::sentencepiece::normalizer::SPACE;
@@ -27,10 +28,16 @@ impl SentencePiece {
     /// The text of a tokenizer.json.
     pub(crate) fn to_json(&self) -> Result<String, TokenizerError> {
         let unknown = self.pieces.get(self.pieces.unknown()).map(|piece| piece.text.as_str());
-        let vocab: Map<String, Value> =
+        let mut vocab: Map<String, Value> =
             self.pieces.iter().map(|(id, piece)| (piece.text.clone(), id.into())).collect();
+        // the crate numbers added tokens one after another unless the model has them
+        let beside = self.added.iter().filter(|token| token.id as usize >= self.pieces.len());
+        if beside.clone().count() != self.len() - self.pieces.len() {
+            vocab.extend(beside.map(|token| (token.text.clone(), token.id.into())));
+        }
         let collapses = self.normalizer.remove_extra_whitespaces;
-        let pre_tokenizer = (collapses && self.normalizer.add_dummy_prefix).then(
+        let first = self.normalizer.add_dummy_prefix && (collapses || !self.legacy);
+        let pre_tokenizer = first.then(
             || json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": false}),
         );
         let mut decoders = vec![
@@ -66,20 +73,26 @@ impl SentencePiece {
         serde_json::to_string(&file).map_err(|e| TokenizerError::Json(e.to_string()))
     }
 
-    /// Control pieces and the unknown piece as special tokens, user-defined pieces as added tokens.
+    /// Control pieces and the unknown piece as special tokens, user-defined pieces and what the folder adds
+    /// as added tokens.
     fn added_tokens(&self) -> Vec<Value> {
-        let named = |kind| matches!(kind, Kind::Control | Kind::Unknown | Kind::UserDefined);
-        let tokens = self.pieces.iter().filter(|(_, piece)| named(piece.kind));
+        let user_defined = self.pieces.iter().filter(|(_, piece)| piece.kind == Kind::UserDefined);
+        let user_defined = user_defined.map(|(id, piece)| AddedToken::new(id, piece.text.as_str(), false));
+        let mut tokens: Vec<AddedToken> =
+            user_defined.filter(|token| self.added.get(token.id).is_none()).collect();
+        tokens.extend(self.added.iter().cloned());
+        tokens.sort_by_key(|token| token.id);
         tokens
-            .map(|(id, piece)| {
+            .iter()
+            .map(|token| {
                 json!({
-                    "id": id,
-                    "content": piece.text,
-                    "single_word": false,
-                    "lstrip": false,
-                    "rstrip": false,
+                    "id": token.id,
+                    "content": token.text,
+                    "single_word": token.single_word,
+                    "lstrip": token.lstrip,
+                    "rstrip": token.rstrip,
                     "normalized": false,
-                    "special": piece.kind != Kind::UserDefined,
+                    "special": token.special,
                 })
             })
             .collect()
@@ -98,7 +111,7 @@ impl SentencePiece {
             // The spaces in front go with the prefix: Metaspace puts one only where there is none.
             steps.push(regex(if rules.add_dummy_prefix { " +$" } else { "^ +| +$" }, ""));
             steps.push(regex(" {2,}", " "));
-        } else if rules.add_dummy_prefix {
+        } else if rules.add_dummy_prefix && self.legacy {
             let space = if rules.escape_whitespaces { SPACE } else { " " };
             steps.push(json!({"type": "Prepend", "prepend": space}));
         }

@@ -17,16 +17,20 @@ mod vocabulary;
 
 use prost::Message;
 
+use crate::tokenizer::added::{AddedToken, AddedTokens, Part};
 use crate::tokenizer::error::TokenizerError;
 use crate::tokenizer::sentencepiece::bpe::Boundaries;
 use crate::tokenizer::sentencepiece::decoder::DecodeState;
 use crate::tokenizer::sentencepiece::decoder::Rules;
 use crate::tokenizer::sentencepiece::normalizer::Normalizer;
-use crate::tokenizer::sentencepiece::pieces::{Kind, Matcher, Pieces};
+use crate::tokenizer::sentencepiece::pieces::{Kind, Pieces};
 use crate::tokenizer::sentencepiece::proto::ModelProto;
 
 /// Bytes of a text that are merged at a time, where it can be cut.
 const PART: usize = 64 << 10;
+
+/// SentencePiece's escaped space.
+const SPACE_CHAR: char = '\u{2581}';
 
 /// `TrainerSpec.ModelType.BPE`.
 pub(crate) const BPE: i32 = 2;
@@ -39,8 +43,11 @@ pub(crate) struct SentencePiece {
     normalizer: Normalizer,
     /// As it stands in the file, for the export.
     charsmap: Vec<u8>,
-    /// Control pieces and the unknown piece: what a rendered chat template may name.
-    special: Matcher,
+    /// Control pieces and the unknown piece, which a rendered chat template may name, and what the folder
+    /// adds to the model.
+    added: AddedTokens,
+    /// Each part of a text between added tokens begins with the dummy prefix, as a text of its own.
+    legacy: bool,
     unknown_surface: String,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -72,7 +79,8 @@ impl SentencePiece {
         let pieces = Pieces::new(model.pieces, trainer.byte_fallback())?;
         let normalizer = Normalizer::new(&spec)?;
         let special = pieces.iter().filter(|(_, p)| matches!(p.kind, Kind::Control | Kind::Unknown));
-        let special = Matcher::new(special.map(|(_, p)| p.text.as_str()));
+        let mut added = AddedTokens::default();
+        added.add(special.map(|(id, p)| AddedToken::new(id, p.text.as_str(), true)), pieces.len())?;
         let control = |name: &str| {
             let id = pieces.id(name)?;
             pieces.get(id).filter(|p| p.kind == Kind::Control).map(|_| id)
@@ -83,7 +91,8 @@ impl SentencePiece {
             boundaries,
             normalizer,
             charsmap: spec.precompiled_charsmap.take().unwrap_or_default(),
-            special,
+            added,
+            legacy: true,
             unknown_surface: trainer.unk_surface().to_owned(),
             bos,
             eos,
@@ -91,42 +100,64 @@ impl SentencePiece {
         })
     }
 
-    /// The ids of a text, as `SentencePieceProcessor::Encode` gives them.
-    pub(crate) fn encode(&self, text: &str) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(text.len() / 2);
-        self.encode_into(text, &mut ids);
-        ids
+    /// Takes over what the folder says beside the model: tokens of its own, and `legacy` of
+    /// tokenizer_config.json.
+    ///
+    /// # Errors
+    /// Where a token contradicts the model's pieces or another one.
+    pub(crate) fn configure(&mut self, tokens: Vec<AddedToken>, legacy: bool) -> Result<(), TokenizerError> {
+        self.legacy = legacy;
+        for token in &tokens {
+            let why = match (self.pieces.get(token.id), self.pieces.id(&token.text)) {
+                (Some(piece), _) if piece.text != token.text => {
+                    format!("the model's piece is {:?}", piece.text)
+                }
+                (None, Some(id)) => format!("the model has it as {id}"),
+                _ => continue,
+            };
+            return Err(TokenizerError::AddedToken { token: token.text.clone(), id: token.id, why });
+        }
+        // what the model itself keeps out of texts stays special
+        let tokens = tokens.into_iter().map(|token| {
+            let kind = self.pieces.get(token.id).map(|piece| piece.kind);
+            let special = token.special || matches!(kind, Some(Kind::Control | Kind::Unknown));
+            AddedToken { special, ..token }
+        });
+        self.added.add(tokens, self.pieces.len())
     }
 
-    /// The ids of a text in which control pieces and the unknown piece are meant by their names.
+    /// The ids of a text, as `SentencePieceProcessor::Encode` gives them; added tokens that are not special
+    /// are one id each.
+    pub(crate) fn encode(&self, text: &str) -> Vec<u32> {
+        self.encode_split(text, false)
+    }
+
+    /// The ids of a text in which control pieces, the unknown piece and added tokens are meant by their names.
     ///
-    /// What stands between them is encoded as texts of their own, each with its dummy prefix: the
-    /// behaviour of transformers' slow (SentencePiece-backed, legacy) tokenizers.
+    /// What stands between them is encoded as texts of their own, each with its dummy prefix: the behaviour
+    /// of transformers' slow (SentencePiece-backed, legacy) tokenizers. With `legacy: false` only the start
+    /// of the text has one, unless an added token or a space stands there, as in transformers 5.
     pub(crate) fn encode_special(&self, text: &str) -> Vec<u32> {
+        self.encode_split(text, true)
+    }
+
+    fn encode_split(&self, text: &str, special: bool) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 2);
-        let (mut start, mut at) = (0, 0);
-        while let Some(c) = text[at..].chars().next() {
-            match self.special.at_start(&text[at..]).and_then(|name| Some((name, self.pieces.id(name)?))) {
-                Some((name, id)) => {
-                    self.encode_into(&text[start..at], &mut ids);
-                    ids.push(id);
-                    at += name.len();
-                    start = at;
+        for (i, part) in self.added.split(text, special).into_iter().enumerate() {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(part) => {
+                    let continued = !self.legacy && (i > 0 || part.starts_with([' ', SPACE_CHAR]));
+                    self.encode_parts(part, continued, PART, &mut ids);
                 }
-                None => at += c.len_utf8(),
             }
         }
-        self.encode_into(&text[start..], &mut ids);
         ids
-    }
-
-    fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
-        self.encode_parts(text, PART, ids);
     }
 
     /// Merging takes some 70 bytes a byte of a part.
-    fn encode_parts(&self, text: &str, part: usize, ids: &mut Vec<u32>) {
-        let normalized = self.normalize(text);
+    fn encode_parts(&self, text: &str, continued: bool, part: usize, ids: &mut Vec<u32>) {
+        let normalized = self.normalize(text, continued);
         let mut after_unknown = false;
         let parts = self.boundaries.parts(&normalized, part);
         for word in parts.flat_map(|part| bpe::segment(&self.pieces, part)) {
@@ -143,8 +174,8 @@ impl SentencePiece {
     }
 
     /// The text as the merges see it.
-    pub(crate) fn normalize(&self, text: &str) -> String {
-        self.normalizer.normalize(self.pieces.user_defined(), text)
+    pub(crate) fn normalize(&self, text: &str, continued: bool) -> String {
+        self.normalizer.normalize(self.pieces.user_defined(), text, continued)
     }
 
     /// The text of ids, as `SentencePieceProcessor::Decode` gives it, or with control pieces named.
@@ -170,6 +201,8 @@ impl SentencePiece {
             pieces: &self.pieces,
             normalizer: &self.normalizer,
             unknown_surface: &self.unknown_surface,
+            added: &self.added,
+            legacy: self.legacy,
             with_special,
         };
         if state.push(&rules, id, out) {
@@ -184,19 +217,34 @@ impl SentencePiece {
         state.finish(out);
     }
 
-    /// The number of pieces.
+    /// The first id after the last piece or added token.
     pub(crate) fn len(&self) -> usize {
-        self.pieces.len()
+        self.pieces.len().max(self.added.end())
     }
 
-    /// The id of a piece of any kind.
+    /// The id of a piece of any kind, or of an added token.
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.pieces.id(token)
+        self.pieces.id(token).or_else(|| self.added.id(token))
     }
 
-    /// The piece of an id.
+    /// The piece or added token of an id.
     pub(crate) fn id_to_token(&self, id: u32) -> Option<String> {
-        self.pieces.get(id).map(|piece| piece.text.clone())
+        let piece = self.pieces.get(id).map(|piece| &piece.text);
+        piece.or_else(|| self.added.get(id).map(|token| &token.text)).cloned()
+    }
+
+    pub(crate) fn tokens_with_flags(&self) -> Vec<String> {
+        let flagged = self.added.iter().filter(|t| t.lstrip || t.rstrip || t.single_word);
+        flagged.map(|t| t.text.clone()).collect()
+    }
+
+    /// Whether an id gives no text: a control piece or a special added token.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        match self.pieces.get(id).map(|piece| piece.kind) {
+            Some(Kind::Control) => true,
+            Some(Kind::Unknown) => false,
+            _ => self.added.get(id).is_some_and(|token| token.special),
+        }
     }
 
     /// The control piece that begins a text.

@@ -3,9 +3,9 @@
 //! Rules of the charsmap are applied left to right, the longest first; user-defined pieces pass
 //! unchanged; spaces are collapsed, escaped as U+2581 and one is put in front, as the model says.
 
+use crate::tokenizer::added::Matcher;
 use crate::tokenizer::error::TokenizerError;
 use crate::tokenizer::sentencepiece::charsmap::Charsmap;
-use crate::tokenizer::sentencepiece::pieces::Matcher;
 use crate::tokenizer::sentencepiece::proto::NormalizerSpec;
 
 /// SentencePiece's escaped space.
@@ -37,10 +37,11 @@ impl Normalizer {
         })
     }
 
-    /// The text as the merges see it.
-    pub(crate) fn normalize(&self, user_defined: &Matcher, text: &str) -> String {
+    /// The text as the merges see it. The `continued` part of a longer text has no prefix and keeps the space
+    /// that it begins with.
+    pub(crate) fn normalize(&self, user_defined: &Matcher, text: &str, continued: bool) -> String {
         let mut rest = text;
-        if self.remove_extra_whitespaces {
+        if self.remove_extra_whitespaces && !continued {
             while let Some((" ", len)) = self.step(user_defined, rest) {
                 rest = &rest[len..];
             }
@@ -50,10 +51,10 @@ impl Normalizer {
         }
         let space = if self.escape_whitespaces { SPACE } else { " " };
         let mut out = String::with_capacity(rest.len() + rest.len() / 2);
-        if self.add_dummy_prefix {
+        if self.add_dummy_prefix && !continued {
             out.push_str(space);
         }
-        let mut after_space = self.remove_extra_whitespaces;
+        let mut after_space = self.remove_extra_whitespaces && !continued;
         while let Some((mut piece, len)) = self.step(user_defined, rest) {
             rest = &rest[len..];
             if after_space {

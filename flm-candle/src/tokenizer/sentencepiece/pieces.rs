@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use crate::tokenizer::added::Matcher;
 use crate::tokenizer::error::TokenizerError;
 use crate::tokenizer::sentencepiece::proto::PieceProto;
 
@@ -172,33 +173,4 @@ fn byte_value(piece: &str) -> Option<u8> {
     let hex = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     let canonical = hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
     if canonical { u8::from_str_radix(hex, 16).ok() } else { None }
-}
-
-/// Finds the longest of a set of strings at the start of a text.
-#[derive(Debug, Default)]
-pub(crate) struct Matcher {
-    /// By first byte, the longest first.
-    by_first: HashMap<u8, Vec<String>>,
-}
-
-impl Matcher {
-    /// A matcher for these strings; empty ones are left out.
-    pub(crate) fn new<'s>(words: impl Iterator<Item = &'s str>) -> Self {
-        let mut by_first: HashMap<u8, Vec<String>> = HashMap::new();
-        for word in words {
-            if let Some(&first) = word.as_bytes().first() {
-                by_first.entry(first).or_default().push(word.to_owned());
-            }
-        }
-        for words in by_first.values_mut() {
-            words.sort_by_key(|word| std::cmp::Reverse(word.len()));
-        }
-        Self { by_first }
-    }
-
-    /// The longest string that `text` starts with.
-    pub(crate) fn at_start(&self, text: &str) -> Option<&str> {
-        let words = self.by_first.get(text.as_bytes().first()?)?;
-        words.iter().map(String::as_str).find(|word| text.starts_with(word))
-    }
 }

@@ -118,3 +118,24 @@ fn hostile_templates_end_in_an_error() {
     assert!(error("{% include '/etc/passwd' %}").contains("/etc/passwd"));
     assert!(error("{{ raise_exception('no') }}").contains("no"));
 }
+
+/// `tests/fixtures/jinja/make.py` has transformers render them.
+#[test]
+fn expressions_render_as_transformers_renders_them() {
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        source: String,
+        text: String,
+    }
+    let golden = std::fs::read_to_string(fixture("jinja/golden.json")).unwrap();
+    let golden: Vec<Golden> = serde_json::from_str(&golden).unwrap();
+    assert!(golden.len() == 143);
+    let mut wrong = Vec::new();
+    for Golden { source, text } in &golden {
+        let got = ChatTemplate::new(source, None, None).and_then(|t| t.render(&[], true));
+        if got.as_ref().ok() != Some(text) {
+            wrong.push(format!("{source}: {got:?}, transformers: {text:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), golden.len(), wrong.join("\n"));
+}

@@ -54,7 +54,7 @@ fn tele_flms_own_config_and_tokenizer_json_before_tokenizer_model() {
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (None, Some(2)));
     // The fixture's model has no <pad> at id 3, which the config claims.
     let message = error(&[("tokenizer.model", &model), ("tokenizer_config.json", &config)]);
-    assert!(message.contains("\"<pad>\"") && message.contains("at id 3"), "{message}");
+    assert!(message.contains("\"<pad>\"") && message.contains("cannot have the id 3"), "{message}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
-use crate::arguments::{RunArgs, local_model};
+use crate::arguments::{Asking, RawTextArgs, RunArgs, TemplateArgs, local_model};
 use crate::commands::eval::judge;
 use crate::commands::eval::judge::JudgeArgs;
 use crate::output::Output;
@@ -66,6 +66,10 @@ pub(crate) struct AlignBench {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
+    raw: RawTextArgs,
+    #[command(flatten)]
     judge: JudgeArgs,
     #[command(flatten)]
     run: RunArgs,
@@ -91,7 +95,20 @@ impl AlignBench {
         }
         let answers_path = self.out.join("answers.jsonl");
         let answers = {
-            let mut model = local_model(&self.dir, &self.run, self.plain)?;
+            let asking = if self.plain {
+                ensure!(
+                    self.template.is_default(),
+                    "--plain asks without a chat template: drop --chat-template, --template-arg and --date"
+                );
+                Asking::Plain(self.raw.clone())
+            } else {
+                ensure!(
+                    self.raw.is_default(),
+                    "--no-bos and --no-parse-special are about raw text: give --plain, or drop them"
+                );
+                Asking::Template(self.template.clone())
+            };
+            let mut model = local_model(&self.dir, &self.run, &asking)?;
             model.name = self.name.clone().unwrap_or(model.name);
             let batch = self.batch.unwrap_or(if model.streamed { 64 } else { 16 });
             let decoding = Decoding {

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::arguments::{RunArgs, local_model};
+use crate::arguments::{Asking, RunArgs, local_model};
 use crate::output::Output;
 use flm_eval::Judge;
 use flm_eval::LocalJudge;
@@ -232,7 +232,7 @@ impl JudgeArgs {
         };
         if let Some(dir) = &self.judge_dir {
             return Ok(Box::new(LocalJudge {
-                model: local_model(dir, run, false)?,
+                model: local_model(dir, run, &Asking::Chat)?,
                 prompt,
                 max_new_tokens: self.judge_max_new_tokens,
                 batch: usize::from(self.judge_concurrency),

@@ -5,7 +5,7 @@ use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
-use crate::arguments::{RunArgs, open, tokenizer};
+use crate::arguments::{RawTextArgs, RunArgs, open, tokenizer};
 use crate::commands::eval::texts::TextFile;
 use crate::output::{Output, count, table};
 use flm_eval::{Cut, Measures, Pieces, Sums, Tokenised};
@@ -14,10 +14,10 @@ use flm_eval::{Cut, Measures, Pieces, Sums, Tokenised};
 ///
 /// A text is tokenised as a whole and cut into windows of --context tokens that start every --stride
 /// tokens; a token is scored once, in the first window that has it after its first position. Padding
-/// rows of the vocabulary get no probability. Without --bos, a window's first token has nothing before it:
-/// where no earlier window has it, it is not scored and its bytes do not count. With --bos every token is
-/// scored, over all bytes: bits per byte can then be compared between models with different tokenizers;
-/// perplexities cannot.
+/// rows of the vocabulary get no probability. Without BOS, a window's first token has nothing before it:
+/// where no earlier window has it, it is not scored and its bytes do not count. With BOS (--bos, or a
+/// tokenizer that begins texts with it) every token is scored, over all bytes: bits per byte can then be
+/// compared between models with different tokenizers; perplexities cannot.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm eval perplexity ./Tele-FLM --text book.txt --context 512 --json\n  \
@@ -41,11 +41,11 @@ pub(crate) struct Perplexity {
     #[arg(long, value_name = "N")]
     max_bytes: Option<usize>,
     /// Put the beginning-of-text token before every window (end-of-text, where there is none): all is scored.
-    #[arg(long)]
+    /// This is so by itself where the tokenizer begins texts with BOS.
+    #[arg(long, conflicts_with = "no_bos")]
     bos: bool,
-    /// Read the names of special tokens in the text as those tokens, as transformers does.
-    #[arg(long)]
-    special_tokens: bool,
+    #[command(flatten)]
+    raw: RawTextArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -74,24 +74,25 @@ impl Perplexity {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let files = TextFile::find(&self.text)?;
         let checkpoint = open(&self.dir)?;
-        let tokenizer = tokenizer(&self.dir)?;
+        let tokenizer = self.raw.apply(tokenizer(&self.dir)?);
         let stride = self.stride.unwrap_or(self.context);
         ensure!(self.context >= 2, "--context must be at least 2");
         ensure!((1..=self.context).contains(&stride), "--stride must be between 1 and --context");
-        let longest = checkpoint.config().max_position_embeddings;
-        ensure!(
-            self.context + usize::from(self.bos) <= longest,
-            "the model's context is {longest} tokens: lower --context"
-        );
         // a model without a beginning-of-text token has seen texts begin after the end of others
-        let bos = match (self.bos, tokenizer.bos_id().or(tokenizer.eos_id())) {
+        let bos = match (self.bos || tokenizer.add_bos(), tokenizer.bos_id().or(tokenizer.eos_id())) {
             (false, _) => None,
             (true, Some(id)) => Some(id),
             (true, None) => {
                 bail!("--bos: the tokenizer has neither a beginning-of-text nor an end-of-text token")
             }
         };
-        let cut = Cut { context: self.context, stride, bos, special: self.special_tokens };
+        let longest = checkpoint.config().max_position_embeddings;
+        ensure!(
+            self.context + usize::from(bos.is_some()) <= longest,
+            "the model's context is {longest} tokens{}: lower --context",
+            if bos.is_some() { ", BOS included" } else { "" }
+        );
+        let cut = Cut { context: self.context, stride, bos };
         let pieces = Pieces::new(&tokenizer);
         // every file is read before the model is loaded: what is wrong with one shows at once
         let tokenised = files

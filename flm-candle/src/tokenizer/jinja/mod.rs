@@ -1,0 +1,70 @@
+//! The Jinja that transformers renders chat templates with: minijinja with what Python's `str`, `json.dumps`
+//! and Jinja2's own filters have beside it.
+//!
+//! Source of what there is: transformers' `utils/chat_template_utils.py` (trimmed blocks, `raise_exception`,
+//! `strftime_now`, a `tojson` that escapes no HTML), Jinja2's list of built-in filters, Python's `str`.
+
+mod clock;
+mod json;
+mod methods;
+mod source;
+
+pub(super) use clock::Clock;
+pub(super) use source::normalized;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, escape_formatter};
+
+/// An environment without templates. It sees no files; `fuel` bounds time and memory of a rendering.
+///
+/// # Errors
+/// Never, by the fixed settings.
+pub(super) fn environment(fuel: u64) -> Result<Environment<'static>, Error> {
+    let mut env = Environment::new();
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_unknown_method_callback(methods::unknown_method);
+    env.set_fuel(Some(fuel));
+    env.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
+        Ok(number) if value.is_number() && !value.is_integer() => out
+            .write_str(&json::float(number))
+            .map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string())),
+        _ => escape_formatter(out, state, value),
+    });
+    env.add_function("raise_exception", raise_exception);
+    env.add_filter("tojson", json::tojson);
+    env.add_filter(source::PERCENT, |text: String, value: &Value| source::percent(&text, value));
+    env.add_filter("truncate", truncate);
+    env.add_filter("striptags", minijinja_contrib::filters::striptags);
+    env.add_filter("filesizeformat", minijinja_contrib::filters::filesizeformat);
+    env.add_filter("wordcount", |text: String| methods::words(&text));
+    env.add_filter("center", |text: String, width: Option<i64>| {
+        methods::center(&text, width.unwrap_or(80), ' ')
+    });
+    env.add_test("sequence", |value: &Value| {
+        value.as_str().is_some() || minijinja::tests::is_sequence(value)
+    });
+    Ok(env)
+}
+
+/// `truncate(length=255, killwords=false, end='...', leeway=5)`.
+fn truncate(text: String, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let value = |at: usize, name: &str| -> Result<Option<Value>, Error> {
+        match args.get(at) {
+            Some(value) => Ok(Some(value.clone())),
+            None => named.get(name),
+        }
+    };
+    let number = |value: Option<Value>, default: usize| value.map_or(Ok(default), usize::try_from);
+    let length = number(value(0, "length")?, 255)?;
+    let kill_words = value(1, "killwords")?.is_some_and(|value| value.is_true());
+    let end = value(2, "end")?.map_or("...".to_owned(), |end| end.to_string());
+    let leeway = number(value(3, "leeway")?.filter(|value| !value.is_none()), 5)?;
+    named.assert_all_used()?;
+    Ok(methods::truncate(&text, length, kill_words, &end, leeway))
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}

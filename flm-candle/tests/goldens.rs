@@ -218,7 +218,7 @@ fn stopping_and_limits() {
     for (options, says) in [
         (GenerateOptions { temperature: -1.0, ..GenerateOptions::greedy(1, 384) }, "temperature"),
         (GenerateOptions { top_p: Some(0.0), ..GenerateOptions::greedy(1, 384) }, "top-p"),
-        (GenerateOptions { top_k: Some(0), ..GenerateOptions::greedy(1, 384) }, "top-k"),
+        (GenerateOptions { min_p: Some(1.5), ..GenerateOptions::greedy(1, 384) }, "min-p"),
         (GenerateOptions { repetition_penalty: 0.0, ..GenerateOptions::greedy(1, 384) }, "repetition"),
         (GenerateOptions::greedy(0, 384), "room"),
     ] {

@@ -85,7 +85,7 @@ fn json_is_pythons() {
     assert_eq!(text, r#"[{"role": "user", "content": "<a> & 'é'"}]"#);
     let text = render("{{ messages[0] | tojson(indent=2, ensure_ascii=False) }}", &[("user", "hi")]).unwrap();
     assert_eq!(text, "{\n  \"role\": \"user\",\n  \"content\": \"hi\"\n}");
-    assert!(error("{{ messages | tojson(indent=1000000) }}").contains("indent is above 16"));
+    assert!(error("{{ messages | tojson(indent=1000000) }}").contains("a number up to 16"));
 }
 
 #[test]

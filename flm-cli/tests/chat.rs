@@ -248,3 +248,77 @@ fn an_interrupt_while_waiting_for_a_pipe_ends_the_program() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     drop(lines);
 }
+
+#[test]
+fn tokenize_shows_ids_pieces_and_where_bos_and_eos_come_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = word_model(dir.path());
+    std::fs::write(model.join("generation_config.json"), r#"{"eos_token_id": [2, 7]}"#).unwrap();
+    std::fs::write(model.join("special_tokens_map.json"), r#"{"bos_token": "<s>", "eos_token": "</s>"}"#)
+        .unwrap();
+    std::fs::write(model.join("tokenizer_config.json"), r#"{"add_bos_token": true}"#).unwrap();
+    let tokenize = |arguments: &[&str], input: &str| -> Value {
+        let mut child = flm(&["tokenize", "--json", model.to_str().unwrap()])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success(), "{arguments:?}");
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let text = tokenize(&["w10 </s> w11"], "");
+    assert_eq!(text["ids"], json!([1, 10, 2, 11]));
+    assert_eq!(text["tokens"][2], json!({"id": 2, "piece": "</s>", "special": true}));
+    assert_eq!(text["bos"], json!({"id": 1, "piece": "<s>", "from": "special_tokens_map.json"}));
+    assert_eq!(text["add_bos_from"], "add_bos_token of tokenizer_config.json");
+    let stop: Vec<_> = text["stop"].as_array().unwrap().iter().map(|t| (&t["id"], &t["from"])).collect();
+    assert_eq!(stop[0], (&json!(2), &json!("special_tokens_map.json, generation_config.json, config.json")));
+    assert_eq!(stop[1], (&json!(7), &json!("generation_config.json")));
+    // text is text where that is asked for, and BOS is left out
+    let plain = tokenize(&["--text-file", "-", "--no-bos", "--no-parse-special"], "w10 </s>");
+    assert_ne!(plain["ids"], json!([10, 2]));
+    assert_eq!(plain["ids"][0], 10);
+    let chat = tokenize(&["--chat", "-"], r#"{"messages": [{"role": "user", "content": "w10"}]}"#);
+    assert_eq!((&chat["rendered"], &chat["ids"]), (&json!("<_user>w10<_bot>"), &json!([3, 10, 4])));
+    // a variable that only a template can use is refused without one
+    let refused =
+        flm(&["tokenize", model.to_str().unwrap(), "w1", "--template-arg", "a=1"]).output().unwrap();
+    assert!(!refused.status.success() && stderr(&refused).contains("--chat"), "{}", stderr(&refused));
+}
+
+#[test]
+fn sampling_is_generation_configs_until_a_flag_says_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = word_model(dir.path());
+    let generate = |more: &[&str]| -> Value {
+        let arguments = ["generate", model.to_str().unwrap(), "--prompt", "w10 w11", "--json"];
+        let out =
+            flm(&arguments).args(["--max-new-tokens", "4", "--ignore-eos"]).args(more).output().unwrap();
+        assert!(out.status.success(), "{}", stderr(&out));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["sampling"].take()
+    };
+    let config = |text: &str| std::fs::write(model.join("generation_config.json"), text).unwrap();
+    let none = json!({"temperature": 0.0, "top_k": null, "top_p": null, "min_p": null,
+        "repetition_penalty": 1.0, "seed": 0});
+    assert_eq!(generate(&[]), none);
+    // without do_sample its other values mean nothing, as in transformers
+    config(r#"{"temperature": 0.6, "top_p": 0.9}"#);
+    assert_eq!(generate(&[]), none);
+    config(
+        r#"{"do_sample": true, "temperature": 0.5, "top_k": 20, "top_p": 0.75, "repetition_penalty": 1.5}"#,
+    );
+    let drawn = generate(&[]);
+    assert_eq!(
+        (&drawn["temperature"], &drawn["top_k"], &drawn["top_p"]),
+        (&json!(0.5), &json!(20), &json!(0.75))
+    );
+    assert_eq!(drawn["repetition_penalty"], 1.5);
+    let given = generate(&["--temperature", "0", "--top-k", "-1", "--top-p", "0.5"]);
+    assert_eq!(
+        (&given["temperature"], &given["top_k"], &given["top_p"]),
+        (&json!(0.0), &json!(0), &json!(0.5))
+    );
+}

@@ -17,7 +17,6 @@ mod model;
 mod random;
 mod tokenizer;
 
-pub use crate::generate::defaults::GenerationDefaults;
 pub use crate::generate::session::Session;
 pub use crate::generate::{Finish, GenerateOptions, generate, generate_each};
 pub use crate::html::escape;
@@ -38,6 +37,7 @@ pub use crate::tokenizer::chat_policy::ChatPolicy;
 pub use crate::tokenizer::chat_template::{ChatMessage, ChatTemplate};
 pub use crate::tokenizer::error::TokenizerError;
 pub use crate::tokenizer::fast_files::write_llama_files;
+pub use crate::tokenizer::generation_config::GenerationDefaults;
 pub use crate::tokenizer::stream::TextStream;
 pub use crate::tokenizer::vocabulary::{TokenKind, Vocabulary, VocabularyModel, VocabularyToken};
 pub use crate::tokenizer::{TokenOrigins, Tokenizer};

@@ -272,11 +272,14 @@ fn tokenize_shows_ids_pieces_and_where_bos_and_eos_come_from() {
     let text = tokenize(&["w10 </s> w11"], "");
     assert_eq!(text["ids"], json!([1, 10, 2, 11]));
     assert_eq!(text["tokens"][2], json!({"id": 2, "piece": "</s>", "special": true}));
-    assert_eq!(text["bos"], json!({"id": 1, "piece": "<s>", "from": "special_tokens_map.json"}));
+    assert_eq!(text["bos"], json!({"id": 1, "piece": "<s>", "from": ["special_tokens_map.json"]}));
     assert_eq!(text["add_bos_from"], "add_bos_token of tokenizer_config.json");
     let stop: Vec<_> = text["stop"].as_array().unwrap().iter().map(|t| (&t["id"], &t["from"])).collect();
-    assert_eq!(stop[0], (&json!(2), &json!("special_tokens_map.json, generation_config.json, config.json")));
-    assert_eq!(stop[1], (&json!(7), &json!("generation_config.json")));
+    assert_eq!(
+        stop[0],
+        (&json!(2), &json!(["special_tokens_map.json", "generation_config.json", "config.json"]))
+    );
+    assert_eq!(stop[1], (&json!(7), &json!(["generation_config.json"])));
     // text is text where that is asked for, and BOS is left out
     let plain = tokenize(&["--text-file", "-", "--no-bos", "--no-parse-special"], "w10 </s>");
     assert_ne!(plain["ids"], json!([10, 2]));

@@ -1,6 +1,5 @@
 //! Decoding: sampling, stopping, batches of prompts of different lengths, texts that grow turn by turn.
 
-pub(crate) mod defaults;
 mod sampling;
 pub(crate) mod session;
 

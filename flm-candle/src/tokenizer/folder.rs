@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::generate::defaults::GenerationDefaults;
 use crate::tokenizer::added::AddedToken;
 use crate::tokenizer::chat_template::ChatTemplate;
 use crate::tokenizer::config::{DEFAULT, TokenizerConfig, added_tokens_file};
 use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::generation_config::GenerationDefaults;
 use crate::tokenizer::{Backend, Tokenizer};
 
 /// The most templates of a folder that are looked at.

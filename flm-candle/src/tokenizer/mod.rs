@@ -18,6 +18,7 @@ mod config;
 pub(crate) mod error;
 pub(crate) mod fast_files;
 pub(crate) mod folder;
+pub(crate) mod generation_config;
 mod jinja;
 mod json;
 mod sentencepiece;

@@ -77,7 +77,7 @@ struct Named {
     id: u32,
     piece: String,
     /// What says so.
-    from: String,
+    from: Vec<&'static str>,
 }
 
 impl Tokenize {
@@ -168,8 +168,8 @@ impl Tokenize {
         for (id, from) in all {
             match stop.iter_mut().find(|named| named.id == id) {
                 None => stop.push(named(tokenizer, id, from)),
-                Some(known) if known.from.contains(from) || from == "the chat template" => {}
-                Some(known) => known.from = format!("{}, {from}", known.from),
+                Some(known) if known.from.contains(&from) || from == "the chat template" => {}
+                Some(known) => known.from.push(from),
             }
         }
         Ok(stop)
@@ -180,8 +180,8 @@ fn piece(tokenizer: &Tokenizer, id: u32) -> String {
     tokenizer.id_to_token(id).unwrap_or_default()
 }
 
-fn named(tokenizer: &Tokenizer, id: u32, from: &str) -> Named {
-    Named { id, piece: piece(tokenizer, id), from: from.to_owned() }
+fn named(tokenizer: &Tokenizer, id: u32, from: &'static str) -> Named {
+    Named { id, piece: piece(tokenizer, id), from: vec![from] }
 }
 
 fn human(report: &Report) -> String {
@@ -200,7 +200,7 @@ fn human(report: &Report) -> String {
     if left_out > 0 {
         text += &format!("\n… and {} more: --json has all", count(left_out as u64));
     }
-    let show = |token: &Named| format!("{} ({}), from {}", token.piece, token.id, token.from);
+    let show = |token: &Named| format!("{} ({}), from {}", token.piece, token.id, token.from.join(", "));
     text += &format!("\n\n{} tokens of {}", count(report.ids.len() as u64), count(report.vocabulary as u64));
     let bos = report.bos.as_ref().map_or("none".to_owned(), show);
     let added = if report.add_bos { "put before raw text" } else { "not put before raw text" };

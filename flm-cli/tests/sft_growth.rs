@@ -142,7 +142,7 @@ fn masks_off_their_schedule_are_refused_and_moments_are_kept_where_asked_for() {
     let mut config = json(&path);
     config["growth"]["ffn"]["mask"] = 0.5.into();
     fs::write(&path, config.to_string()).unwrap();
-    let error = failure(&[]);
+    let error = failure(&["--no-source-digests"]);
     assert!(error.contains("step 0 of 6") && error.contains("flm fold"), "{error}");
 
     // small → two steps → grown with its moments → one step: Adam's bias correction goes on from there

@@ -243,6 +243,45 @@ fn a_model_four_times_the_budget_trains_from_disk_within_it() {
 }
 
 #[test]
+fn every_plan_stays_within_the_memory_that_it_says_and_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare_with(dir.path(), |config| {
+        (config.hidden_size, config.intermediate_size, config.num_hidden_layers) = (128, 384, 24);
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (4, 4, 32);
+        config.max_position_embeddings = 256;
+    });
+    let text: String = (0..800).map(|i| format!("{} ", i * i % 9973)).collect();
+    fs::write(dir.path().join("data.jsonl"), format!("{{\"text\":\"{text}\"}}\n")).unwrap();
+    let common = ["train.batch_size=8", "train.max_steps=1", "data.validation=0", "--json"];
+    let dry = run(dir.path(), &[&common[..], &["--dry-run", "--tokens-per-second", "1"]].concat());
+    let report: serde_json::Value = serde_json::from_slice(&dry.stdout).unwrap();
+    let plans = report["plans"].as_array().unwrap();
+    assert_eq!(plans.len(), 5);
+    let mut finals = Vec::new();
+    for (index, plan) in plans.iter().enumerate() {
+        let predicted = plan["estimate"]["host"]["total"].as_u64().unwrap();
+        let recompute = if plan["sweeps"]["recompute"] == true { "always" } else { "never" };
+        let word = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let settings = [
+            format!("output={}", dir.path().join(format!("out-{index}")).display()),
+            format!("memory.placement={}", word(&plan["placement"])),
+            format!("memory.inputs={}", word(&plan["sweeps"]["inputs"])),
+            format!("memory.sweep_rows={}", plan["sweep_rows"]),
+            format!("memory.recompute={recompute}"),
+            format!("memory.budget={predicted}B"),
+        ];
+        let settings: Vec<&str> = settings.iter().map(String::as_str).chain(common).collect();
+        let out = run(dir.path(), &settings);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let result: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let peak = result["peak_memory"].as_u64().unwrap();
+        assert!(peak <= predicted, "{peak}, predicted {predicted}: {settings:?}");
+        finals.push(weights(&dir.path().join(format!("out-{index}/final"))));
+    }
+    assert!(finals.iter().all(|other| *other == finals[0]));
+}
+
+#[test]
 fn the_recipe_in_the_repository_is_one() {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/tele-flm-sft.toml");
     let recipe = flm_train::Recipe::from_file(&recipe, &[]).unwrap();

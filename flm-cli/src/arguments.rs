@@ -186,9 +186,13 @@ pub(crate) struct RawTextArgs {
 }
 
 impl RawTextArgs {
-    /// Whether nothing is asked for.
-    pub(crate) fn is_default(&self) -> bool {
-        *self == Self::default()
+    /// Refuses what would do nothing where no raw text is read.
+    pub(crate) fn refuse_without_raw_text(&self) -> anyhow::Result<()> {
+        ensure!(
+            *self == Self::default(),
+            "--no-bos and --no-parse-special are about raw text, and there is none here: drop them"
+        );
+        Ok(())
     }
 
     /// The tokenizer that reads raw text so.
@@ -217,9 +221,13 @@ pub(crate) struct TemplateArgs {
 }
 
 impl TemplateArgs {
-    /// Whether nothing is asked for.
-    pub(crate) fn is_default(&self) -> bool {
-        *self == Self::default()
+    /// Refuses what would do nothing where no conversation is rendered; `how` gives one.
+    pub(crate) fn refuse_without_chat(&self, how: &str) -> anyhow::Result<()> {
+        ensure!(
+            *self == Self::default(),
+            "--chat-template, --template-arg and --date are about a conversation: {how}, or drop them"
+        );
+        Ok(())
     }
 
     /// The tokenizer with the chat template that is asked for.

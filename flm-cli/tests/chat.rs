@@ -1,4 +1,5 @@
-//! `flm chat` through pipes: what a person types, what the model reads, what is kept.
+//! `flm chat` through pipes: what a person types, what the model reads, what is kept; `flm tokenize` and the
+//! sampling of `flm generate`, which show what such a prompt and its continuation are made of.
 
 #![allow(clippy::unwrap_used)]
 

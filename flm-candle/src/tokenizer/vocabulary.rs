@@ -105,11 +105,12 @@ impl Tokenizer {
             Backend::Json(model) => {
                 let file: Value = serde_json::from_str(&model.to_json()?)
                     .map_err(|e| TokenizerError::Json(e.to_string()))?;
-                let (model, tokens) = if file["model"]["byte_fallback"] == true {
-                    sentencepiece_bpe(&file, model.len())?
-                } else {
-                    byte_level_bpe(&file, model.len())?
-                };
+                let kind = &file["model"];
+                if kind["type"] != "BPE" {
+                    return Err(refused(&format!("is of the type {}", kind["type"])));
+                }
+                let bpe = if kind["byte_fallback"] == true { sentencepiece_bpe } else { byte_level_bpe };
+                let (model, tokens) = bpe(&file, model.len())?;
                 let unknown = tokens.iter().position(|token| token.kind == TokenKind::Unknown);
                 (model, tokens, self.unknown.or(unknown.and_then(|id| u32::try_from(id).ok())))
             }
@@ -142,9 +143,6 @@ fn sentencepiece_bpe(
     len: usize,
 ) -> Result<(VocabularyModel, Vec<VocabularyToken>), TokenizerError> {
     let model = &file["model"];
-    if model["type"] != "BPE" {
-        return Err(refused(&format!("is of the type {}", model["type"])));
-    }
     let (mut tokens, merges) = tokens_and_merges(file, len)?;
     let mut ranks = std::collections::HashMap::new();
     for (rank, (left, right)) in merges.iter().enumerate() {
@@ -217,9 +215,6 @@ fn byte_level_bpe(
     len: usize,
 ) -> Result<(VocabularyModel, Vec<VocabularyToken>), TokenizerError> {
     let model = &file["model"];
-    if model["type"] != "BPE" {
-        return Err(refused(&format!("is of the type {}", model["type"])));
-    }
     if !contains_type(&file["pre_tokenizer"], "ByteLevel") {
         return Err(refused("has no ByteLevel pre-tokenizer"));
     }

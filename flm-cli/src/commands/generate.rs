@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use clap::Args;
 use flm_candle::TextStream;
 use flm_candle::Tokenizer;
@@ -80,13 +80,18 @@ struct Sampling {
 
 impl Generate {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        if !self.chat {
+            self.template.refuse_without_chat("give --chat")?;
+        }
+        if self.chat || self.ids.is_some() {
+            self.raw.refuse_without_raw_text()?;
+        }
         let checkpoint = open(&self.dir)?;
         let tokenizer = match (&self.ids, self.chat) {
             (Some(_), _) => None,
             (None, true) => Some(self.template.apply(tokenizer(&self.dir)?)?),
             (None, false) => Some(self.raw.apply(tokenizer(&self.dir)?)),
         };
-        self.check_arguments()?;
         let policy = match &tokenizer {
             Some(tokenizer) if self.chat => {
                 Some(chat_policy(&self.dir, tokenizer, &checkpoint.config().eos_token_ids)?)
@@ -171,19 +176,6 @@ impl Generate {
         let (read, write) = (prompt as f64 / first, (new - 1) as f64 / (total - first));
         output.note(&format!("{prompt} tokens read at {read:.1}/s, {new} written at {write:.1}/s"));
         Ok(true)
-    }
-
-    /// Arguments that would do nothing are refused.
-    fn check_arguments(&self) -> anyhow::Result<()> {
-        ensure!(
-            self.chat || self.template.is_default(),
-            "--chat-template, --template-arg and --date are about a chat template: give --chat, or drop them"
-        );
-        ensure!(
-            !self.chat && self.ids.is_none() || self.raw.is_default(),
-            "--no-bos and --no-parse-special are about raw text: give --prompt without --chat, or drop them"
-        );
-        Ok(())
     }
 
     fn prompt_ids(

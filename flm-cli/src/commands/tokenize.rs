@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Args;
 use flm_candle::{ChatMessage, ChatPolicy, GenerationDefaults, Tokenizer};
 use flm_checkpoint::TeleFlmConfig;
@@ -82,15 +82,12 @@ struct Named {
 
 impl Tokenize {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        if self.chat.is_some() {
+            self.raw.refuse_without_raw_text()?;
+        } else {
+            self.template.refuse_without_chat("give --chat")?;
+        }
         let mut tokenizer = tokenizer(&self.dir)?;
-        ensure!(
-            self.chat.is_some() || self.template.is_default(),
-            "--chat-template, --template-arg and --date are about a conversation: give --chat, or drop them"
-        );
-        ensure!(
-            self.chat.is_none() || self.raw.is_default(),
-            "--no-bos and --no-parse-special are about raw text: drop --chat, or drop them"
-        );
         let config_path = self.dir.join("config.json");
         let config = config_path.is_file().then(|| TeleFlmConfig::from_file(&config_path)).transpose()?;
         let eos = config.as_ref().map_or(&[][..], |config| &config.eos_token_ids);

@@ -63,8 +63,9 @@ pub(crate) struct Parsed {
 pub(crate) fn parse(judgment: &str) -> Parsed {
     let rating = last_braces(judgment).map(pairs).unwrap_or_default();
     let score = match rating.get(OVERALL) {
-        Some(number) if number.is_u64() => Score::Parsed(number.as_u64().unwrap_or_default()),
-        Some(number) => Score::Fallback(number.as_f64().unwrap_or_default()),
+        Some(number) => number
+            .as_u64()
+            .map_or_else(|| Score::Fallback(number.as_f64().unwrap_or_default()), Score::Parsed),
         None => overall_anywhere(judgment).map_or(Score::Failed, Score::Fallback),
     };
     Parsed { rating, score }

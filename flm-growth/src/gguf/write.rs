@@ -48,7 +48,8 @@ pub struct DamagedTensor {
 impl GgufPlan {
     /// Writes the file `dst`, or those of [`GgufPlan::paths`], from `src`, which the plan was made of.
     ///
-    /// Each is written as `.NAME.partial` beside `dst`, fsynced and, once all are whole, renamed, the first last; what an interrupted run left
+    /// Each is written as `.NAME.partial` beside `dst`, fsynced and, once all are whole, renamed, the first
+    /// last; what an interrupted run left
     /// is overwritten. Memory is some tens of MiB. `progress` is told the bytes of the source that are done.
     ///
     /// # Errors

@@ -96,16 +96,10 @@ impl AlignBench {
         let answers_path = self.out.join("answers.jsonl");
         let answers = {
             let asking = if self.plain {
-                ensure!(
-                    self.template.is_default(),
-                    "--plain asks without a chat template: drop --chat-template, --template-arg and --date"
-                );
+                self.template.refuse_without_chat("drop --plain")?;
                 Asking::Plain(self.raw.clone())
             } else {
-                ensure!(
-                    self.raw.is_default(),
-                    "--no-bos and --no-parse-special are about raw text: give --plain, or drop them"
-                );
+                self.raw.refuse_without_raw_text()?;
                 Asking::Template(self.template.clone())
             };
             let mut model = local_model(&self.dir, &self.run, &asking)?;

@@ -237,6 +237,14 @@ pub enum CheckpointError {
         "{dir} has growth masks, which no other layout knows: run `flm fold` first, then convert its output"
     )]
     Masked { dir: PathBuf },
+    /// The family has tensors that the layout does not know.
+    #[error("a {family} model has no {layout} layout: its biases or norms of heads would be lost")]
+    NoLayout {
+        /// Value of `model_type` in config.json.
+        family: &'static str,
+        /// The layout that was asked for.
+        layout: &'static str,
+    },
     /// A multiplier cannot be folded into weights or taken out of them.
     #[error("{what} cannot go from {from} to {to}: the factor would not be a finite number other than 0")]
     Multiplier {

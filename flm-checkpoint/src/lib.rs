@@ -33,6 +33,7 @@ pub use crate::checksums::{
 };
 pub use crate::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
 pub use crate::config::preset::{PRESETS, preset};
+pub use crate::config::rope::RopeScaling;
 pub use crate::config::{ConfigError, ModelType, TeleFlmConfig};
 pub use crate::error::{CheckpointError, Result};
 pub use crate::format::zip::ZipEntry;
@@ -45,7 +46,9 @@ pub use crate::read::open::parse_index;
 pub use crate::read::remote::RemoteFiles;
 pub use crate::read::statistics::ValueStatistics;
 pub use crate::read::{Checkpoint, Format, TensorEntry};
-pub use crate::tensor_id::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TensorShape, TensorSpec};
+pub use crate::tensor_id::{
+    Axis, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part, TensorId, TensorShape, TensorSpec,
+};
 pub use crate::write::journal::Journal;
 pub use crate::write::pytorch_shard::{ShardTensor, convert_shard};
 pub use crate::write::shard_plan::{Layout, index_text};

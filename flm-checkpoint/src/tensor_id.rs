@@ -1,4 +1,4 @@
-//! Names and shapes of tensors.
+//! What tensors a decoder has: their places, names and axes. Shapes, roles and export follow from these.
 
 use candle_core::DType;
 
@@ -30,3 +30,192 @@ pub const FINAL_NORM: &str = "model.norm.weight";
 
 /// Name of the head, `[vocab_size, hidden_size]`; absent where it is tied to the embedding.
 pub const LM_HEAD: &str = "lm_head.weight";
+
+/// What the entries of a tensor's dimension are; its size is [`TeleFlmConfig::size`](crate::TeleFlmConfig::size).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// Entries of the residual stream.
+    Hidden,
+    /// Query heads, each of `head_dim`.
+    Query,
+    /// Key/value heads, each of `head_dim`.
+    KeyValue,
+    /// Entries of one head, the same for all heads.
+    HeadDim,
+    /// Units of the feed-forward layer.
+    Ffn,
+    /// Tokens.
+    Vocab,
+}
+
+/// A tensor of a block. Which of them a block has is the family's: [`TeleFlmConfig::block_parts`](crate::TeleFlmConfig::block_parts).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Gain of the norm before attention.
+    InputLayernorm,
+    /// Projection to queries.
+    QProj,
+    /// Bias of the queries.
+    QBias,
+    /// Projection to keys.
+    KProj,
+    /// Bias of the keys.
+    KBias,
+    /// Projection to values.
+    VProj,
+    /// Bias of the values.
+    VBias,
+    /// Gain of the norm of each query head.
+    QNorm,
+    /// Gain of the norm of each key head.
+    KNorm,
+    /// Output projection of attention.
+    OProj,
+    /// Bias of the output projection.
+    OBias,
+    /// Gain of the norm before the feed-forward layer.
+    PostAttentionLayernorm,
+    /// Projection to what gates the units.
+    GateProj,
+    /// Bias of the gates.
+    GateBias,
+    /// Projection to the units.
+    UpProj,
+    /// Bias of the units.
+    UpBias,
+    /// Projection back to the residual stream.
+    DownProj,
+    /// Bias of the projection back.
+    DownBias,
+}
+
+impl Part {
+    /// Every part, in the order of the forward pass.
+    pub const ALL: [Self; 18] = [
+        Self::InputLayernorm,
+        Self::QProj,
+        Self::QBias,
+        Self::KProj,
+        Self::KBias,
+        Self::VProj,
+        Self::VBias,
+        Self::QNorm,
+        Self::KNorm,
+        Self::OProj,
+        Self::OBias,
+        Self::PostAttentionLayernorm,
+        Self::GateProj,
+        Self::GateBias,
+        Self::UpProj,
+        Self::UpBias,
+        Self::DownProj,
+        Self::DownBias,
+    ];
+
+    /// The end of its name in a checkpoint, after `model.layers.N.`.
+    pub fn suffix(self) -> &'static str {
+        self.described().0
+    }
+
+    /// What its dimensions are, outputs first.
+    pub fn axes(self) -> &'static [Axis] {
+        self.described().1
+    }
+
+    /// Whether it is added to a projection's output.
+    pub fn is_bias(self) -> bool {
+        self.suffix().ends_with(".bias")
+    }
+
+    fn described(self) -> (&'static str, &'static [Axis]) {
+        use Axis::{Ffn, HeadDim, Hidden, KeyValue, Query};
+        match self {
+            Self::InputLayernorm => ("input_layernorm.weight", &[Hidden]),
+            Self::QProj => ("self_attn.q_proj.weight", &[Query, Hidden]),
+            Self::QBias => ("self_attn.q_proj.bias", &[Query]),
+            Self::KProj => ("self_attn.k_proj.weight", &[KeyValue, Hidden]),
+            Self::KBias => ("self_attn.k_proj.bias", &[KeyValue]),
+            Self::VProj => ("self_attn.v_proj.weight", &[KeyValue, Hidden]),
+            Self::VBias => ("self_attn.v_proj.bias", &[KeyValue]),
+            Self::QNorm => ("self_attn.q_norm.weight", &[HeadDim]),
+            Self::KNorm => ("self_attn.k_norm.weight", &[HeadDim]),
+            Self::OProj => ("self_attn.o_proj.weight", &[Hidden, Query]),
+            Self::OBias => ("self_attn.o_proj.bias", &[Hidden]),
+            Self::PostAttentionLayernorm => ("post_attention_layernorm.weight", &[Hidden]),
+            Self::GateProj => ("mlp.gate_proj.weight", &[Ffn, Hidden]),
+            Self::GateBias => ("mlp.gate_proj.bias", &[Ffn]),
+            Self::UpProj => ("mlp.up_proj.weight", &[Ffn, Hidden]),
+            Self::UpBias => ("mlp.up_proj.bias", &[Ffn]),
+            Self::DownProj => ("mlp.down_proj.weight", &[Hidden, Ffn]),
+            Self::DownBias => ("mlp.down_proj.bias", &[Hidden]),
+        }
+    }
+}
+
+/// A tensor's place in the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TensorId {
+    /// The embedding, also where it is the head.
+    Embedding,
+    /// A part of a block.
+    Block(usize, Part),
+    /// The norm before the head.
+    FinalNorm,
+    /// The head, where it is not tied to the embedding.
+    Head,
+}
+
+impl TensorId {
+    /// The place of the tensor `name`; `None` where no family has it.
+    pub fn of(name: &str) -> Option<Self> {
+        match name {
+            EMBED_TOKENS => return Some(Self::Embedding),
+            FINAL_NORM => return Some(Self::FinalNorm),
+            LM_HEAD => return Some(Self::Head),
+            _ => {}
+        }
+        let (layer, suffix) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let part = Part::ALL.into_iter().find(|part| part.suffix() == suffix)?;
+        Some(Self::Block(layer.parse().ok()?, part))
+    }
+
+    /// Its name in a checkpoint.
+    pub fn name(self) -> String {
+        match self {
+            Self::Embedding => EMBED_TOKENS.into(),
+            Self::Block(layer, part) => format!("model.layers.{layer}.{}", part.suffix()),
+            Self::FinalNorm => FINAL_NORM.into(),
+            Self::Head => LM_HEAD.into(),
+        }
+    }
+
+    /// What its dimensions are, outputs first.
+    pub fn axes(self) -> &'static [Axis] {
+        match self {
+            Self::Embedding | Self::Head => &[Axis::Vocab, Axis::Hidden],
+            Self::FinalNorm => &[Axis::Hidden],
+            Self::Block(_, part) => part.axes(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for id in Part::ALL.map(|part| TensorId::Block(12, part)).into_iter().chain([
+            TensorId::Embedding,
+            TensorId::FinalNorm,
+            TensorId::Head,
+        ]) {
+            assert_eq!(TensorId::of(&id.name()), Some(id));
+        }
+        for other in
+            ["model.layers.x.input_layernorm.weight", "model.layers.1.mlp.gate.weight", "norm.weight"]
+        {
+            assert_eq!(TensorId::of(other), None, "{other}");
+        }
+    }
+}

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{GrowthError, Result};
 use crate::execute::record::Provenance;
 use crate::execute::{ExecuteOptions, ExecuteReport, Transfer};
-use crate::operator::Role;
+use crate::operator::{Role, normed_head_scale};
 use crate::plan::source::SourceModel;
 use crate::precision::Precision;
 use crate::tensor_plan::{SourceTensor, TailScale, TensorPlan};
@@ -99,7 +99,7 @@ impl FoldPlan {
         let factors = Factors::new(&masks, config.hidden_size);
         let tensors = config.tensors().map(|t| {
             let (role, layer) =
-                Role::of(&t.name).ok_or_else(|| GrowthError::UnknownTensor(t.name.clone()))?;
+                Role::named(&t.name).ok_or_else(|| GrowthError::UnknownTensor(t.name.clone()))?;
             let stored = source.tensor(&t.name)?;
             let layer = layer.map_or(1.0, |l| masks.layer(l));
             Ok(tensor_plan(config, &masks, &factors, role, layer, stored, dtype))
@@ -155,16 +155,20 @@ fn tensor_plan(
 ) -> TensorPlan {
     let heads = masks.heads.map(|h| TailScale { from: h.from * config.head_dim, scale: h.mask });
     let units = masks.ffn.map(|f| TailScale { from: f.from, scale: f.mask });
+    let mut to = dtype.unwrap_or(stored.dtype);
     let (scale, row_scale, col_scale) = match role {
+        Role::HeadReader | Role::HeadReaderBias => {
+            (normed_head_scale(config.qk_norm, factors.gain, to), None, None)
+        }
         Role::Embedding => (1.0, None, factors.stream),
         Role::Norm => (factors.gain, None, factors.gain_tail),
         Role::FinalNorm if config.tie_word_embeddings => (factors.gain, None, factors.tied_tail),
         Role::FinalNorm => (factors.gain, None, factors.gain_tail),
-        Role::Reader | Role::Head => (1.0, None, None),
+        Role::Reader | Role::ReaderBias | Role::HeadNorm | Role::Head => (1.0, None, None),
+        Role::WriterBias => (layer, None, factors.stream),
         Role::AttentionWriter => (layer, factors.stream, heads),
         Role::FeedForwardWriter => (layer, factors.stream, units),
     };
-    let mut to = dtype.unwrap_or(stored.dtype);
     if matches!(role, Role::Norm | Role::FinalNorm) {
         let kept = to.holds_scaled(scale) && col_scale.is_none_or(|t| to.holds_scaled(t.scale));
         to = if kept { to } else { Precision::F32 };

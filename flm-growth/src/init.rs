@@ -22,7 +22,7 @@ const CHUNK: usize = 4 << 20;
 /// Writes a checkpoint of `config` to the new directory `dst`, with weights drawn for `seed` and the
 /// tokenizer and other side files of `side_files`, where given.
 ///
-/// Gains are 1; the embedding has the standard deviation `EMBEDDING_STD`; a matrix has 1/√(its
+/// Gains are 1 and biases 0; the embedding has the standard deviation `EMBEDDING_STD`; a matrix has 1/√(its
 /// columns), so that an input of size 1 comes out at size 1, and the two that add to the residual stream
 /// (`o_proj`, `down_proj`) have that over √(2 · layers), after GPT-2. Weights depend on seed, tensor name
 /// and index only. `progress` hears the bytes that were written since its last call.
@@ -55,7 +55,9 @@ pub fn init(
         let mut hasher = blake3::Hasher::new();
         for start in (0..len).step_by(CHUNK) {
             chunk.resize(CHUNK.min(len - start), 0);
-            if spec.shape.len() == 1 {
+            if spec.name.ends_with(".bias") {
+                chunk.fill(0);
+            } else if spec.shape.len() == 1 {
                 chunk.chunks_exact_mut(precision.bytes()).for_each(|v| v.copy_from_slice(&one[..v.len()]));
             } else {
                 fill.write((start / precision.bytes()) as u64, &mut chunk);

@@ -12,7 +12,7 @@ pub enum ParameterGroup {
     Embedding,
     /// Matrices of the blocks.
     Matrix,
-    /// Gains.
+    /// Gains and biases.
     Norm,
     /// The output projection (`lm_head`).
     Head,
@@ -26,7 +26,7 @@ pub struct Multipliers {
     pub embedding: f64,
     /// Matrices of the blocks.
     pub matrix: f64,
-    /// Gains.
+    /// Gains and biases.
     pub norm: f64,
     /// Factor for the output projection (`lm_head`).
     pub head: f64,
@@ -143,7 +143,7 @@ impl Layout {
         Self { config: config.clone(), units }
     }
 
-    /// The same units with matrices stored in bf16; gains, which are few, stay f32.
+    /// The same units with matrices stored in bf16; gains and biases, which are few, stay f32.
     pub fn with_bf16_weights(mut self) -> Self {
         for parameter in self.units.iter_mut().flat_map(|unit| &mut unit.parameters) {
             if parameter.shape.len() > 1 {

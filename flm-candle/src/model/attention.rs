@@ -9,6 +9,7 @@ use crate::model::kernels::attention::{Heads, attention};
 use crate::model::kernels::{Path, supports};
 use crate::model::kv_cache::KvCache;
 use crate::model::linear::Linear;
+use crate::model::rms_norm::RmsNorm;
 
 /// Causal self-attention with rotary positions; several query heads may share a key/value head.
 ///
@@ -23,6 +24,10 @@ pub struct Attention {
     pub v_proj: Linear,
     /// `[hidden_size, heads · head_dim]`.
     pub o_proj: Linear,
+    /// Of each query head, `[head_dim]`, where the family has it.
+    pub q_norm: Option<RmsNorm>,
+    /// Of each key head, `[head_dim]`, where the family has it.
+    pub k_norm: Option<RmsNorm>,
     /// Number of query heads.
     pub heads: usize,
     /// Number of key/value heads.
@@ -40,15 +45,29 @@ impl Attention {
         let (b, t, _) = x.dims3()?;
         if let (Some(documents), None, true) = (&pass.documents, &cache, supports(x)) {
             let heads = Heads { query: self.heads, key_value: self.kv_heads, dim: self.head_dim };
-            let (q, k) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?);
+            let flat = |y: Tensor| y.flatten_from(2);
+            let q = flat(self.head_norm(
+                self.q_norm.as_ref(),
+                self.q_proj.forward(x)?,
+                self.heads,
+                pass.path,
+            )?)?;
+            let k = flat(self.head_norm(
+                self.k_norm.as_ref(),
+                self.k_proj.forward(x)?,
+                self.kv_heads,
+                pass.path,
+            )?)?;
             let y = attention(&q, &k, &self.v_proj.forward(x)?, documents, heads)?;
             return self.project(y);
         }
         // [b, t, heads · d] -> [b, heads, t, d]
-        let split = |y: Tensor, heads| y.reshape((b, t, heads, self.head_dim))?.transpose(1, 2);
-        let q = rotate(&split(self.q_proj.forward(x)?, self.heads)?, pass)?;
-        let k = rotate(&split(self.k_proj.forward(x)?, self.kv_heads)?, pass)?;
-        let v = split(self.v_proj.forward(x)?, self.kv_heads)?;
+        let heads = |y: Tensor, norm: Option<&RmsNorm>, heads| {
+            self.head_norm(norm, y, heads, pass.path)?.transpose(1, 2)
+        };
+        let q = rotate(&heads(self.q_proj.forward(x)?, self.q_norm.as_ref(), self.heads)?, pass)?;
+        let k = rotate(&heads(self.k_proj.forward(x)?, self.k_norm.as_ref(), self.kv_heads)?, pass)?;
+        let v = heads(self.v_proj.forward(x)?, None, self.kv_heads)?;
         let (k, v) = match cache {
             Some((cache, layer)) => cache.append(layer, &k, &v)?,
             None => (k.contiguous()?, v.contiguous()?),
@@ -67,6 +86,16 @@ impl Attention {
         // each [b, heads, len, d] -> [b, t, heads · d]
         let y = if chunks.len() == 1 { chunks.remove(0) } else { Tensor::cat(&chunks, 2)? };
         self.project(y.transpose(1, 2)?.reshape((b, t, self.heads * self.head_dim))?)
+    }
+
+    /// The heads of a projection `[b, t, heads · d]`, as `[b, t, heads, d]`, normalised where `norm` is given.
+    fn head_norm(&self, norm: Option<&RmsNorm>, y: Tensor, heads: usize, path: Path) -> Result<Tensor> {
+        let (b, t, _) = y.dims3()?;
+        let y = y.reshape((b, t, heads, self.head_dim))?;
+        match norm {
+            Some(norm) => norm.forward(&y, path),
+            None => Ok(y),
+        }
     }
 
     /// The output projection of all heads' results, `[b, t, heads · d]`.

@@ -1,13 +1,15 @@
 //! One decoder block, with the masks of a model that is still growing.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
 use crate::model::attention::Attention;
 use crate::model::forward_context::Pass;
 use crate::model::kv_cache::KvCache;
+use crate::model::linear::Linear;
 use crate::model::masks::BlockMasks;
 use crate::model::mlp::Mlp;
 use crate::model::rms_norm::RmsNorm;
+use flm_checkpoint::{Part, TeleFlmConfig};
 
 /// One decoder block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Debug, Clone)]
@@ -25,6 +27,49 @@ pub struct Block {
 }
 
 impl Block {
+    /// Puts a block together of the parts that the family of `config` has: `matrix` gives projections,
+    /// `vector` gains and biases. It has no masks.
+    ///
+    /// # Errors
+    /// The first that `matrix` or `vector` fails with.
+    pub fn assemble<E>(
+        config: &TeleFlmConfig,
+        mut matrix: impl FnMut(Part) -> Result<Tensor, E>,
+        mut vector: impl FnMut(Part) -> Result<Tensor, E>,
+    ) -> Result<Self, E> {
+        let parts: Vec<Part> = config.block_parts().collect();
+        let mut optional = |part| parts.contains(&part).then(|| vector(part)).transpose();
+        let mut linear = |part, bias| Ok(Linear::new(matrix(part)?).with_bias(optional(bias)?));
+        let (q_proj, k_proj) = (linear(Part::QProj, Part::QBias)?, linear(Part::KProj, Part::KBias)?);
+        let (v_proj, o_proj) = (linear(Part::VProj, Part::VBias)?, linear(Part::OProj, Part::OBias)?);
+        let mlp = Mlp {
+            gate_proj: linear(Part::GateProj, Part::GateBias)?,
+            up_proj: linear(Part::UpProj, Part::UpBias)?,
+            down_proj: linear(Part::DownProj, Part::DownBias)?,
+            mask: None,
+        };
+        let norm = |gain| RmsNorm::new(gain, config.rms_norm_eps);
+        let (q_norm, k_norm) = (optional(Part::QNorm)?.map(norm), optional(Part::KNorm)?.map(norm));
+        Ok(Self {
+            input_layernorm: norm(vector(Part::InputLayernorm)?),
+            self_attn: Attention {
+                q_proj,
+                k_proj,
+                v_proj,
+                o_proj,
+                q_norm,
+                k_norm,
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                mask: None,
+            },
+            post_attention_layernorm: norm(vector(Part::PostAttentionLayernorm)?),
+            mlp,
+            masks: None,
+        })
+    }
+
     /// The same block with these masks, or with none.
     pub fn with_masks(mut self, masks: Option<BlockMasks>) -> Self {
         self.set_masks(masks);
@@ -42,7 +87,12 @@ impl Block {
     }
 
     /// `x` is the residual stream, `[b, t, hidden_size]`.
-    pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<(&mut KvCache, usize)>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        pass: &Pass,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> candle_core::Result<Tensor> {
         let y = self.self_attn.forward(&self.input_layernorm.forward(x, pass.path)?, pass, cache)?;
         let x = (x + self.masked(y)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x, pass.path)?)?;
@@ -50,7 +100,7 @@ impl Block {
     }
 
     /// A sub-layer's output as it is added to the residual stream.
-    fn masked(&self, y: Tensor) -> Result<Tensor> {
+    fn masked(&self, y: Tensor) -> candle_core::Result<Tensor> {
         let Some(masks) = &self.masks else { return Ok(y) };
         let y = match &masks.hidden {
             Some(mask) => y.broadcast_mul(mask)?,

@@ -98,7 +98,7 @@ impl CausalLm {
         };
         Ok(Self {
             path: if dtype == DType::F64 { Path::Differentiable } else { Path::Fused },
-            rotary: Rotary::new(config.head_dim, config.rope_theta),
+            rotary: Rotary::of(&config),
             device: device.clone(),
             lm_head: Linear::new(lm_head),
             config,

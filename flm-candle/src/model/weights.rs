@@ -4,14 +4,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::model::attention::Attention;
 use crate::model::block::Block;
 use crate::model::error::ModelError;
-use crate::model::linear::Linear;
 use crate::model::masks::BlockMasks;
-use crate::model::mlp::Mlp;
 use crate::model::rms_norm::RmsNorm;
-use flm_checkpoint::Checkpoint;
+use flm_checkpoint::{Checkpoint, Part, TensorId};
 
 /// Reads the model's parts from a checkpoint to a device, in the dtype that they compute in.
 #[derive(Debug, Clone)]
@@ -56,41 +53,27 @@ impl WeightLoader {
 
     /// A norm; its gain has the compute dtype, except that a gain stored in f32 stays f32 in bf16.
     pub(super) fn norm(&self, name: &str, eps: f64) -> Result<RmsNorm, ModelError> {
+        Ok(RmsNorm::new(self.gain(name)?, eps))
+    }
+
+    fn gain(&self, name: &str) -> Result<Tensor, ModelError> {
         let stored = self.checkpoint.tensor(name, &self.device)?;
         let wide = matches!(stored.dtype(), DType::F32 | DType::F64);
         let dtype = if self.compute == DType::BF16 && wide { DType::F32 } else { self.compute };
-        Ok(RmsNorm::new(stored.to_dtype(dtype)?, eps))
+        Ok(stored.to_dtype(dtype)?)
     }
 
     /// Block `layer`.
     pub(super) fn block(&self, layer: usize) -> Result<Block, ModelError> {
         let config = self.checkpoint.config();
-        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let linear = |part: &str| self.matrix(&name(part)).map(Linear::new);
-        let norm = |part: &str| self.norm(&name(part), config.rms_norm_eps);
+        let name = |part| TensorId::Block(layer, part).name();
+        let matrix = |part: Part| self.matrix(&name(part));
+        let vector = |part: Part| match part.is_bias() {
+            true => Ok(self.checkpoint.tensor(&name(part), &self.device)?.to_dtype(self.compute)?),
+            false => self.gain(&name(part)),
+        };
         let masks =
             config.growth.as_ref().map(|g| BlockMasks::new(g, config, layer, self.compute, &self.device));
-        let block = Block {
-            input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention {
-                q_proj: linear("self_attn.q_proj")?,
-                k_proj: linear("self_attn.k_proj")?,
-                v_proj: linear("self_attn.v_proj")?,
-                o_proj: linear("self_attn.o_proj")?,
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-                mask: None,
-            },
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: Mlp {
-                gate_proj: linear("mlp.gate_proj")?,
-                up_proj: linear("mlp.up_proj")?,
-                down_proj: linear("mlp.down_proj")?,
-                mask: None,
-            },
-            masks: None,
-        };
-        Ok(block.with_masks(masks.transpose()?))
+        Ok(Block::assemble(config, matrix, vector)?.with_masks(masks.transpose()?))
     }
 }

@@ -8,6 +8,11 @@ use crate::config::{ModelType, TeleFlmConfig};
 const TELE_FLM_KEYS: [&str; 5] = ["auto_map", "use_mup", "input_mult", "output_mult", "mup_scale_factor"];
 
 impl TeleFlmConfig {
+    /// Whether a block has the nine tensors of the first Llama and nothing else.
+    pub fn is_plain_llama(&self) -> bool {
+        !(self.qkv_bias || self.attention_output_bias || self.mlp_bias || self.qk_norm)
+    }
+
     /// The config of a `LlamaForCausalLM` of the same shape: no multipliers, no code of its own.
     ///
     /// It is the same function only where the weights have taken the multipliers over.
@@ -21,7 +26,7 @@ impl TeleFlmConfig {
         for key in TELE_FLM_KEYS {
             config.raw.shift_remove(key);
         }
-        config.set_raw("architectures", json!(["LlamaForCausalLM"]));
+        config.set_raw("architectures", json!([config.model_type.family().architecture]));
         config
     }
 
@@ -30,9 +35,10 @@ impl TeleFlmConfig {
     pub fn to_tele_flm(&self, multipliers: [f64; 3]) -> Self {
         let mut config =
             Self { model_type: ModelType::TeleFlm, use_mup: true, ..self.with_multipliers(multipliers) };
-        let names = |v: &Value| v.as_array().is_some_and(|l| l.iter().any(|n| n == "TeleFLMForCausalLM"));
+        let architecture = config.model_type.family().architecture;
+        let names = |v: &Value| v.as_array().is_some_and(|l| l.iter().any(|n| n == architecture));
         if !config.raw.get("architectures").is_some_and(names) {
-            config.set_raw("architectures", json!(["TeleFLMForCausalLM"]));
+            config.set_raw("architectures", json!([architecture]));
         }
         config
     }

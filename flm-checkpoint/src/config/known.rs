@@ -39,6 +39,7 @@ const READ: &[&str] = &[
     "num_hidden_layers",
     "num_key_value_heads",
     "num_local_experts",
+    "original_max_position_embeddings",
     "output_mult",
     "parallel_attn",
     "partial_rotary_factor",

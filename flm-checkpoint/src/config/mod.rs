@@ -1,16 +1,16 @@
 //! The model's shape and multipliers: the Hub's `config.json`, read and written without loss.
 
 mod architecture;
+mod family;
 mod known;
 pub(crate) mod masks;
 pub(crate) mod preset;
+pub(crate) mod rope;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::tensor_id::EMBED_TOKENS;
-use crate::tensor_id::FINAL_NORM;
-use crate::tensor_id::LM_HEAD;
-use crate::tensor_id::TensorShape;
+use crate::config::rope::RopeScaling;
+use crate::tensor_id::{Axis, Part, TensorId, TensorShape};
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ pub enum ConfigError {
         expected: &'static str,
     },
     /// `model_type` names an architecture that is not implemented.
-    #[error("config.json: model_type is {0:?}; supported are \"TeleFLM\" and \"llama\"")]
+    #[error("config.json: model_type is {0:?}; supported are {families}", families = family::names())]
     ModelType(String),
     /// A feature that changes the function and is not implemented.
     #[error("config.json: {0} is not supported")]
@@ -56,26 +56,22 @@ pub enum ConfigError {
     Inconsistent(String),
 }
 
-/// The architectures that are one decoder with two settings.
+/// The families of models that are one decoder with different parts, by config.json's `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelType {
     /// Tele-FLM: Llama with µP multipliers on the embedding and the logits.
     TeleFlm,
-    /// Plain Llama; opened as Tele-FLM with `use_mup = false`.
+    /// Llama 1 to 3, and what is Llama by name; opened as Tele-FLM with `use_mup = false`.
     Llama,
+    /// Mistral without a sliding window: Llama under another name.
+    Mistral,
+    /// Qwen 2 and 2.5: Llama with biases on queries, keys and values.
+    Qwen2,
+    /// Qwen 3, dense: Llama with RMSNorm on every query and key head.
+    Qwen3,
 }
 
-impl ModelType {
-    /// The value of `model_type` in config.json.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TeleFlm => "TeleFLM",
-            Self::Llama => "llama",
-        }
-    }
-}
-
-/// Shape, multipliers and constants of a Tele-FLM or Llama decoder.
+/// Shape, parts, multipliers and constants of a decoder.
 ///
 /// Fields are the Hub's names. Keys of `config.json` that have no field are kept and written
 /// back by [`TeleFlmConfig::to_json`], in their order.
@@ -109,6 +105,16 @@ pub struct TeleFlmConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies are stretched for longer contexts.
+    pub rope_scaling: RopeScaling,
+    /// Whether queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection of attention has a bias.
+    pub attention_output_bias: bool,
+    /// Whether the three matrices of the feed-forward layer have biases.
+    pub mlp_bias: bool,
+    /// Whether each query and key head is normalised, with one gain for all heads.
+    pub qk_norm: bool,
     /// Whether `lm_head` is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the three multipliers apply.
@@ -153,14 +159,17 @@ impl TeleFlmConfig {
     fn from_map(raw: Map<String, Value>) -> Result<Self, ConfigError> {
         let keys = Keys(&raw);
         let model_type = match raw.get("model_type").and_then(Value::as_str) {
-            Some("TeleFLM") => ModelType::TeleFlm,
-            Some("llama") => ModelType::Llama,
-            Some(other) => return Err(ConfigError::ModelType(other.chars().take(80).collect())),
+            Some(name) => {
+                ModelType::of(name).ok_or_else(|| ConfigError::ModelType(name.chars().take(80).collect()))?
+            }
             None => return Err(ConfigError::Missing("model_type")),
         };
-        for key in ["attention_bias", "mlp_bias"] {
-            if keys.boolean(key)?.unwrap_or(false) {
-                return Err(ConfigError::Unsupported(format!("`{key}` = true")));
+        let family = model_type.family();
+        let attention_bias = family.attention_bias_key && keys.boolean("attention_bias")?.unwrap_or(false);
+        let mlp_bias = family.mlp_bias_key && keys.boolean("mlp_bias")?.unwrap_or(false);
+        for (key, read) in [("attention_bias", attention_bias), ("mlp_bias", mlp_bias)] {
+            if !read && keys.boolean(key)?.unwrap_or(false) {
+                return Err(ConfigError::Unsupported(format!("`{key}` = true of a {}", family.name)));
             }
         }
         if let Some(act) =
@@ -169,26 +178,11 @@ impl TeleFlmConfig {
             return Err(ConfigError::Unsupported(format!("`hidden_act` = {}", short(act))));
         }
         unsupported(&raw)?;
-        for key in ["rope_scaling", "rope_parameters"] {
-            let Some(scaling) = raw.get(key).filter(|v| !v.is_null()) else { continue };
-            let kind =
-                scaling.get("rope_type").or_else(|| scaling.get("type")).filter(|kind| !kind.is_null());
-            // without a type there may be the base and nothing else
-            let other = scaling.as_object().and_then(|object| {
-                object.keys().find(|key| !["rope_theta", "rope_type", "type"].contains(&key.as_str()))
-            });
-            let default = match kind.map(Value::as_str) {
-                Some(kind) => kind == Some("default"),
-                None => other.is_none(),
-            };
-            if !scaling.is_object() || !default {
-                return Err(ConfigError::Unsupported(format!("`{key}` = {}", short(scaling))));
-            }
-        }
         let num_attention_heads = keys.size("num_attention_heads")?;
         let hidden_size = keys.size("hidden_size")?;
         let head_dim = match keys.optional_size("head_dim")? {
             Some(d) => d,
+            None if family.head_dim.is_some() => family.head_dim.unwrap_or_default(),
             None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
             None => {
                 return Err(ConfigError::Inconsistent(format!(
@@ -212,22 +206,35 @@ impl TeleFlmConfig {
             (Some(theta), ..) | (None, Some(theta), _) | (None, None, Some(theta)) => theta,
             (None, None, None) => 10_000.0,
         };
+        // LlamaConfig's defaults; the first Llama's files said max_sequence_length
+        let max_position_embeddings = match keys.optional_size("max_position_embeddings")? {
+            Some(length) => length,
+            None => keys.optional_size("max_sequence_length")?.unwrap_or(family.max_position_embeddings),
+        };
+        if let Some(window) = family.window(&raw).filter(|&window| window < max_position_embeddings as u64) {
+            return Err(ConfigError::Unsupported(format!(
+                "`sliding_window` = {window}, below max_position_embeddings = {max_position_embeddings},"
+            )));
+        }
         let config = Self {
             model_type,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
             num_hidden_layers: keys.size("num_hidden_layers")?,
             num_attention_heads,
-            num_key_value_heads: keys.optional_size("num_key_value_heads")?.unwrap_or(num_attention_heads),
+            num_key_value_heads: keys
+                .optional_size("num_key_value_heads")?
+                .unwrap_or(family.num_key_value_heads.unwrap_or(num_attention_heads)),
             head_dim,
             vocab_size: keys.size("vocab_size")?,
-            // LlamaConfig's defaults; the first Llama's files said max_sequence_length
-            max_position_embeddings: match keys.optional_size("max_position_embeddings")? {
-                Some(length) => length,
-                None => keys.optional_size("max_sequence_length")?.unwrap_or(2048),
-            },
+            max_position_embeddings,
             rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta,
+            rope_scaling: RopeScaling::read(&raw, max_position_embeddings)?,
+            qkv_bias: family.qkv_bias || attention_bias,
+            attention_output_bias: attention_bias,
+            mlp_bias,
+            qk_norm: family.qk_norm,
             tie_word_embeddings: keys.boolean("tie_word_embeddings")?.unwrap_or(false),
             use_mup,
             input_mult: multiplier("input_mult")?,
@@ -316,36 +323,56 @@ impl TeleFlmConfig {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// The nine tensors of block `layer`, in the order of the forward pass.
+    /// The size of a dimension.
+    pub fn size(&self, axis: Axis) -> usize {
+        match axis {
+            Axis::Hidden => self.hidden_size,
+            Axis::Query => self.query_width(),
+            Axis::KeyValue => self.key_value_width(),
+            Axis::HeadDim => self.head_dim,
+            Axis::Ffn => self.intermediate_size,
+            Axis::Vocab => self.vocab_size,
+        }
+    }
+
+    /// The parts of a block, in the order of the forward pass.
+    pub fn block_parts(&self) -> impl Iterator<Item = Part> {
+        let (attention, output, mlp, norms) =
+            (self.qkv_bias, self.attention_output_bias, self.mlp_bias, self.qk_norm);
+        Part::ALL.into_iter().filter(move |part| match part {
+            Part::QBias | Part::KBias | Part::VBias => attention,
+            Part::OBias => output,
+            Part::GateBias | Part::UpBias | Part::DownBias => mlp,
+            Part::QNorm | Part::KNorm => norms,
+            Part::InputLayernorm
+            | Part::QProj
+            | Part::KProj
+            | Part::VProj
+            | Part::OProj
+            | Part::PostAttentionLayernorm
+            | Part::GateProj
+            | Part::UpProj
+            | Part::DownProj => true,
+        })
+    }
+
+    /// The tensors of block `layer`, in the order of [`TeleFlmConfig::block_parts`].
     pub fn block_tensors(&self, layer: usize) -> Vec<TensorShape> {
-        let (d, f, q, kv) =
-            (self.hidden_size, self.intermediate_size, self.query_width(), self.key_value_width());
-        [
-            ("input_layernorm", vec![d]),
-            ("self_attn.q_proj", vec![q, d]),
-            ("self_attn.k_proj", vec![kv, d]),
-            ("self_attn.v_proj", vec![kv, d]),
-            ("self_attn.o_proj", vec![d, q]),
-            ("post_attention_layernorm", vec![d]),
-            ("mlp.gate_proj", vec![f, d]),
-            ("mlp.up_proj", vec![f, d]),
-            ("mlp.down_proj", vec![d, f]),
-        ]
-        .into_iter()
-        .map(|(part, shape)| TensorShape { name: format!("model.layers.{layer}.{part}.weight"), shape })
-        .collect()
+        self.block_parts().map(|part| self.tensor(TensorId::Block(layer, part))).collect()
+    }
+
+    fn tensor(&self, id: TensorId) -> TensorShape {
+        TensorShape { name: id.name(), shape: id.axes().iter().map(|&axis| self.size(axis)).collect() }
     }
 
     /// Every tensor that a checkpoint of this config holds: embedding, blocks, final norm, head.
     ///
     /// A tied head is not listed. The order is that of the forward pass.
     pub fn tensors(&self) -> impl Iterator<Item = TensorShape> + '_ {
-        let named = |name: &str, shape: Vec<usize>| TensorShape { name: name.into(), shape };
-        let (v, d) = (self.vocab_size, self.hidden_size);
-        std::iter::once(named(EMBED_TOKENS, vec![v, d]))
+        std::iter::once(self.tensor(TensorId::Embedding))
             .chain((0..self.num_hidden_layers).flat_map(|i| self.block_tensors(i)))
-            .chain(std::iter::once(named(FINAL_NORM, vec![d])))
-            .chain((!self.tie_word_embeddings).then(|| named(LM_HEAD, vec![v, d])))
+            .chain(std::iter::once(self.tensor(TensorId::FinalNorm)))
+            .chain((!self.tie_word_embeddings).then(|| self.tensor(TensorId::Head)))
     }
 
     /// Number of parameters of one block.
@@ -359,15 +386,21 @@ impl TeleFlmConfig {
     }
 
     fn checked_parameter_count(&self) -> Result<u64, ConfigError> {
-        let product = |shape: &[usize]| shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
-        let sum = |shapes: &[&[usize]]| shapes.iter().try_fold(0u64, |n, s| n.checked_add(product(s)?));
         let count = || {
-            let (d, f, l) = (self.hidden_size, self.intermediate_size, self.num_hidden_layers as u64);
-            let q = self.num_attention_heads.checked_mul(self.head_dim)?;
-            let kv = self.num_key_value_heads.checked_mul(self.head_dim)?;
-            let block = sum(&[&[2, d], &[2, q, d], &[2, kv, d], &[3, f, d]])?;
-            let heads = if self.tie_word_embeddings { 1 } else { 2 };
-            let total = block.checked_mul(l)?.checked_add(sum(&[&[heads, self.vocab_size, d], &[d]])?)?;
+            self.num_attention_heads.checked_mul(self.head_dim)?;
+            let product = |id: TensorId| {
+                id.axes().iter().try_fold(1u64, |n, &axis| n.checked_mul(self.size(axis) as u64))
+            };
+            let mut total = self
+                .block_parts()
+                .try_fold(0u64, |n, part| n.checked_add(product(TensorId::Block(0, part))?))?
+                .checked_mul(self.num_hidden_layers as u64)?;
+            for id in [TensorId::Embedding, TensorId::FinalNorm] {
+                total = total.checked_add(product(id)?)?;
+            }
+            if !self.tie_word_embeddings {
+                total = total.checked_add(product(TensorId::Head)?)?;
+            }
             // eight bytes a parameter, the widest dtype, must be a file size that systems can express
             (total < (i64::MAX / 8) as u64).then_some(total)
         };
@@ -463,12 +496,19 @@ impl TeleFlmConfig {
         ] {
             put(key, size.into(), false);
         }
-        let same_heads = self.num_key_value_heads == self.num_attention_heads;
+        let same_heads = self.num_key_value_heads
+            == self.model_type.family().num_key_value_heads.unwrap_or(self.num_attention_heads);
         put("num_key_value_heads", self.num_key_value_heads.into(), same_heads);
-        put("head_dim", self.head_dim.into(), self.head_dim * self.num_attention_heads == self.hidden_size);
+        let family = self.model_type.family();
+        let implied = match family.head_dim {
+            Some(implied) => self.head_dim == implied,
+            None => self.head_dim * self.num_attention_heads == self.hidden_size,
+        };
+        put("head_dim", self.head_dim.into(), implied);
         put("rms_norm_eps", self.rms_norm_eps.into(), false);
         // Tele-FLM's own code is of transformers 4, which knows no inner one
-        let implied = if nested { self.model_type == ModelType::Llama } else { self.rope_theta == 10_000.0 };
+        let implied =
+            if nested { self.model_type != ModelType::TeleFlm } else { self.rope_theta == 10_000.0 };
         put("rope_theta", self.rope_theta.into(), implied);
         put("tie_word_embeddings", self.tie_word_embeddings.into(), !self.tie_word_embeddings);
         put("use_mup", self.use_mup.into(), !self.use_mup);

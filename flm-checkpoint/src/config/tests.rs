@@ -3,6 +3,7 @@
 use super::*;
 use crate::PRESETS;
 use crate::preset;
+use crate::tensor_id::LM_HEAD;
 
 fn released(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/configs").join(name);
@@ -84,7 +85,7 @@ fn each_wrong_value_names_its_key() {
         ("vocab_size", Value::from(1.5), "`vocab_size` is 1.5"),
         ("rms_norm_eps", Value::from(-1e-5), "`rms_norm_eps`"),
         ("rope_theta", Value::from(0.0), "`rope_theta` is 0"),
-        ("rope_scaling", serde_json::json!({"type": "linear", "factor": 2.0}), "`rope_scaling`"),
+        ("rope_scaling", serde_json::json!({"type": "dynamic", "factor": 2.0}), "`rope_scaling`"),
         ("hidden_act", Value::from("gelu"), "`hidden_act` = \"gelu\""),
         ("attention_bias", Value::from(true), "`attention_bias` = true"),
         ("model_type", Value::from("gpt2"), "model_type is \"gpt2\""),
@@ -175,6 +176,10 @@ fn the_base_of_rotary_is_the_inner_one_and_written_in_both_places() {
     for more in [
         r#","rope_parameters":{"rope_theta":300,"rope_type":"llama3","factor":8}"#,
         r#","rope_scaling":{"factor":8}"#,
+        r#","rope_scaling":{"rope_type":"linear"}"#,
+        r#","rope_scaling":{"rope_type":"linear","factor":0}"#,
+        r#","rope_scaling":{"rope_type":"yarn","factor":4,"short_factor":[1]}"#,
+        r#","rope_scaling":{"rope_type":"longrope","factor":4}"#,
         r#","rope_scaling":"linear""#,
     ] {
         assert!(parsed(more).is_err(), "{more}");
@@ -231,4 +236,54 @@ fn classes_in_code_that_is_left_behind_are_not_named() {
     assert!(!text.contains("configuration.C") && text.contains("o/r--modeling.M"), "{text}");
     let config = parsed(r#","auto_map":{"AutoConfig":"configuration.C"}"#).unwrap();
     assert!(!config.to_json_without_code().contains("auto_map"));
+}
+
+/// Defaults and windows as in the configuration classes of transformers 5.23.
+#[test]
+fn families_have_their_parts_and_defaults() {
+    let family = |name: &str, more: &str| {
+        TeleFlmConfig::from_json(&format!(
+            "{{\"model_type\":\"{name}\",\"hidden_size\":64,\"intermediate_size\":32,\"num_hidden_layers\":2,\
+             \"num_attention_heads\":32,\"vocab_size\":64{more}}}"
+        ))
+    };
+    let ends = |name: &str, more: &str| {
+        let config = family(name, more).unwrap();
+        let names = config.block_tensors(1).into_iter().map(|t| t.name.replace("model.layers.1.", ""));
+        names.filter(|name| name.ends_with("bias") || name.contains("self_attn.q_norm")).collect::<Vec<_>>()
+    };
+    let qkv = ["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"];
+    assert_eq!(ends("llama", ""), [""; 0]);
+    assert_eq!(ends("llama", r#","attention_bias":true"#), [&qkv[..], &["self_attn.o_proj.bias"]].concat());
+    assert_eq!(
+        ends("llama", r#","mlp_bias":true"#),
+        ["mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias"]
+    );
+    assert_eq!(ends("qwen2", ""), qkv);
+    assert_eq!(ends("qwen3", ""), ["self_attn.q_norm.weight"]);
+    let qwen3 = family("qwen3", "").unwrap();
+    assert_eq!((qwen3.head_dim, qwen3.num_key_value_heads, qwen3.max_position_embeddings), (128, 32, 32_768));
+    assert_eq!(
+        qwen3.tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum::<u64>(),
+        qwen3.parameter_count()
+    );
+    assert_eq!(family("mistral", r#","sliding_window":null"#).unwrap().num_key_value_heads, 8);
+    assert!(family("mistral", r#","sliding_window":4096,"max_position_embeddings":4096"#).is_ok());
+    for (name, more, says) in [
+        ("mistral", "", "`sliding_window` = 4096, below max_position_embeddings = 131072"),
+        ("mistral", r#","sliding_window":8"#, "`sliding_window` = 8"),
+        ("qwen2", r#","use_sliding_window":true"#, "`use_sliding_window`"),
+        ("qwen2", r#","attention_bias":true"#, "`attention_bias` = true of a qwen2"),
+        ("qwen3_moe", "", "\"qwen3_moe\"; supported are \"TeleFLM\", \"llama\""),
+    ] {
+        let error = family(name, more).unwrap_err().to_string();
+        assert!(error.contains(says), "{name} {more}: {error}");
+    }
+    for name in ["llama", "mistral", "qwen2", "qwen3"] {
+        let config = family(name, r#","sliding_window":null,"rope_theta":5000.0"#).unwrap();
+        assert_eq!(config.model_type.as_str(), name);
+        let again = TeleFlmConfig::from_json(&config.to_json()).unwrap();
+        assert_eq!(again.to_json(), config.to_json());
+        assert_eq!(again.block_tensors(0), config.block_tensors(0));
+    }
 }

@@ -84,6 +84,8 @@ fn layout(src: &Checkpoint, dst: &Checkpoint) -> Option<TargetLayout> {
             output_mult: to.logit_scale(),
             mup_scale_factor: 1.0,
         }),
+        // the comparison of config.json tells the difference
+        ModelType::Mistral | ModelType::Qwen2 | ModelType::Qwen3 => None,
     }
 }
 
@@ -101,6 +103,11 @@ fn config_differences(expected: &TeleFlmConfig, got: &TeleFlmConfig) -> Vec<Diff
             ("vocab_size", c.vocab_size.to_string()),
             ("rms_norm_eps", c.rms_norm_eps.to_string()),
             ("rope_theta", c.rope_theta.to_string()),
+            ("rope_scaling", format!("{:?}", c.rope_scaling)),
+            ("biases of attention, its output, the feed-forward layer", {
+                format!("{}, {}, {}", c.qkv_bias, c.attention_output_bias, c.mlp_bias)
+            }),
+            ("norms of heads", c.qk_norm.to_string()),
             ("tie_word_embeddings", c.tie_word_embeddings.to_string()),
             ("input_mult", c.input_scale().to_string()),
             ("output_mult / mup_scale_factor", c.logit_scale().to_string()),

@@ -75,10 +75,18 @@ fn target_config(src: &Checkpoint, layout: Option<TargetLayout>) -> Result<TeleF
     if src.config().growth.is_some() {
         return Err(CheckpointError::Masked { dir: src.dir().into() });
     }
+    let config = src.config();
+    if !config.is_plain_llama() {
+        let layout = match layout {
+            TargetLayout::Llama => "llama",
+            TargetLayout::TeleFlm { .. } => "tele-flm",
+        };
+        return Err(CheckpointError::NoLayout { family: config.model_type.as_str(), layout });
+    }
     let config = match layout {
-        TargetLayout::Llama => src.config().to_llama(),
+        TargetLayout::Llama => config.to_llama(),
         TargetLayout::TeleFlm { input_mult, output_mult, mup_scale_factor } => {
-            src.config().to_tele_flm([input_mult, output_mult, mup_scale_factor])
+            config.to_tele_flm([input_mult, output_mult, mup_scale_factor])
         }
     };
     config.validate()?;

@@ -19,6 +19,14 @@ pub enum ExportError {
     /// candle refused to quantise.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+    /// llama.cpp's architecture of this name lacks something that the model has.
+    #[error("llama.cpp's {family} has no {what} of attention")]
+    NoArchitecture {
+        /// Value of `model_type` in config.json.
+        family: &'static str,
+        /// What it lacks.
+        what: &'static str,
+    },
     /// The checkpoint is still growing.
     #[error("config.json has masks (key `growth`), which GGUF cannot express: run `flm fold` first")]
     Masked,

@@ -16,9 +16,9 @@ use crate::gguf::container::{ALIGNMENT, Metadata};
 use crate::gguf::error::ExportError;
 use crate::gguf::{Result, vocabulary};
 use flm_candle::Vocabulary;
-use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::{Checkpoint, TensorEntry};
 use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_checkpoint::{ModelType, Part, RopeScaling, TeleFlmConfig, TensorId};
 
 /// Bytes of the three keys of a file among several, and of its padding.
 const SPLIT_BYTES: u64 = 160;
@@ -104,6 +104,7 @@ impl GgufPlan {
         if let Some(problem) = src.shape_problems().into_iter().next() {
             return Err(problem.into());
         }
+        let architecture = Architecture::of(config)?;
         let (input, output) = (config.input_scale(), config.logit_scale());
         let tied = config.tie_word_embeddings;
         if tied && input == 0.0 {
@@ -138,10 +139,14 @@ impl GgufPlan {
             }
             let elements = entry.shape.iter().map(|&n| n as u64).product::<u64>();
             let nbytes = elements / dtype.block_size() as u64 * dtype.type_size() as u64;
-            let rotary = [".q_proj.weight", ".k_proj.weight"].iter().any(|end| tensor.name.ends_with(end));
+            let id = TensorId::of(&tensor.name);
+            let rotary =
+                matches!(id, Some(TensorId::Block(_, Part::QProj | Part::QBias | Part::KProj | Part::KBias)))
+                    && architecture.pairs;
             plan.tensors.push(GgufTensor {
                 name,
                 source: tensor.name,
+                values: None,
                 shape: entry.shape.clone(),
                 dtype,
                 factor,
@@ -150,12 +155,14 @@ impl GgufPlan {
                 nbytes,
             });
         }
+        plan.tensors.extend(rope_factors(config));
         for ((columns, wanted, got), count) in fallbacks {
             plan.notes.push(format!(
                 "{count} tensors are stored as {got}, not {wanted}: their rows of {columns} are no whole blocks"
             ));
         }
-        plan.metadata = metadata(config, &plan.tensors, options)?;
+        plan.metadata = metadata(config, architecture, &plan.tensors, options)?;
+        plan.notes.extend(rope_notes(config));
         let (tokenizer, notes) = match vocabulary {
             Some(vocabulary) => vocabulary::metadata(vocabulary, config, options.pre.as_deref())?,
             None => (
@@ -330,36 +337,105 @@ fn is_power_of_two(factor: f64) -> bool {
     factor.is_normal() && factor.to_bits().trailing_zeros() >= 52
 }
 
-/// The name that llama.cpp has for a tensor.
-fn gguf_name(name: &str) -> String {
-    let fixed = match name {
-        EMBED_TOKENS => Some("token_embd.weight"),
-        FINAL_NORM => Some("output_norm.weight"),
-        LM_HEAD => Some("output.weight"),
-        _ => None,
-    };
-    if let Some(fixed) = fixed {
-        return fixed.into();
-    }
-    let rest = name.trim_start_matches("model.layers.");
-    let (layer, part) = rest.split_once('.').unwrap_or((rest, ""));
-    let part = match part {
-        "input_layernorm.weight" => "attn_norm",
-        "self_attn.q_proj.weight" => "attn_q",
-        "self_attn.k_proj.weight" => "attn_k",
-        "self_attn.v_proj.weight" => "attn_v",
-        "self_attn.o_proj.weight" => "attn_output",
-        "post_attention_layernorm.weight" => "ffn_norm",
-        "mlp.gate_proj.weight" => "ffn_gate",
-        "mlp.up_proj.weight" => "ffn_up",
-        "mlp.down_proj.weight" => "ffn_down",
-        other => unreachable!("a tensor of the config without a name in GGUF: {other}"),
-    };
-    format!("blk.{layer}.{part}.weight")
+/// An architecture of llama.cpp.
+#[derive(Debug, Clone, Copy)]
+struct Architecture {
+    name: &'static str,
+    /// Whether neighbours are rotated together, not the halves of a head.
+    pairs: bool,
 }
 
-/// `general.*` and `llama.*`.
-fn metadata(config: &TeleFlmConfig, tensors: &[GgufTensor], options: &GgufOptions) -> Result<Metadata> {
+impl Architecture {
+    fn of(config: &TeleFlmConfig) -> Result<Self> {
+        let (name, biases) = match config.model_type {
+            // llama.cpp's llama reads biases where they are
+            ModelType::TeleFlm | ModelType::Llama | ModelType::Mistral => ("llama", true),
+            ModelType::Qwen2 => ("qwen2", true),
+            ModelType::Qwen3 => ("qwen3", false),
+        };
+        if !biases && config.qkv_bias {
+            return Err(ExportError::NoArchitecture { family: config.model_type.as_str(), what: "biases" });
+        }
+        Ok(Self { name, pairs: name == "llama" })
+    }
+}
+
+/// The name that llama.cpp has for a tensor.
+fn gguf_name(name: &str) -> String {
+    let part = match TensorId::of(name) {
+        Some(TensorId::Block(layer, part)) => {
+            let name = match part {
+                Part::InputLayernorm => "attn_norm.weight",
+                Part::QProj => "attn_q.weight",
+                Part::QBias => "attn_q.bias",
+                Part::KProj => "attn_k.weight",
+                Part::KBias => "attn_k.bias",
+                Part::VProj => "attn_v.weight",
+                Part::VBias => "attn_v.bias",
+                Part::QNorm => "attn_q_norm.weight",
+                Part::KNorm => "attn_k_norm.weight",
+                Part::OProj => "attn_output.weight",
+                Part::OBias => "attn_output.bias",
+                Part::PostAttentionLayernorm => "ffn_norm.weight",
+                Part::GateProj => "ffn_gate.weight",
+                Part::GateBias => "ffn_gate.bias",
+                Part::UpProj => "ffn_up.weight",
+                Part::UpBias => "ffn_up.bias",
+                Part::DownProj => "ffn_down.weight",
+                Part::DownBias => "ffn_down.bias",
+            };
+            return format!("blk.{layer}.{name}");
+        }
+        Some(TensorId::Embedding) => "token_embd.weight",
+        Some(TensorId::FinalNorm) => "output_norm.weight",
+        Some(TensorId::Head) => "output.weight",
+        None => name,
+    };
+    part.into()
+}
+
+/// What Llama 3.1's rotary frequencies are divided by, as llama.cpp takes it: a tensor.
+fn rope_factors(config: &TeleFlmConfig) -> Option<GgufTensor> {
+    let RopeScaling::Llama3 { .. } = config.rope_scaling else { return None };
+    let (head_dim, theta) = (config.head_dim, config.rope_theta);
+    let factor = |i: usize| {
+        let frequency = theta.powf(-2.0 * i as f64 / head_dim as f64);
+        config.rope_scaling.divisor(i, head_dim, theta, frequency) as f32
+    };
+    let values: Vec<f32> = (0..head_dim / 2).map(factor).collect();
+    Some(GgufTensor {
+        name: "rope_freqs.weight".into(),
+        source: String::new(),
+        shape: vec![values.len()],
+        dtype: GgmlDType::F32,
+        factor: 1.0,
+        head_dim: None,
+        offset: 0,
+        nbytes: 4 * values.len() as u64,
+        values: Some(values),
+    })
+}
+
+/// What of the rotary scaling llama.cpp computes by its own rule.
+fn rope_notes(config: &TeleFlmConfig) -> Option<String> {
+    let RopeScaling::Yarn { factor, attention_factor, truncate, .. } = config.rope_scaling else {
+        return None;
+    };
+    let usual = 1.0 + 0.1 * factor.max(1.0).ln();
+    ((attention_factor - usual).abs() > 1e-6 || !truncate).then(|| {
+        format!(
+            "llama.cpp computes YaRN's attention factor as {usual:.4}; the model has {attention_factor:.4}"
+        )
+    })
+}
+
+/// `general.*` and those of the architecture.
+fn metadata(
+    config: &TeleFlmConfig,
+    architecture: Architecture,
+    tensors: &[GgufTensor],
+    options: &GgufOptions,
+) -> Result<Metadata> {
     let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
     for tensor in tensors.iter().filter(|t| t.source.starts_with("model.layers.") && t.shape.len() == 2) {
         *sizes.entry(name_and_file_type(tensor.dtype).1).or_default() += tensor.nbytes;
@@ -367,7 +443,7 @@ fn metadata(config: &TeleFlmConfig, tensors: &[GgufTensor], options: &GgufOption
     let file_type = sizes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(0, |(file_type, _)| file_type);
     let mut out = Vec::new();
     let mut put = |key: &str, value| out.push((key.to_owned(), value));
-    put("general.architecture", Value::String("llama".into()));
+    put("general.architecture", Value::String(architecture.name.into()));
     put("general.type", Value::String("model".into()));
     if let Some(name) = &options.name {
         put("general.name", Value::String(name.clone()));
@@ -388,9 +464,25 @@ fn metadata(config: &TeleFlmConfig, tensors: &[GgufTensor], options: &GgufOption
         ("rope.dimension_count", "head_dim", config.head_dim),
     ] {
         let number = u32::try_from(value).map_err(|_| ExportError::TooLarge { key: of, value })?;
-        put(&format!("llama.{key}"), Value::U32(number));
+        put(&format!("{}.{key}", architecture.name), Value::U32(number));
     }
-    put("llama.attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps as f32));
-    put("llama.rope.freq_base", Value::F32(config.rope_theta as f32));
+    let mut put = |key: &str, value| out.push((format!("{}.{key}", architecture.name), value));
+    put("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps as f32));
+    put("rope.freq_base", Value::F32(config.rope_theta as f32));
+    match config.rope_scaling {
+        // Llama 3.1's is a tensor
+        RopeScaling::Default | RopeScaling::Llama3 { .. } => {}
+        RopeScaling::Linear { factor } => {
+            put("rope.scaling.type", Value::String("linear".into()));
+            put("rope.scaling.factor", Value::F32(factor as f32));
+        }
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original, .. } => {
+            put("rope.scaling.type", Value::String("yarn".into()));
+            put("rope.scaling.factor", Value::F32(factor as f32));
+            put("rope.scaling.original_context_length", Value::U32(original as u32));
+            put("rope.scaling.yarn_beta_fast", Value::F32(beta_fast as f32));
+            put("rope.scaling.yarn_beta_slow", Value::F32(beta_slow as f32));
+        }
+    }
     Ok(out)
 }

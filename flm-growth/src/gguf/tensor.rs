@@ -11,8 +11,10 @@ pub(crate) const NAMES: [&str; 11] =
 pub struct GgufTensor {
     /// Its name in the file.
     pub name: String,
-    /// Its name in the checkpoint.
+    /// Its name in the checkpoint; empty where `values` is given.
     pub source: String,
+    /// What it holds where that is no tensor of the checkpoint.
+    pub values: Option<Vec<f32>>,
     /// Rows first.
     pub shape: Vec<usize>,
     /// What it is stored as.

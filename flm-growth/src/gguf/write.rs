@@ -63,13 +63,18 @@ impl GgufPlan {
         for (file, staged) in self.files.iter().zip(&mut files) {
             staged.put(&file.header)?;
             for tensor in &self.tensors[file.tensors.clone()] {
-                let entry = src.entry(&tensor.source)?;
-                encoder.tensor(src, entry, tensor, |bytes, read| {
-                    staged.put(bytes)?;
-                    progress(read);
-                    Ok(())
-                })?;
-                damaged.extend(encoder.take_damage(&tensor.name));
+                if let Some(values) = &tensor.values {
+                    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                    staged.put(&bytes)?;
+                } else {
+                    let entry = src.entry(&tensor.source)?;
+                    encoder.tensor(src, entry, tensor, |bytes, read| {
+                        staged.put(bytes)?;
+                        progress(read);
+                        Ok(())
+                    })?;
+                    damaged.extend(encoder.take_damage(&tensor.name));
+                }
                 let padding = tensor.nbytes.next_multiple_of(ALIGNMENT) - tensor.nbytes;
                 staged.put(&[0; ALIGNMENT as usize][..padding as usize])?;
             }
@@ -103,7 +108,9 @@ impl Encoder {
         mut put: impl FnMut(&[u8], u64) -> Result<()>,
     ) -> Result<()> {
         let columns = tensor.shape.last().copied().unwrap_or(1);
-        let row = columns * entry.dtype.size_in_bytes();
+        // the rows of a bias are its values
+        let row_values = if tensor.shape.len() > 1 { columns } else { 1 };
+        let row = row_values * entry.dtype.size_in_bytes();
         let unit = row * tensor.head_dim.unwrap_or(1);
         let step = (CHUNK / unit.max(1)).max(1) * unit;
         let mut at = 0;

@@ -47,12 +47,15 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
         Rule { new_rows: rows, new_corner, ..rule }
     };
     match role {
+        Role::AttentionWriter | Role::FeedForwardWriter | Role::WriterBias if new_layer => {
+            Rule::silent(dtype)
+        }
         Role::Embedding => vocabulary(tile(context.embed_scale), context.embedding_rows()),
         Role::Head => vocabulary(reads(head_scale(context)), context.head_rows()),
-        Role::Norm => tile(1.0),
+        Role::Norm | Role::HeadNorm => tile(1.0),
+        Role::ReaderBias | Role::HeadReaderBias | Role::WriterBias => tile(1.0),
         Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, |_| Fill::Tile),
-        Role::Reader => reads(1.0 / hidden_copies(context)),
-        Role::AttentionWriter | Role::FeedForwardWriter if new_layer => Rule::silent(dtype),
+        Role::Reader | Role::HeadReader => reads(1.0 / hidden_copies(context)),
         Role::AttentionWriter => reads(1.0 / times(from.num_attention_heads, to.num_attention_heads)),
         Role::FeedForwardWriter => reads(1.0 / times(from.intermediate_size, to.intermediate_size)),
     }

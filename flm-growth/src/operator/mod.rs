@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use flm_checkpoint::GrowthMasks;
-use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_checkpoint::{Axis, Part, TensorId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
@@ -56,34 +56,54 @@ pub enum Role {
     Norm,
     /// The norm before the head.
     FinalNorm,
-    /// Query, key, value, gate, up: reads the normed residual stream.
+    /// Value, gate, up: reads the normed residual stream.
     Reader,
+    /// Query and key: reads it too, and some families normalise what comes out.
+    HeadReader,
     /// Output projection: reads heads, writes the residual stream.
     AttentionWriter,
     /// Down projection: reads feed-forward units, writes the residual stream.
     FeedForwardWriter,
+    /// Added to values or units.
+    ReaderBias,
+    /// Added to queries or keys.
+    HeadReaderBias,
+    /// Added to what is written to the residual stream.
+    WriterBias,
+    /// The norm of each query or key head, whose width never grows.
+    HeadNorm,
     Head,
 }
 
 impl Role {
-    /// The role of the tensor `name`, and its layer.
-    pub fn of(name: &str) -> Option<(Self, Option<usize>)> {
-        match name {
-            EMBED_TOKENS => return Some((Self::Embedding, None)),
-            FINAL_NORM => return Some((Self::FinalNorm, None)),
-            LM_HEAD => return Some((Self::Head, None)),
-            _ => {}
+    /// The role of a tensor: what its axes say.
+    pub fn of(id: TensorId) -> Self {
+        match id {
+            TensorId::Embedding => Self::Embedding,
+            TensorId::FinalNorm => Self::FinalNorm,
+            TensorId::Head => Self::Head,
+            TensorId::Block(_, part) => match (part.axes(), part.is_bias()) {
+                _ if matches!(part, Part::QProj | Part::KProj) => Self::HeadReader,
+                _ if matches!(part, Part::QBias | Part::KBias) => Self::HeadReaderBias,
+                ([Axis::Hidden, Axis::Query], _) => Self::AttentionWriter,
+                ([Axis::Hidden, _], _) => Self::FeedForwardWriter,
+                ([_, _], _) => Self::Reader,
+                ([Axis::Hidden], true) => Self::WriterBias,
+                ([_], true) => Self::ReaderBias,
+                ([Axis::HeadDim], false) => Self::HeadNorm,
+                _ => Self::Norm,
+            },
         }
-        let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        let role = match part.strip_suffix(".weight")? {
-            "input_layernorm" | "post_attention_layernorm" => Self::Norm,
-            "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" | "mlp.gate_proj"
-            | "mlp.up_proj" => Self::Reader,
-            "self_attn.o_proj" => Self::AttentionWriter,
-            "mlp.down_proj" => Self::FeedForwardWriter,
-            _ => return None,
+    }
+
+    /// The role of the tensor `name`, and its layer.
+    pub fn named(name: &str) -> Option<(Self, Option<usize>)> {
+        let id = TensorId::of(name)?;
+        let layer = match id {
+            TensorId::Block(layer, _) => Some(layer),
+            TensorId::Embedding | TensorId::FinalNorm | TensorId::Head => None,
         };
-        Some((role, Some(layer.parse().ok()?)))
+        Some((Self::of(id), layer))
     }
 }
 
@@ -105,6 +125,8 @@ pub struct Context {
     pub std: Std,
     /// What cancels between copies.
     pub noise: Option<Std>,
+    /// Whether query and key heads are normalised, with the eps of all norms.
+    pub normed_heads: bool,
 }
 
 impl Context {
@@ -125,6 +147,14 @@ impl Context {
             NewRows::Zero => Fill::Zero,
         }
     }
+}
+
+/// What queries and keys are multiplied by, where their norms' eps is multiplied by the square of `root`: then
+/// the norm's result is the same. A 16-bit dtype would round every weight, which costs more than the eps: it is
+/// left as it is, an error of at most eps / (2 · mean square of a head).
+pub(crate) fn normed_head_scale(normed_heads: bool, root: f64, dtype: Precision) -> f64 {
+    let wide = matches!(dtype, Precision::F32 | Precision::F64);
+    if normed_heads && (wide || dtype.holds_scaled(root)) { root } else { 1.0 }
 }
 
 /// What fills the blocks of a tensor.

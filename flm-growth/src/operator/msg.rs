@@ -17,7 +17,12 @@ pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
         Role::Head => vocabulary(context.head_scale, context.head_rows()),
         Role::Norm => Rule::gain(dtype, 1.0, Fill::Constant),
         Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, Fill::Constant),
-        Role::Reader | Role::AttentionWriter | Role::FeedForwardWriter => Rule::copy(dtype, 1.0, noise),
+        // new heads, units and entries are masked: a bias starts as a fresh model's
+        Role::ReaderBias | Role::HeadReaderBias | Role::WriterBias => Rule::copy(dtype, 1.0, Fill::Zero),
+        Role::HeadNorm => Rule::copy(dtype, 1.0, Fill::Zero),
+        Role::Reader | Role::HeadReader | Role::AttentionWriter | Role::FeedForwardWriter => {
+            Rule::copy(dtype, 1.0, noise)
+        }
     }
 }
 

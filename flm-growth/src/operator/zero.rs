@@ -11,7 +11,7 @@
 //!
 //! Without the change of eps the result is wrong by 35 % where the residual stream is small.
 
-use crate::operator::{Context, Role, Rule};
+use crate::operator::{Context, Role, Rule, normed_head_scale};
 use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
@@ -25,6 +25,11 @@ fn gain_scale(context: &Context) -> f64 {
     (context.from.hidden_size as f64 / context.to.hidden_size as f64).sqrt()
 }
 
+/// eps changes with the width, and the norms of heads have it too.
+fn query_scale(dtype: Precision, context: &Context) -> f64 {
+    normed_head_scale(context.normed_heads, gain_scale(context), dtype)
+}
+
 pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
     let noise = Fill::Normal(context.std);
     match role {
@@ -35,7 +40,14 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
         Role::Norm => Rule::gain(dtype, gain_scale(context), Fill::Constant),
         Role::FinalNorm => Rule::gain(dtype, gain_scale(context) * context.final_norm_scale, Fill::Constant),
         Role::Reader => Rule::copy(dtype, 1.0, noise),
-        Role::AttentionWriter | Role::FeedForwardWriter if new_layer => Rule::silent(dtype),
-        Role::AttentionWriter | Role::FeedForwardWriter => Rule::copy(dtype, 1.0, Fill::Zero),
+        Role::HeadReader => Rule::copy(dtype, query_scale(dtype, context), noise),
+        Role::HeadReaderBias => Rule::copy(dtype, query_scale(dtype, context), Fill::Zero),
+        Role::AttentionWriter | Role::FeedForwardWriter | Role::WriterBias if new_layer => {
+            Rule::silent(dtype)
+        }
+        Role::AttentionWriter | Role::FeedForwardWriter | Role::WriterBias => {
+            Rule::copy(dtype, 1.0, Fill::Zero)
+        }
+        Role::ReaderBias | Role::HeadNorm => Rule::copy(dtype, 1.0, Fill::Zero),
     }
 }

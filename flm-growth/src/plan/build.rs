@@ -49,7 +49,8 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
     };
     let shapes = plan.target_config(config)?;
     for tensor in shapes.tensors() {
-        let (role, layer) = Role::of(&tensor.name).ok_or(GrowthError::UnknownTensor(tensor.name.clone()))?;
+        let (role, layer) =
+            Role::named(&tensor.name).ok_or(GrowthError::UnknownTensor(tensor.name.clone()))?;
         let layer = layer.and_then(|l| plan.layers.get(l)).copied();
         let stored = source.tensor(&source_name(&tensor.name, layer, config.tie_word_embeddings))?;
         let new_layer = layer.is_some_and(|l| l.new);
@@ -159,6 +160,7 @@ fn context(
         token_rows,
         std: options.std,
         noise: options.noise.map(Std::Times),
+        normed_heads: config.qk_norm,
     };
     let head = options.operator.head_scale(&context);
     let stored = source.tensor(if config.tie_word_embeddings { EMBED_TOKENS } else { LM_HEAD })?.dtype;

@@ -1,5 +1,7 @@
 //! A forward pass in f64, written apart from the model.
 
+use flm_checkpoint::TeleFlmConfig;
+
 use crate::reference::Model;
 
 /// `[rows, cols]` · x.
@@ -13,10 +15,12 @@ fn rms_norm(x: &[f64], gain: &[f64], eps: f64, h: &[f64]) -> Vec<f64> {
 }
 
 /// Half-split rotary of one head.
-fn rotate(head: &mut [f64], position: usize, theta: f64) {
+fn rotate(head: &mut [f64], position: usize, c: &TeleFlmConfig) {
     let half = head.len() / 2;
     for i in 0..half {
-        let angle = position as f64 / theta.powf(2.0 * i as f64 / head.len() as f64);
+        let frequency = c.rope_theta.powf(-2.0 * i as f64 / head.len() as f64);
+        let angle =
+            position as f64 * frequency / c.rope_scaling.divisor(i, head.len(), c.rope_theta, frequency);
         let (a, b) = (head[i], head[i + half]);
         head[i] = a * angle.cos() - b * angle.sin();
         head[i + half] = b * angle.cos() + a * angle.sin();
@@ -50,6 +54,10 @@ impl Model {
             let new = masks.and_then(|m| m.layers.as_ref()).filter(|l| l.new.contains(&layer));
             let s = new.map_or(1.0, |l| l.mask);
             let w = |part: &str| self.values(&format!("model.layers.{layer}.{part}.weight"));
+            let bias = |part: &str| {
+                let name = format!("model.layers.{layer}.{part}.bias");
+                self.tensors.contains_key(&name).then(|| self.values(&name))
+            };
             let (gain, q, k, v, o) = (
                 w("input_layernorm"),
                 w("self_attn.q_proj"),
@@ -60,13 +68,26 @@ impl Model {
             let (mut queries, mut keys, mut values) = (vec![], vec![], vec![]);
             for (position, x) in stream.iter().enumerate() {
                 let y = rms_norm(x, &gain, c.rms_norm_eps, &hm);
-                let (mut query, mut key) = (matvec(&q, &y), matvec(&k, &y));
-                for head in query.chunks_mut(hd).chain(key.chunks_mut(hd)) {
-                    rotate(head, position, c.rope_theta);
+                let biased = |mut y: Vec<f64>, part: &str| {
+                    if let Some(bias) = bias(part) {
+                        add(&mut y, &bias);
+                    }
+                    y
+                };
+                let mut query = biased(matvec(&q, &y), "self_attn.q_proj");
+                let mut key = biased(matvec(&k, &y), "self_attn.k_proj");
+                for (heads, part) in [(&mut query, "self_attn.q_norm"), (&mut key, "self_attn.k_norm")] {
+                    for head in heads.chunks_mut(hd) {
+                        if c.qk_norm {
+                            let normed = rms_norm(head, &w(part), c.rms_norm_eps, &vec![1.0; hd]);
+                            head.copy_from_slice(&normed);
+                        }
+                        rotate(head, position, c);
+                    }
                 }
                 queries.push(query);
                 keys.push(key);
-                values.push(matvec(&v, &y));
+                values.push(biased(matvec(&v, &y), "self_attn.v_proj"));
             }
             let group = c.num_attention_heads / c.num_key_value_heads;
             for (position, query) in queries.iter().enumerate() {
@@ -85,18 +106,29 @@ impl Model {
                         out.iter_mut().zip(value).for_each(|(o, v)| *o += am[head] * score / total * v);
                     }
                 }
-                add(&mut stream[position], &times(matvec(&o, &heads), &hm, s));
+                let mut written = matvec(&o, &heads);
+                if let Some(bias) = bias("self_attn.o_proj") {
+                    add(&mut written, &bias);
+                }
+                add(&mut stream[position], &times(written, &hm, s));
             }
             let (gain, gate, up, down) =
                 (w("post_attention_layernorm"), w("mlp.gate_proj"), w("mlp.up_proj"), w("mlp.down_proj"));
             for x in &mut stream {
                 let y = rms_norm(x, &gain, c.rms_norm_eps, &hm);
-                let units: Vec<f64> = matvec(&gate, &y)
+                let biased = |mut y: Vec<f64>, part: &str| {
+                    if let Some(bias) = bias(part) {
+                        add(&mut y, &bias);
+                    }
+                    y
+                };
+                let units: Vec<f64> = biased(matvec(&gate, &y), "mlp.gate_proj")
                     .into_iter()
-                    .zip(matvec(&up, &y))
+                    .zip(biased(matvec(&up, &y), "mlp.up_proj"))
                     .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
                     .collect();
-                add(x, &times(matvec(&down, &times(units, &fm, 1.0)), &hm, s));
+                let written = biased(matvec(&down, &times(units, &fm, 1.0)), "mlp.down_proj");
+                add(x, &times(written, &hm, s));
             }
         }
         let gain = self.values("model.norm.weight");

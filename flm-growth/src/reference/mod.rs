@@ -55,6 +55,27 @@ pub(crate) fn config(shape: Shape, tied: bool, use_mup: bool) -> TeleFlmConfig {
     TeleFlmConfig::from_json(&json.to_string()).unwrap()
 }
 
+/// A config of these sizes, of every family that has other parts than Llama or another rotary.
+pub(crate) fn families(shape: Shape, tied: bool) -> Vec<TeleFlmConfig> {
+    let yarn = serde_json::json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8});
+    let llama3 = serde_json::json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16});
+    let forms = [
+        serde_json::json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true}),
+        serde_json::json!({"model_type": "llama", "rope_scaling": llama3}),
+        serde_json::json!({"model_type": "mistral", "sliding_window": null}),
+        serde_json::json!({"model_type": "qwen2", "rope_scaling": yarn}),
+        serde_json::json!({"model_type": "qwen3"}),
+        serde_json::json!({"model_type": "qwen3", "attention_bias": true}),
+    ];
+    let of = |form: serde_json::Value| {
+        let mut json = config(shape, tied, false).raw().clone();
+        json.extend(form.as_object().unwrap().clone());
+        TeleFlmConfig::from_json(&serde_json::Value::Object(json).to_string()).unwrap()
+    };
+    forms.into_iter().map(of).collect()
+}
+
 /// Grouped queries, 12 = 2 heads × 6, an FFN width that nothing divides.
 pub(crate) const SMALL: Shape = Shape {
     num_hidden_layers: 3,
@@ -73,7 +94,7 @@ impl Model {
             .tensors()
             .map(|t| {
                 let elements: usize = t.shape.iter().product();
-                let is_gain = t.shape.len() == 1;
+                let is_gain = t.shape.len() == 1 && !t.name.ends_with(".bias");
                 let std = match t.name.as_str() {
                     "model.embed_tokens.weight" => 0.004,
                     _ if is_gain => 0.2,

@@ -8,7 +8,7 @@ use crate::plan::GrowthOptions;
 use crate::plan::summary::Preservation;
 use crate::plan::{GrowthPlan, Multipliers};
 use crate::precision::Precision;
-use crate::reference::{Model, SMALL, config};
+use crate::reference::{Model, SMALL, config, families};
 use crate::shape::Shape;
 use crate::shape::ShapeOverrides;
 use crate::tensor_plan::{Fill, Std};
@@ -91,6 +91,42 @@ fn all_dimensions_keep_the_logits_tied_and_untied_in_every_placement() {
                     let error = error(&model, &LARGER, &options);
                     assert!(error < 1e-12, "{tied} {use_mup} {options:?}: {error:e}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_family_keeps_its_logits_under_every_operator_and_folded() {
+    let twice = ShapeOverrides {
+        hidden_size: Some(24),
+        num_attention_heads: Some(8),
+        intermediate_size: Some(38),
+        num_hidden_layers: Some(5),
+        ..ShapeOverrides::default()
+    };
+    for tied in [false, true] {
+        for config in families(SMALL, tied) {
+            let family = format!("{:?} {tied}", config.raw().get("model_type"));
+            let model = Model::random(config, Precision::F64, 5);
+            for placement in [Placement::Interpolate, Placement::Stack, Placement::After(vec![1, 1])] {
+                let options = GrowthOptions { placement, ..loud() };
+                let error = error(&model, &LARGER, &options);
+                assert!(error < 1e-12, "{family} {options:?}: {error:e}");
+            }
+            let options = GrowthOptions { operator: Operator::Clone, ..loud() };
+            let error = error(&model, &SMALL.with(&twice), &options);
+            assert!(error < 1e-12, "{family} clone: {error:e}");
+            let options = GrowthOptions { operator: Operator::Msg, ..loud() };
+            let plan = model.plan(&LARGER, &options).unwrap();
+            let mut grown = model.grow(&plan, 4);
+            let error = relative(&model, &grown, SMALL.vocab_size);
+            assert!(error < 1e-12, "{family} msg: {error:e}");
+            for mask in [0.0, 0.3, 1.0] {
+                grown.config.growth = grown.config.growth.map(|masks| masks.with_mask(mask));
+                let folded = grown.folded(&grown.fold(None), 4);
+                let error = relative(&grown, &folded, LARGER.vocab_size);
+                assert!(error < 1e-12, "{family} folded at {mask}: {error:e}");
             }
         }
     }

@@ -2,49 +2,25 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use flm_candle::Attention;
 use flm_candle::Block;
 use flm_candle::BlockMasks;
-use flm_candle::Linear;
-use flm_candle::Mlp;
-use flm_candle::RmsNorm;
 use flm_checkpoint::GrowthMasks;
-use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{Part, TeleFlmConfig};
 
-/// Block `layer` of the given tensors, in the order of [`TeleFlmConfig::block_tensors`], under the masks
+/// Block `layer` of the given tensors, in the order of [`TeleFlmConfig::block_parts`], under the masks
 /// of a model that is still growing. It computes in `dtype` on `device`.
-///
-/// The one place where a block under training is put together.
 pub(super) fn block(
     config: &TeleFlmConfig,
     growth: Option<&GrowthMasks>,
     layer: usize,
-    tensors: &[Tensor; 9],
+    tensors: &[Tensor],
     (dtype, device): (DType, &Device),
 ) -> Result<Block> {
-    let [input, q, k, v, o, post, gate, up, down] = tensors.clone();
-    let norm = |gain| RmsNorm::new(gain, config.rms_norm_eps);
-    let block = Block {
-        input_layernorm: norm(input),
-        self_attn: Attention {
-            q_proj: Linear::new(q),
-            k_proj: Linear::new(k),
-            v_proj: Linear::new(v),
-            o_proj: Linear::new(o),
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            mask: None,
-        },
-        post_attention_layernorm: norm(post),
-        mlp: Mlp {
-            gate_proj: Linear::new(gate),
-            up_proj: Linear::new(up),
-            down_proj: Linear::new(down),
-            mask: None,
-        },
-        masks: None,
+    let find = |wanted: Part| {
+        let mut parts = config.block_parts().zip(tensors);
+        let found = parts.find(|(part, _)| *part == wanted).map(|(_, tensor)| tensor.clone());
+        found.ok_or_else(|| candle_core::Error::Msg(format!("a block lacks its {}", wanted.suffix())))
     };
     let masks = growth.map(|growth| BlockMasks::new(growth, config, layer, dtype, device)).transpose()?;
-    Ok(block.with_masks(masks))
+    Ok(Block::assemble(config, find, find)?.with_masks(masks))
 }

@@ -158,7 +158,7 @@ impl Backprop {
     /// pass keeps only block inputs; without, whole graphs. A step is one sweep.
     pub fn new(layout: &Layout, device: &Device, dtype: DType, recompute: bool) -> Self {
         let config = layout.config();
-        let rotary = Rotary::new(config.head_dim, config.rope_theta);
+        let rotary = Rotary::of(config);
         Self {
             layout: layout.clone(),
             rotary,
@@ -428,12 +428,8 @@ impl Backprop {
         let tensors =
             weights.iter().map(|w| if variables { w.as_tensor().clone() } else { w.as_detached_tensor() });
         let tensors: Vec<Tensor> = tensors.collect();
-        let tensors: &[Tensor; 9] = tensors
-            .as_slice()
-            .try_into()
-            .map_err(|_| candle_core::Error::Msg("a block has nine tensors".into()))?;
         let growth = self.growth.as_ref();
-        Ok(block(self.layout.config(), growth, layer, tensors, (self.dtype, &self.device))?)
+        Ok(block(self.layout.config(), growth, layer, &tensors, (self.dtype, &self.device))?)
     }
 
     fn head<'w>(&self, weights: &'w [Var], tied: Option<&'w [Var]>) -> Head<'w> {

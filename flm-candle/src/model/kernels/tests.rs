@@ -94,6 +94,8 @@ fn block(x: &[Tensor]) -> Block {
             k_proj: linear(2),
             v_proj: linear(3),
             o_proj: linear(4),
+            q_norm: None,
+            k_norm: None,
             heads: 2,
             kv_heads: 1,
             head_dim: 4,

@@ -32,11 +32,20 @@ pub(crate) fn text(r: &Report) -> String {
     rows.extend([
         ("vocabulary", vocabulary),
         ("context", c.context.to_string()),
-        ("norm eps, rope", format!("{:e}, theta {}", c.rms_norm_eps, c.rope_theta)),
+        ("norm eps, rope", {
+            let scaling = c.rope_scaling.as_ref().map_or(String::new(), |scaling| format!(", {scaling}"));
+            format!("{:e}, theta {}{scaling}", c.rms_norm_eps, c.rope_theta)
+        }),
         ("scales", format!("embedding × {}, logits × {}", c.input_scale, c.logit_scale)),
         ("head", if c.tied { "tied to the embedding".into() } else { "its own".into() }),
         ("dtypes", dtypes.join(", ")),
     ]);
+    if !c.biases.is_empty() {
+        rows.push(("biases", c.biases.join("; ")));
+    }
+    if c.qk_norm {
+        rows.push(("norms of heads", "queries and keys".into()));
+    }
     for part in &r.parts {
         let share = 100.0 * part.parameters as f64 / r.parameters as f64;
         let mut line = format!("{} parameters, {share:.1} %", count(part.parameters));

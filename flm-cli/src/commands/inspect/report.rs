@@ -1,5 +1,6 @@
 //! What is told about a checkpoint.
 
+use flm_checkpoint::RopeScaling;
 use flm_checkpoint::ValueStatistics;
 
 use std::{
@@ -64,6 +65,14 @@ pub(crate) struct Shape {
     pub(crate) context: usize,
     pub(crate) rms_norm_eps: f64,
     pub(crate) rope_theta: f64,
+    /// How rotary frequencies are stretched; absent where they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rope_scaling: Option<String>,
+    /// Which projections have biases.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) biases: Vec<&'static str>,
+    /// Whether query and key heads are normalised.
+    pub(crate) qk_norm: bool,
     pub(crate) tied: bool,
     pub(crate) input_scale: f64,
     pub(crate) logit_scale: f64,
@@ -196,6 +205,25 @@ impl Shape {
             context: c.max_position_embeddings,
             rms_norm_eps: c.rms_norm_eps,
             rope_theta: c.rope_theta,
+            rope_scaling: match c.rope_scaling {
+                RopeScaling::Default => None,
+                RopeScaling::Linear { factor } => Some(format!("linear × {factor}")),
+                RopeScaling::Llama3 { factor, original, .. } => {
+                    Some(format!("llama3 × {factor}, from {original} tokens"))
+                }
+                RopeScaling::Yarn { factor, original, .. } => {
+                    Some(format!("yarn × {factor}, from {original} tokens"))
+                }
+            },
+            biases: [
+                ("query, key, value", c.qkv_bias),
+                ("attention output", c.attention_output_bias),
+                ("feed-forward", c.mlp_bias),
+            ]
+            .into_iter()
+            .filter_map(|(name, has)| has.then_some(name))
+            .collect(),
+            qk_norm: c.qk_norm,
             tied: c.tie_word_embeddings,
             input_scale: c.input_scale(),
             logit_scale: c.logit_scale(),

@@ -90,14 +90,17 @@ impl RopeScaling {
             ],
             Some(_) => return None,
         };
-        let known = |key: &str| ["rope_type", "type"].contains(&key) || keys.contains(&key);
-        let full_rotary =
-            |key: &str, value: &Value| key == "partial_rotary_factor" && value.as_f64() == Some(1.0);
-        let default = kind.is_none_or(|kind| kind == "default");
-        if object.iter().any(|(key, value)| {
-            // a type that says "default" needs nothing, whatever else is there
-            !known(key) && !value.is_null() && !full_rotary(key, value) && !(default && kind.is_some())
-        }) {
+        // a type that says "default" needs nothing, whatever else is there
+        if kind.is_some_and(|kind| kind == "default") {
+            return Some(Self::Default);
+        }
+        let read = |key: &str, value: &Value| {
+            ["rope_type", "type"].contains(&key)
+                || keys.contains(&key)
+                || value.is_null()
+                || (key == "partial_rotary_factor" && value.as_f64() == Some(1.0))
+        };
+        if !object.iter().all(|(key, value)| read(key, value)) {
             return None;
         }
         // numbers that are finite and above 0, or absent

@@ -3,12 +3,14 @@
 
     open_outputs.py --flm target/release/flm --node DIR --work DIR [LLAMA_DIR...]
 
-From the built-in Tele-FLM and from each LLAMA_DIR (SmolLM2, say) flm converts, grows, folds, trains two steps and
-exports. Each output is opened by the other program, and compared with flm: largest difference of the f32 logits
-relative to the largest logit, greedy tokens, ids of a text (with BOS where the tokenizer says so) and ids of a chat
-through the template. Folders go to transformers, and those of Tele-FLM, which it does not know, to the reference of
-tests/fixtures/models; GGUF files go to llama.cpp, and their logits to transformers' reader. Exit status 1 where an
-f32 output is further than 1e-4 or has other tokens, or ids differ. DIR holds node_modules; see README.md."""
+From the built-in Tele-FLM and from each LLAMA_DIR (SmolLM2, say) flm converts, grows, folds, trains two steps
+and exports. Each output is opened by the other program, and compared with flm: largest difference of the f32
+logits relative to the largest logit, greedy tokens, ids of a text (with BOS where the tokenizer says so) and
+ids of a chat through the template. Folders go to transformers, and those of Tele-FLM, which it does not know,
+to the reference of tests/fixtures/models; GGUF files go to llama.cpp, and their logits to transformers'
+reader. Exit status 1 where an f32 output is further than 1e-4 or has other tokens, or ids differ. DIR holds
+node_modules; see README.md."""
+
 import argparse, gc, json, os, shutil, subprocess, sys
 from pathlib import Path
 
@@ -26,10 +28,15 @@ from teleflm_ref import TeleFLM  # noqa: E402
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 TEXT = "The river was low that summer, and"
-CHAT = [{"role": "user", "content": "Name three rivers."}, {"role": "assistant", "content": "Rhine, Elbe, Oder."},
-        {"role": "user", "content": "\u6625\u7720\u4e0d\u89c9\u6653 \u2014 who wrote it?"}]
-ROWS = [{"messages": [{"role": "user", "content": f"{i} and {i}?"}, {"role": "assistant", "content": str(2 * i)}]}
-        for i in range(8)]
+CHAT = [
+    {"role": "user", "content": "Name three rivers."},
+    {"role": "assistant", "content": "Rhine, Elbe, Oder."},
+    {"role": "user", "content": "\u6625\u7720\u4e0d\u89c9\u6653 \u2014 who wrote it?"},
+]
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{i} and {i}?"}, {"role": "assistant", "content": str(2 * i)}]}
+    for i in range(8)
+]
 NEW = 16
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("llama", nargs="*", type=Path)
@@ -45,7 +52,9 @@ def flm(*arguments, text=None):
     command = [a.flm, *map(str, arguments)]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"flm {' '.join(map(str, arguments[:2]))}: {done.stderr.strip().splitlines()[-1][:200]}")
+        raise RuntimeError(
+            f"flm {' '.join(map(str, arguments[:2]))}: {done.stderr.strip().splitlines()[-1][:200]}"
+        )
     return json.loads(done.stdout) if "--json" in arguments else done.stdout
 
 
@@ -56,9 +65,11 @@ def size(folder, key):
 def sft(folder, out):
     data, recipe = a.work / "rows.jsonl", a.work / "recipe.toml"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    recipe.write_text(f'model = "{folder}"\noutput = "{out}"\n[data]\nfiles = ["{data}"]\ncontext_length = 96\n'
-                      "validation = 0.0\npacking = false\n[train]\nmax_steps = 2\nepochs = 9\nbatch_size = 4\n"
-                      "[optimizer]\nlearning_rate = 1e-5\n")
+    recipe.write_text(
+        f'model = "{folder}"\noutput = "{out}"\n[data]\nfiles = ["{data}"]\ncontext_length = 96\n'
+        "validation = 0.0\npacking = false\n[train]\nmax_steps = 2\nepochs = 9\nbatch_size = 4\n"
+        "[optimizer]\nlearning_rate = 1e-5\n"
+    )
     flm("sft", recipe, "--quiet")
     return out / "final"
 
@@ -72,8 +83,18 @@ def outputs(name, source):
     hidden, heads = size(source, "hidden_size"), size(source, "num_attention_heads")
     kv, ffn = size(source, "num_key_value_heads"), size(source, "intermediate_size")
     step, layers = heads // kv, size(source, "num_hidden_layers")
-    wide = ["--hidden", hidden + step * (hidden // heads), "--heads", heads + step, "--kv-heads", kv + 1,
-            "--ffn", ffn + 64, "--layers", layers + 2]
+    wide = [
+        "--hidden",
+        hidden + step * (hidden // heads),
+        "--heads",
+        heads + step,
+        "--kv-heads",
+        kv + 1,
+        "--ffn",
+        ffn + 64,
+        "--layers",
+        layers + 2,
+    ]
     rows = ["--vocab", size(source, "vocab_size") + 32]
     double = ["--hidden", 2 * hidden, "--heads", 2 * heads, "--kv-heads", 2 * kv, "--ffn", 2 * ffn]
 
@@ -90,16 +111,25 @@ def outputs(name, source):
         flm("convert", source, w / out, *more, "--quiet")
         return w / out
 
-    made = [("the source", lambda: source), ("convert", lambda: converted("convert")),
-            ("convert --max-shard-size", lambda: converted("shards", "--max-shard-size", "1MB" if tele else "100MB")),
-            *((f"convert --dtype {d}", lambda d=d: converted(d, "--dtype", d)) for d in ("f32", "bf16", "f16")),
-            ("grow zero", lambda: grow("zero", "--operator", "zero", *wide)),
-            ("grow msg, fold", lambda: fold("folded")), ("grow msg, fold --dtype f32", lambda: fold("folded32", "--dtype", "f32")),
-            ("grow clone", lambda: grow("clone", "--operator", "clone", *double)),
-            ("grow --vocab", lambda: grow("vocab", "--operator", "zero", *rows)),
-            ("sft", lambda: sft(source, w / "sft"))]
+    made = [
+        ("the source", lambda: source),
+        ("convert", lambda: converted("convert")),
+        (
+            "convert --max-shard-size",
+            lambda: converted("shards", "--max-shard-size", "1MB" if tele else "100MB"),
+        ),
+        *((f"convert --dtype {d}", lambda d=d: converted(d, "--dtype", d)) for d in ("f32", "bf16", "f16")),
+        ("grow zero", lambda: grow("zero", "--operator", "zero", *wide)),
+        ("grow msg, fold", lambda: fold("folded")),
+        ("grow msg, fold --dtype f32", lambda: fold("folded32", "--dtype", "f32")),
+        ("grow clone", lambda: grow("clone", "--operator", "clone", *double)),
+        ("grow --vocab", lambda: grow("vocab", "--operator", "zero", *rows)),
+        ("sft", lambda: sft(source, w / "sft")),
+    ]
     if not tele and size(source, "tie_word_embeddings"):
-        made.insert(-1, ("grow --vocab --untie", lambda: grow("untied", "--operator", "zero", *rows, "--untie")))
+        made.insert(
+            -1, ("grow --vocab --untie", lambda: grow("untied", "--operator", "zero", *rows, "--untie"))
+        )
     for what, make in made:
         folder = make()
         yield f"{name}: {what}", folder, folder
@@ -109,7 +139,9 @@ def outputs(name, source):
             if what == "the source":
                 back = converted("back", "--layout", "tele-flm", source=llama)
                 yield f"{name}: llama layout, back", back, folder
-        types = ("f32", "f16", "bf16", "q8_0") if what == "the source" else ("f32",) if "--" not in what else ()
+        types = (
+            ("f32", "f16", "bf16", "q8_0") if what == "the source" else ("f32",) if "--" not in what else ()
+        )
         for dtype in types:
             file = w / f"{folder.name}-{dtype}.gguf"
             flm("export", "gguf", folder, file, "--dtype", dtype, "--quiet")
@@ -122,11 +154,12 @@ def greedy(model, prompt):
     ids = list(prompt)
     for _ in range(NEW):
         ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
-    return ids[len(prompt):]
+    return ids[len(prompt) :]
 
 
 class Reference:
     """The reference's Tele-FLM with the face of a transformers model."""
+
     def __init__(self, folder):
         self.model = TeleFLM.load(folder, dtype=torch.float32)
 
@@ -141,8 +174,14 @@ def shared(x, y):
 
 
 def llama_cpp(path, requests):
-    done = subprocess.run(["node", HERE / "llama_cpp.mjs", path], input=json.dumps(requests), cwd=a.node,
-                          check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["node", HERE / "llama_cpp.mjs", path],
+        input=json.dumps(requests),
+        cwd=a.node,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return json.loads(done.stdout)
 
 
@@ -154,37 +193,75 @@ def compare(name, path, folder):
     file.unlink(missing_ok=True)
     flm("logits", folder, "--ids", ",".join(map(str, text)), "--dtype", "f32", "--out", file, "--quiet")
     mine = load_file(file)["logits"]
-    tokens = flm("generate", folder, "--ids", ",".join(map(str, text)), "--max-new-tokens", NEW, "--ignore-eos",
-                 "--dtype", "f32", "--temperature", 0, "--json")["ids"]
+    tokens = flm(
+        "generate",
+        folder,
+        "--ids",
+        ",".join(map(str, text)),
+        "--max-new-tokens",
+        NEW,
+        "--ignore-eos",
+        "--dtype",
+        "f32",
+        "--temperature",
+        0,
+        "--json",
+    )["ids"]
 
     def row(engine, model, tokenizer=None, ids=None):
         with torch.no_grad():
             theirs = model(torch.tensor([text])).logits[0].float()
             own = tokens if ids is None else []
             found = greedy(model, text) if ids is None else []
-        error = ((mine - theirs).abs().max() / theirs.abs().max()).item() if theirs.shape == mine.shape else str(theirs.shape)
+        error = (
+            ((mine - theirs).abs().max() / theirs.abs().max()).item()
+            if theirs.shape == mine.shape
+            else str(theirs.shape)
+        )
         same = shared(own, found) if ids is None else ids
         if tokenizer is None:
             return name, engine, error, same, "", ""
-        rendered = tokenizer.apply_chat_template(CHAT, tokenize=True, add_generation_prompt=True, return_dict=False)
-        return name, engine, error, same, shared(text, tokenizer(TEXT).input_ids), shared(chat["ids"], rendered)
+        rendered = tokenizer.apply_chat_template(
+            CHAT, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return (
+            name,
+            engine,
+            error,
+            same,
+            shared(text, tokenizer(TEXT).input_ids),
+            shared(chat["ids"], rendered),
+        )
 
     if path.suffix == ".gguf":
         reader = GGUFReader(path)
         field = lambda key: reader.fields[key].contents() if key in reader.fields else None
         pieces = field("tokenizer.ggml.tokens")
-        named = {f"{k}_token": pieces[field(f"tokenizer.ggml.{k}_token_id")] for k in ("bos", "eos")
-                 if field(f"tokenizer.ggml.{k}_token_id") is not None}
+        named = {
+            f"{k}_token": pieces[field(f"tokenizer.ggml.{k}_token_id")]
+            for k in ("bos", "eos")
+            if field(f"tokenizer.ggml.{k}_token_id") is not None
+        }
         template = _compile_jinja_template(field("tokenizer.chat_template"))
         prompt = template.render(messages=CHAT, tools=None, add_generation_prompt=True, **named)
         bos = [field("tokenizer.ggml.bos_token_id")] if field("tokenizer.ggml.add_bos_token") else []
-        answers = llama_cpp(path, [{"ids": text, "n": NEW}, {"text": TEXT}, {"text": prompt, "special": True}])["answers"]
+        answers = llama_cpp(
+            path, [{"ids": text, "n": NEW}, {"text": TEXT}, {"text": prompt, "special": True}]
+        )["answers"]
         run = answers[0]["ids"]
-        greedy_same = shared(tokens[:len(run)], run)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+        greedy_same = shared(tokens[: len(run)], run)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        ).eval()
         _, _, error, _, _, _ = row("", model, ids="")
-        yield (name, "llama.cpp; logits: transformers", error, greedy_same, shared(text, bos + answers[1]["ids"]),
-               shared(chat["ids"], answers[2]["ids"]))
+        yield (
+            name,
+            "llama.cpp; logits: transformers",
+            error,
+            greedy_same,
+            shared(text, bos + answers[1]["ids"]),
+            shared(chat["ids"], answers[2]["ids"]),
+        )
         return
     if size(path, "model_type").lower() == "teleflm":
         yield row("reference; transformers knows no TeleFLM", Reference(path))
@@ -207,7 +284,10 @@ for name, source in sources():
         try:
             found = list(compare(what, path, folder))
         except Exception as error:  # whatever the other program stops with is a row of the table
-            found, failed = [(what, f"failed: {type(error).__name__}: {str(error)[:160]}", "", "", "", "")], failed + 1
+            found, failed = (
+                [(what, f"failed: {type(error).__name__}: {str(error)[:160]}", "", "", "", "")],
+                failed + 1,
+            )
         for output, engine, error, *same in found:
             exact = not any(d in output for d in ("gguf f16", "gguf bf16", "gguf q8_0"))
             failed += exact and (isinstance(error, str) or error > 1e-4 or same[0] != "yes")

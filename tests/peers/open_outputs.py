@@ -11,7 +11,12 @@ to the reference of tests/fixtures/models; GGUF files go to llama.cpp, and their
 reader. Exit status 1 where an f32 output is further than 1e-4 or has other tokens, or ids differ. DIR holds
 node_modules; see README.md."""
 
-import argparse, gc, json, os, shutil, subprocess, sys
+import argparse
+import gc
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch

@@ -190,8 +190,8 @@ def main():
         count, wrong, refused = map(sum, zip(*found))
         equal = sum(not w for _, w, _ in found)
         print(
-            f"{equal} of {len(found)} templates equal in all conversations; {count - wrong} of {count} prompts"
-            f" and their ids equal, of which {refused} are refused by both"
+            f"{equal} of {len(found)} templates equal in all conversations; {count - wrong} of {count}"
+            f" prompts and their ids equal, of which {refused} are refused by both"
         )
     sys.exit(1 if failed else 0)
 

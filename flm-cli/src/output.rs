@@ -30,13 +30,18 @@ impl Output {
         value: &T,
         human: impl FnOnce(&T) -> String,
     ) -> anyhow::Result<()> {
-        let text = if self.json { serde_json::to_string_pretty(value)? } else { human(value) };
-        self.line(&text)
+        match self.json {
+            true => self.text(&format!("{}\n", harmless_json(&serde_json::to_string_pretty(value)?))),
+            false => self.line(&human(value)),
+        }
     }
 
     /// Prints `value` as one line of JSON, where JSON is asked for.
     pub(crate) fn event<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
-        if self.json { self.line(&serde_json::to_string(value)?) } else { Ok(()) }
+        match self.json {
+            true => self.text(&format!("{}\n", harmless_json(&serde_json::to_string(value)?))),
+            false => Ok(()),
+        }
     }
 
     /// Bars that are drawn together.
@@ -124,6 +129,19 @@ pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// JSON with the control characters that it allows in strings (U+007F to U+009F) in its own notation.
+fn harmless_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if matches!(c, '\u{7f}'..='\u{9f}') {
+            out += &format!("\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// An error and its causes, each that the message before it does not hold already.
 fn causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
@@ -189,6 +207,10 @@ mod tests {
 
     #[test]
     fn nothing_that_is_printed_steers_a_terminal() {
+        let value = "层 \u{7f}\u{9b}2J\u{1b}\n";
+        let json = harmless_json(&serde_json::to_string(value).unwrap());
+        assert_eq!(json, r#""层 \u007f\u009b2J\u001b\n""#);
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), value);
         assert_eq!(harmless("层 0\n\tπ"), "层 0\n\tπ");
         assert_eq!(harmless("\u{1b}]0;x\u{7}\r\u{9b}2J\u{7f}"), "\\u{1b}]0;x\\u{7}\\r\\u{9b}2J\\u{7f}");
         let table = table(&["name"], [vec!["a\nerror: b\u{1b}[2J".to_owned()]], false);

@@ -62,6 +62,16 @@ impl SourceModel {
             };
             tensors.insert(expected.name, tensor);
         }
+        // a tied head that is stored as well must be the embedding's size
+        let head = stored.get(LM_HEAD).filter(|_| config.tie_word_embeddings);
+        let expected = [config.vocab_size, config.hidden_size];
+        if let Some((_, shape)) = head.filter(|(_, shape)| *shape != expected) {
+            return Err(GrowthError::TensorShape {
+                name: LM_HEAD.into(),
+                got: shape.to_vec(),
+                expected: expected.to_vec(),
+            });
+        }
         let unread = |name: &str| is_skipped(name) || (config.tie_word_embeddings && name == LM_HEAD);
         match stored.keys().find(|name| !unread(name)) {
             Some(unknown) => Err(GrowthError::UnknownTensor((*unknown).into())),
@@ -108,6 +118,13 @@ mod tests {
                 .contains("layers.16")
         );
         assert!(says(with(norm, &[95], DType::BF16, "")).contains("shape [95], expected [96]"));
+        let mut tied = preset("nano-52b").unwrap();
+        tied.tie_word_embeddings = true;
+        let shapes: Vec<_> = tied.tensors().collect();
+        let rows = [tied.vocab_size + 1, tied.hidden_size];
+        let stored = shapes.iter().map(|t| (t.name.as_str(), DType::BF16, t.shape.as_slice()));
+        let stored = stored.chain(std::iter::once((LM_HEAD, DType::BF16, rows.as_slice())));
+        assert!(says(SourceModel::from_tensors(&tied, stored)).contains("lm_head.weight"));
         assert!(says(with(norm, &[96], DType::U8, "")).contains("dtype u8"));
         assert!(says(with(norm, &[96], DType::F32, "lm_head.weight")).contains("lacks lm_head.weight"));
     }

@@ -42,6 +42,12 @@ pub(super) fn environment(fuel: u64) -> Result<Environment<'static>, Error> {
     env.add_filter("center", |text: String, width: Option<i64>| {
         methods::center(&text, width.unwrap_or(80), ' ')
     });
+    env.add_filter("string", |value: &Value| match f64::try_from(value.clone()) {
+        Ok(number) if value.is_number() && !value.is_integer() => json::float(number),
+        _ => value.to_string(),
+    });
+    // to Python None is no iterable, to minijinja it is an empty one
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_test("sequence", |value: &Value| {
         value.as_str().is_some() || minijinja::tests::is_sequence(value)
     });

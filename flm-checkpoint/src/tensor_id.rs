@@ -16,6 +16,8 @@ pub struct TensorSpec {
 /// Name and shape of a tensor that a checkpoint of some config must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorShape {
+    /// Place in the model.
+    pub id: TensorId,
     /// Name in the checkpoint.
     pub name: String,
     /// Rows first: `[out_features, in_features]`, or `[hidden_size]` for norm gains.
@@ -177,6 +179,14 @@ impl TensorId {
         let (layer, suffix) = name.strip_prefix("model.layers.")?.split_once('.')?;
         let part = Part::ALL.into_iter().find(|part| part.suffix() == suffix)?;
         Some(Self::Block(layer.parse().ok()?, part))
+    }
+
+    /// The layer that it is of.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Self::Block(layer, _) => Some(layer),
+            Self::Embedding | Self::FinalNorm | Self::Head => None,
+        }
     }
 
     /// Its name in a checkpoint.

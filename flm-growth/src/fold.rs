@@ -98,10 +98,9 @@ impl FoldPlan {
         let masks = config.growth.clone().ok_or(GrowthError::NotMasked)?;
         let factors = Factors::new(&masks, config.hidden_size);
         let tensors = config.tensors().map(|t| {
-            let (role, layer) =
-                Role::named(&t.name).ok_or_else(|| GrowthError::UnknownTensor(t.name.clone()))?;
+            let role = Role::of(t.id);
             let stored = source.tensor(&t.name)?;
-            let layer = layer.map_or(1.0, |l| masks.layer(l));
+            let layer = t.id.layer().map_or(1.0, |l| masks.layer(l));
             Ok(tensor_plan(config, &masks, &factors, role, layer, stored, dtype))
         });
         Ok(Self {

@@ -6,7 +6,7 @@ use std::path::Path;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::Writer;
 use flm_checkpoint::{Card, copy_side_files};
-use flm_checkpoint::{EMBED_TOKENS, TensorSpec};
+use flm_checkpoint::{EMBED_TOKENS, TensorId, TensorSpec};
 
 use crate::error::Result;
 use crate::execute::record::PROVENANCE_FILE;
@@ -55,7 +55,7 @@ pub fn init(
         let mut hasher = blake3::Hasher::new();
         for start in (0..len).step_by(CHUNK) {
             chunk.resize(CHUNK.min(len - start), 0);
-            if spec.name.ends_with(".bias") {
+            if matches!(TensorId::of(&spec.name), Some(TensorId::Block(_, part)) if part.is_bias()) {
                 chunk.fill(0);
             } else if spec.shape.len() == 1 {
                 chunk.chunks_exact_mut(precision.bytes()).for_each(|v| v.copy_from_slice(&one[..v.len()]));

@@ -3,7 +3,7 @@
 use candle_core::DType;
 
 use flm_checkpoint::TeleFlmConfig;
-use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD, TensorShape};
+use flm_checkpoint::{TensorId, TensorShape};
 
 /// What kind of parameter it is, for decay and learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,18 +119,18 @@ pub struct Layout {
 impl Layout {
     /// The units of a model of this shape.
     pub fn new(config: &TeleFlmConfig) -> Self {
-        let parameter = |TensorShape { name, shape }: TensorShape| {
-            let group = match name.as_str() {
-                EMBED_TOKENS => ParameterGroup::Embedding,
-                LM_HEAD => ParameterGroup::Head,
-                _ if shape.len() == 1 => ParameterGroup::Norm,
+        let parameter = |TensorShape { id, name, shape }: TensorShape| {
+            let group = match id {
+                TensorId::Embedding => ParameterGroup::Embedding,
+                TensorId::Head => ParameterGroup::Head,
+                _ if id.axes().len() == 1 => ParameterGroup::Norm,
                 _ => ParameterGroup::Matrix,
             };
             Parameter { name, shape, group, dtype: DType::F32 }
         };
         let (mut units, mut outer) = (Vec::new(), Vec::new());
         for tensor in config.tensors() {
-            if [EMBED_TOKENS, FINAL_NORM, LM_HEAD].contains(&tensor.name.as_str()) {
+            if !matches!(tensor.id, TensorId::Block(..)) {
                 outer.push(parameter(tensor));
             }
         }

@@ -43,31 +43,21 @@ impl Attention {
     /// `x` is `[b, t, hidden_size]`; `cache` is the cache and the index of this block in it.
     pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<(&mut KvCache, usize)>) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
+        let heads = |projection: &Linear, norm: Option<&RmsNorm>, heads| {
+            self.head_norm(norm, projection.forward(x)?, heads, pass.path)
+        };
+        let q = heads(&self.q_proj, self.q_norm.as_ref(), self.heads)?;
+        let k = heads(&self.k_proj, self.k_norm.as_ref(), self.kv_heads)?;
+        let v = heads(&self.v_proj, None, self.kv_heads)?;
         if let (Some(documents), None, true) = (&pass.documents, &cache, supports(x)) {
             let heads = Heads { query: self.heads, key_value: self.kv_heads, dim: self.head_dim };
             let flat = |y: Tensor| y.flatten_from(2);
-            let q = flat(self.head_norm(
-                self.q_norm.as_ref(),
-                self.q_proj.forward(x)?,
-                self.heads,
-                pass.path,
-            )?)?;
-            let k = flat(self.head_norm(
-                self.k_norm.as_ref(),
-                self.k_proj.forward(x)?,
-                self.kv_heads,
-                pass.path,
-            )?)?;
-            let y = attention(&q, &k, &self.v_proj.forward(x)?, documents, heads)?;
-            return self.project(y);
+            return self.project(attention(&flat(q)?, &flat(k)?, &flat(v)?, documents, heads)?);
         }
-        // [b, t, heads · d] -> [b, heads, t, d]
-        let heads = |y: Tensor, norm: Option<&RmsNorm>, heads| {
-            self.head_norm(norm, y, heads, pass.path)?.transpose(1, 2)
-        };
-        let q = rotate(&heads(self.q_proj.forward(x)?, self.q_norm.as_ref(), self.heads)?, pass)?;
-        let k = rotate(&heads(self.k_proj.forward(x)?, self.k_norm.as_ref(), self.kv_heads)?, pass)?;
-        let v = heads(self.v_proj.forward(x)?, None, self.kv_heads)?;
+        // [b, t, heads, d] -> [b, heads, t, d]
+        let q = rotate(&q.transpose(1, 2)?, pass)?;
+        let k = rotate(&k.transpose(1, 2)?, pass)?;
+        let v = v.transpose(1, 2)?;
         let (k, v) = match cache {
             Some((cache, layer)) => cache.append(layer, &k, &v)?,
             None => (k.contiguous()?, v.contiguous()?),

@@ -28,7 +28,7 @@ impl Rotary {
         let (head_dim, theta, scaling) = (config.head_dim, config.rope_theta, config.rope_scaling);
         let mut rotary = Self::new(head_dim, theta);
         for (i, frequency) in rotary.inverse_frequencies.iter_mut().enumerate() {
-            *frequency /= scaling.divisor(i, head_dim, theta, *frequency);
+            *frequency /= scaling.divisor(i, head_dim, theta);
         }
         Self { factor: scaling.attention_factor(), ..rotary }
     }

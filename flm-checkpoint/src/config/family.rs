@@ -1,7 +1,5 @@
 //! What the families of models differ in: one line of a table each.
 
-use serde_json::{Map, Value};
-
 use crate::config::ModelType;
 
 /// A family of models: what its name implies where config.json does not say.
@@ -24,16 +22,8 @@ pub(crate) struct Family {
     pub head_dim: Option<usize>,
     pub num_key_value_heads: Option<usize>,
     pub max_position_embeddings: usize,
-    sliding_window: Window,
-}
-
-/// How a family says that attention reaches back a number of tokens only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Window {
-    /// Not at all, or by `use_sliding_window`, which is refused where it is true.
-    None,
-    /// By `sliding_window` alone, which is this where it is absent and none where it is null.
-    Key { absent: u64 },
+    /// `sliding_window` where it is absent, of families that have windows by this key alone; null is none.
+    pub sliding_window: Option<usize>,
 }
 
 const LLAMA: Family = Family {
@@ -47,10 +37,10 @@ const LLAMA: Family = Family {
     head_dim: None,
     num_key_value_heads: None,
     max_position_embeddings: 2048,
-    sliding_window: Window::None,
+    sliding_window: None,
 };
 
-/// Defaults are those of transformers 5.
+/// In the order of [`ModelType`]; defaults are those of transformers 5.
 static FAMILIES: [Family; 5] = [
     Family {
         model_type: ModelType::TeleFlm,
@@ -69,7 +59,7 @@ static FAMILIES: [Family; 5] = [
         mlp_bias_key: false,
         num_key_value_heads: Some(8),
         max_position_embeddings: 131_072,
-        sliding_window: Window::Key { absent: 4096 },
+        sliding_window: Some(4096),
         ..LLAMA
     },
     Family {
@@ -96,18 +86,6 @@ static FAMILIES: [Family; 5] = [
     },
 ];
 
-impl Family {
-    /// How many tokens attention reaches back, where that is bounded.
-    pub(crate) fn window(&self, raw: &Map<String, Value>) -> Option<u64> {
-        let Window::Key { absent } = self.sliding_window else { return None };
-        match raw.get("sliding_window") {
-            None => Some(absent),
-            // null, or nothing that a window could be
-            Some(value) => value.as_u64(),
-        }
-    }
-}
-
 impl ModelType {
     /// The family of this value of `model_type`.
     pub(crate) fn of(name: &str) -> Option<Self> {
@@ -115,8 +93,7 @@ impl ModelType {
     }
 
     pub(crate) fn family(self) -> &'static Family {
-        // every model type has its line: a test goes through them
-        FAMILIES.iter().find(|family| family.model_type == self).unwrap_or(&LLAMA_FAMILY)
+        &FAMILIES[self as usize]
     }
 
     /// The value of `model_type` in config.json.
@@ -125,10 +102,23 @@ impl ModelType {
     }
 }
 
-static LLAMA_FAMILY: Family = LLAMA;
-
 /// The names of all families, quoted.
 pub(crate) fn names() -> String {
     let names: Vec<String> = FAMILIES.iter().map(|family| format!("{:?}", family.name)).collect();
     names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_the_order_of_the_enum() {
+        for (index, family) in FAMILIES.iter().enumerate() {
+            assert_eq!(family.model_type as usize, index, "{}", family.name);
+            assert_eq!(ModelType::of(family.name), Some(family.model_type));
+        }
+        // the last of the enum
+        assert_eq!(FAMILIES.len(), ModelType::Qwen3 as usize + 1);
+    }
 }

@@ -211,7 +211,12 @@ impl TeleFlmConfig {
             Some(length) => length,
             None => keys.optional_size("max_sequence_length")?.unwrap_or(family.max_position_embeddings),
         };
-        if let Some(window) = family.window(&raw).filter(|&window| window < max_position_embeddings as u64) {
+        let window = match family.sliding_window {
+            absent @ Some(_) if !raw.contains_key("sliding_window") => absent,
+            Some(_) => keys.optional_size("sliding_window")?,
+            None => None,
+        };
+        if let Some(window) = window.filter(|&window| window < max_position_embeddings) {
             return Err(ConfigError::Unsupported(format!(
                 "`sliding_window` = {window}, below max_position_embeddings = {max_position_embeddings},"
             )));
@@ -361,8 +366,9 @@ impl TeleFlmConfig {
         self.block_parts().map(|part| self.tensor(TensorId::Block(layer, part))).collect()
     }
 
-    fn tensor(&self, id: TensorId) -> TensorShape {
-        TensorShape { name: id.name(), shape: id.axes().iter().map(|&axis| self.size(axis)).collect() }
+    /// Name and shape of the tensor at this place.
+    pub(crate) fn tensor(&self, id: TensorId) -> TensorShape {
+        TensorShape { id, name: id.name(), shape: id.axes().iter().map(|&axis| self.size(axis)).collect() }
     }
 
     /// Every tensor that a checkpoint of this config holds: embedding, blocks, final norm, head.

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use crate::config::{ConfigError, short};
 
 /// Changes of the rotary frequencies `theta^(−2i / head_dim)`.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
     /// None.
     #[default]
@@ -26,6 +27,7 @@ pub enum RopeScaling {
         /// Turns in the original context above which a frequency is kept.
         high_freq_factor: f64,
         /// The original context, in tokens.
+        #[serde(rename = "original_max_position_embeddings")]
         original: f64,
     },
     /// A ramp over dimensions between kept and divided frequencies, and a factor on cosines and sines
@@ -38,6 +40,7 @@ pub enum RopeScaling {
         /// Turns in the original context below which a frequency is divided.
         beta_slow: f64,
         /// The original context, in tokens.
+        #[serde(rename = "original_max_position_embeddings")]
         original: f64,
         /// What cosines and sines are multiplied by.
         attention_factor: f64,
@@ -151,13 +154,13 @@ impl RopeScaling {
         }
     }
 
-    /// What the frequency of pair `i` of `head_dim / 2`, unscaled `frequency`, is divided by.
-    pub fn divisor(&self, i: usize, head_dim: usize, theta: f64, frequency: f64) -> f64 {
+    /// What the frequency of pair `i` of `head_dim / 2`, `theta^(−2i / head_dim)`, is divided by.
+    pub fn divisor(&self, i: usize, head_dim: usize, theta: f64) -> f64 {
         match *self {
             Self::Default => 1.0,
             Self::Linear { factor } => factor,
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
-                let turns = original * frequency / TAU;
+                let turns = original * theta.powf(-2.0 * i as f64 / head_dim as f64) / TAU;
                 if turns < low_freq_factor {
                     factor
                 } else if turns > high_freq_factor {

@@ -272,6 +272,7 @@ fn families_have_their_parts_and_defaults() {
     for (name, more, says) in [
         ("mistral", "", "`sliding_window` = 4096, below max_position_embeddings = 131072"),
         ("mistral", r#","sliding_window":8"#, "`sliding_window` = 8"),
+        ("mistral", r#","sliding_window":"8""#, "`sliding_window` is"),
         ("qwen2", r#","use_sliding_window":true"#, "`use_sliding_window`"),
         ("qwen2", r#","attention_bias":true"#, "`attention_bias` = true of a qwen2"),
         ("qwen3_moe", "", "\"qwen3_moe\"; supported are \"TeleFLM\", \"llama\""),

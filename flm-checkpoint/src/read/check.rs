@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::error::CheckpointError;
 use crate::error::{Result, io};
 use crate::read::{Checkpoint, TensorEntry};
-use crate::tensor_id::{LM_HEAD, TensorShape};
+use crate::tensor_id::TensorId;
 
 impl Checkpoint {
     /// Names, shapes and dtypes against the config: the first of [`Checkpoint::problems`] as an error.
@@ -27,10 +27,7 @@ impl Checkpoint {
 
     /// [`Checkpoint::problems`] without those of dtypes, which a conversion mends.
     pub fn shape_problems(&self) -> Vec<CheckpointError> {
-        let tied_head = self.config.tie_word_embeddings.then(|| TensorShape {
-            name: LM_HEAD.into(),
-            shape: vec![self.config.vocab_size, self.config.hidden_size],
-        });
+        let tied_head = self.config.tie_word_embeddings.then(|| self.config.tensor(TensorId::Head));
         let mut unknown: HashMap<&str, &TensorEntry> =
             self.entries.iter().map(|e| (e.name.as_str(), e)).collect();
         let mut problems = Vec::new();

@@ -17,7 +17,7 @@ use crate::gguf::error::ExportError;
 use crate::gguf::{Result, vocabulary};
 use flm_candle::Vocabulary;
 use flm_checkpoint::{Checkpoint, TensorEntry};
-use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
+use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
 use flm_checkpoint::{ModelType, Part, RopeScaling, TeleFlmConfig, TensorId};
 
 /// Bytes of the three keys of a file among several, and of its padding.
@@ -122,27 +122,28 @@ impl GgufPlan {
         let mut fallbacks = BTreeMap::new();
         for tensor in config.tensors() {
             let entry = src.entry(&tensor.name)?;
-            let factor = match tensor.name.as_str() {
-                EMBED_TOKENS => input,
-                FINAL_NORM => gain,
-                _ => 1.0,
+            let factor = match tensor.id {
+                TensorId::Embedding => input,
+                TensorId::FinalNorm => gain,
+                TensorId::Head | TensorId::Block(..) => 1.0,
             };
             let (dtype, fallback) = stored(entry, options.dtype, factor);
             if let Some(wanted) = fallback {
                 let columns = entry.shape.last().copied().unwrap_or(0);
                 *fallbacks.entry((columns, name(wanted), name(dtype))).or_insert(0) += 1;
             }
-            let name = gguf_name(&tensor.name);
+            let name = gguf_name(tensor.id);
             if factor != 1.0 {
                 let rounding = rounding(entry.dtype, dtype, factor);
                 plan.foldings.push(Folding { tensor: name.clone(), factor, rounding });
             }
             let elements = entry.shape.iter().map(|&n| n as u64).product::<u64>();
             let nbytes = elements / dtype.block_size() as u64 * dtype.type_size() as u64;
-            let id = TensorId::of(&tensor.name);
-            let rotary =
-                matches!(id, Some(TensorId::Block(_, Part::QProj | Part::QBias | Part::KProj | Part::KBias)))
-                    && architecture.pairs;
+            let rotary = architecture.pairs
+                && matches!(
+                    tensor.id,
+                    TensorId::Block(_, Part::QProj | Part::QBias | Part::KProj | Part::KBias)
+                );
             plan.tensors.push(GgufTensor {
                 name,
                 source: tensor.name,
@@ -361,9 +362,9 @@ impl Architecture {
 }
 
 /// The name that llama.cpp has for a tensor.
-fn gguf_name(name: &str) -> String {
-    let part = match TensorId::of(name) {
-        Some(TensorId::Block(layer, part)) => {
+fn gguf_name(id: TensorId) -> String {
+    let name = match id {
+        TensorId::Block(layer, part) => {
             let name = match part {
                 Part::InputLayernorm => "attn_norm.weight",
                 Part::QProj => "attn_q.weight",
@@ -386,23 +387,19 @@ fn gguf_name(name: &str) -> String {
             };
             return format!("blk.{layer}.{name}");
         }
-        Some(TensorId::Embedding) => "token_embd.weight",
-        Some(TensorId::FinalNorm) => "output_norm.weight",
-        Some(TensorId::Head) => "output.weight",
-        None => name,
+        TensorId::Embedding => "token_embd.weight",
+        TensorId::FinalNorm => "output_norm.weight",
+        TensorId::Head => "output.weight",
     };
-    part.into()
+    name.into()
 }
 
 /// What Llama 3.1's rotary frequencies are divided by, as llama.cpp takes it: a tensor.
 fn rope_factors(config: &TeleFlmConfig) -> Option<GgufTensor> {
     let RopeScaling::Llama3 { .. } = config.rope_scaling else { return None };
     let (head_dim, theta) = (config.head_dim, config.rope_theta);
-    let factor = |i: usize| {
-        let frequency = theta.powf(-2.0 * i as f64 / head_dim as f64);
-        config.rope_scaling.divisor(i, head_dim, theta, frequency) as f32
-    };
-    let values: Vec<f32> = (0..head_dim / 2).map(factor).collect();
+    let divisor = |i| config.rope_scaling.divisor(i, head_dim, theta) as f32;
+    let values: Vec<f32> = (0..head_dim / 2).map(divisor).collect();
     Some(GgufTensor {
         name: "rope_freqs.weight".into(),
         source: String::new(),
@@ -422,11 +419,13 @@ fn rope_notes(config: &TeleFlmConfig) -> Option<String> {
         return None;
     };
     let usual = 1.0 + 0.1 * factor.max(1.0).ln();
-    ((attention_factor - usual).abs() > 1e-6 || !truncate).then(|| {
-        format!(
+    if (attention_factor - usual).abs() > 1e-6 {
+        return Some(format!(
             "llama.cpp computes YaRN's attention factor as {usual:.4}; the model has {attention_factor:.4}"
-        )
-    })
+        ));
+    }
+    (!truncate)
+        .then(|| "llama.cpp begins and ends YaRN's ramp at whole dimensions; the model does not".to_owned())
 }
 
 /// `general.*` and those of the architecture.

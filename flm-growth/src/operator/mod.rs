@@ -95,16 +95,6 @@ impl Role {
             },
         }
     }
-
-    /// The role of the tensor `name`, and its layer.
-    pub fn named(name: &str) -> Option<(Self, Option<usize>)> {
-        let id = TensorId::of(name)?;
-        let layer = match id {
-            TensorId::Block(layer, _) => Some(layer),
-            TensorId::Embedding | TensorId::FinalNorm | TensorId::Head => None,
-        };
-        Some((Self::of(id), layer))
-    }
 }
 
 /// What an operator's rules depend on besides the tensor.

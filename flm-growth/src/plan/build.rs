@@ -49,9 +49,8 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
     };
     let shapes = plan.target_config(config)?;
     for tensor in shapes.tensors() {
-        let (role, layer) =
-            Role::named(&tensor.name).ok_or(GrowthError::UnknownTensor(tensor.name.clone()))?;
-        let layer = layer.and_then(|l| plan.layers.get(l)).copied();
+        let role = Role::of(tensor.id);
+        let layer = tensor.id.layer().and_then(|l| plan.layers.get(l)).copied();
         let stored = source.tensor(&source_name(&tensor.name, layer, config.tie_word_embeddings))?;
         let new_layer = layer.is_some_and(|l| l.new);
         let rule = options.operator.rule(role, new_layer, stored.dtype, &context);

@@ -19,8 +19,7 @@ fn rotate(head: &mut [f64], position: usize, c: &TeleFlmConfig) {
     let half = head.len() / 2;
     for i in 0..half {
         let frequency = c.rope_theta.powf(-2.0 * i as f64 / head.len() as f64);
-        let angle =
-            position as f64 * frequency / c.rope_scaling.divisor(i, head.len(), c.rope_theta, frequency);
+        let angle = position as f64 * frequency / c.rope_scaling.divisor(i, head.len(), c.rope_theta);
         let (a, b) = (head[i], head[i + half]);
         head[i] = a * angle.cos() - b * angle.sin();
         head[i + half] = b * angle.cos() + a * angle.sin();

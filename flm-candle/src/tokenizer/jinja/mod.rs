@@ -26,11 +26,9 @@ pub(super) fn environment(fuel: u64) -> Result<Environment<'static>, Error> {
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_unknown_method_callback(methods::unknown_method);
     env.set_fuel(Some(fuel));
-    env.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
-        Ok(number) if value.is_number() && !value.is_integer() => out
-            .write_str(&json::float(number))
-            .map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string())),
-        _ => escape_formatter(out, state, value),
+    env.set_formatter(|out, state, value| match float(value) {
+        Some(text) => out.write_str(&text).map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string())),
+        None => escape_formatter(out, state, value),
     });
     env.add_function("raise_exception", raise_exception);
     env.add_filter("tojson", json::tojson);
@@ -42,16 +40,19 @@ pub(super) fn environment(fuel: u64) -> Result<Environment<'static>, Error> {
     env.add_filter("center", |text: String, width: Option<i64>| {
         methods::center(&text, width.unwrap_or(80), ' ')
     });
-    env.add_filter("string", |value: &Value| match f64::try_from(value.clone()) {
-        Ok(number) if value.is_number() && !value.is_integer() => json::float(number),
-        _ => value.to_string(),
-    });
+    env.add_filter("string", |value: &Value| float(value).unwrap_or_else(|| value.to_string()));
     // to Python None is no iterable, to minijinja it is an empty one
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_test("sequence", |value: &Value| {
         value.as_str().is_some() || minijinja::tests::is_sequence(value)
     });
     Ok(env)
+}
+
+/// A float as Python prints it; `None` for anything else.
+fn float(value: &Value) -> Option<String> {
+    let float = value.is_number() && !value.is_integer();
+    f64::try_from(value.clone()).ok().filter(|_| float).map(json::float)
 }
 
 /// `truncate(length=255, killwords=false, end='...', leeway=5)`.

@@ -1,6 +1,6 @@
 //! The report for people.
 
-use flm_checkpoint::{GrowthMasks, ScheduleKind};
+use flm_checkpoint::{GrowthMasks, RopeScaling, ScheduleKind};
 
 use crate::commands::inspect::report::{Report, Statistics, Values};
 use crate::output::{count, size, table};
@@ -32,10 +32,7 @@ pub(crate) fn text(r: &Report) -> String {
     rows.extend([
         ("vocabulary", vocabulary),
         ("context", c.context.to_string()),
-        ("norm eps, rope", {
-            let scaling = c.rope_scaling.as_ref().map_or(String::new(), |scaling| format!(", {scaling}"));
-            format!("{:e}, theta {}{scaling}", c.rms_norm_eps, c.rope_theta)
-        }),
+        ("norm eps, rope", format!("{:e}, theta {}{}", c.rms_norm_eps, c.rope_theta, scaled(c.rope_scaling))),
         ("scales", format!("embedding × {}, logits × {}", c.input_scale, c.logit_scale)),
         ("head", if c.tied { "tied to the embedding".into() } else { "its own".into() }),
         ("dtypes", dtypes.join(", ")),
@@ -145,4 +142,18 @@ fn masks(growth: &GrowthMasks) -> String {
         None => "no schedule".into(),
     });
     parts.join(", ")
+}
+
+/// How rotary frequencies are stretched.
+fn scaled(scaling: Option<RopeScaling>) -> String {
+    match scaling {
+        None | Some(RopeScaling::Default) => String::new(),
+        Some(RopeScaling::Linear { factor }) => format!(", linear × {factor}"),
+        Some(RopeScaling::Llama3 { factor, original, .. }) => {
+            format!(", llama3 × {factor}, from {original} tokens")
+        }
+        Some(RopeScaling::Yarn { factor, original, .. }) => {
+            format!(", yarn × {factor}, from {original} tokens")
+        }
+    }
 }

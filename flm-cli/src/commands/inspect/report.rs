@@ -67,7 +67,7 @@ pub(crate) struct Shape {
     pub(crate) rope_theta: f64,
     /// How rotary frequencies are stretched; absent where they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) rope_scaling: Option<String>,
+    pub(crate) rope_scaling: Option<RopeScaling>,
     /// Which projections have biases.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) biases: Vec<&'static str>,
@@ -205,16 +205,7 @@ impl Shape {
             context: c.max_position_embeddings,
             rms_norm_eps: c.rms_norm_eps,
             rope_theta: c.rope_theta,
-            rope_scaling: match c.rope_scaling {
-                RopeScaling::Default => None,
-                RopeScaling::Linear { factor } => Some(format!("linear × {factor}")),
-                RopeScaling::Llama3 { factor, original, .. } => {
-                    Some(format!("llama3 × {factor}, from {original} tokens"))
-                }
-                RopeScaling::Yarn { factor, original, .. } => {
-                    Some(format!("yarn × {factor}, from {original} tokens"))
-                }
-            },
+            rope_scaling: Some(c.rope_scaling).filter(|scaling| *scaling != RopeScaling::Default),
             biases: [
                 ("query, key, value", c.qkv_bias),
                 ("attention output", c.attention_output_bias),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use flm_candle::{CausalLm, GenerateOptions, Path as ModelPath, Residency, generate};
+use flm_candle::{CausalLm, GenerateOptions, Path as ModelPath, Residency, Session, generate};
 use flm_checkpoint::Checkpoint;
 
 fn fixture(name: &str) -> PathBuf {
@@ -19,7 +19,7 @@ fn families() -> Vec<String> {
     let entries = std::fs::read_dir(fixture("")).unwrap().map(|entry| entry.unwrap());
     let folders = entries.filter(|entry| entry.path().is_dir());
     let names: Vec<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
-    assert_eq!(names.len(), 9);
+    assert_eq!(names.len(), 23);
     names
 }
 
@@ -92,6 +92,34 @@ fn bf16_rounds_about_as_much_as_transformers() {
         let own = rms(&golden["logits_bf16"], &golden["logits"]);
         let ours = rms(&logits, &golden["logits"]);
         assert!(ours < 1.25 * own, "{name}: {ours:e}, transformers {own:e}");
+    }
+}
+
+/// The rotary angles of all positions change where a text outgrows the original context, 32 tokens.
+#[test]
+fn a_text_that_grows_past_the_original_context_is_run_again() {
+    let name = "phi3-longrope";
+    let model = load(&fixture(name), DType::F32, Residency::Resident);
+    let ids = ids(&goldens(name)["ids"]);
+    let prompts = [ids[..29].to_vec(), ids[30..52].to_vec()];
+    let greedy = |prompt: &[u32]| {
+        let mut text = prompt.to_vec();
+        for _ in 0..12 {
+            let logits = model.logits(&text).unwrap();
+            let last = logits.get(text.len() - 1).unwrap();
+            text.push(last.argmax(0).unwrap().to_scalar::<u32>().unwrap());
+        }
+        text.split_off(prompt.len())
+    };
+    let options = GenerateOptions::greedy(12, 48);
+    for prompt in &prompts {
+        let answers = generate(&model, std::slice::from_ref(prompt), &options, |_, _| true).unwrap();
+        assert_eq!(answers[0].ids, greedy(prompt));
+    }
+    let mut session = Session::new(&model);
+    for prompt in &prompts {
+        let answer = session.generate(prompt, &options, || false, |_| true).unwrap();
+        assert_eq!(answer.ids, greedy(prompt));
     }
 }
 

@@ -31,10 +31,11 @@ pub use crate::cast::{cast, scale};
 pub use crate::checksums::{
     CHECKSUMS_FILE, ChecksumReport, Checksums, FileDigest, TensorSource, WeightFileDigest, digest_of,
 };
+pub use crate::config::layers::{LayerKind, LayerKinds, LayerRope};
 pub use crate::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, ScheduleKind};
 pub use crate::config::preset::{PRESETS, preset};
 pub use crate::config::rope::RopeScaling;
-pub use crate::config::{ConfigError, ModelType, TeleFlmConfig};
+pub use crate::config::{Activation, ConfigError, ModelType, NormPlacement, QkNorm, TeleFlmConfig};
 pub use crate::error::{CheckpointError, Result};
 pub use crate::format::zip::ZipEntry;
 pub use crate::format::{Source, is_skipped};

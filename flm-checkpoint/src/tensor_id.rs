@@ -69,14 +69,21 @@ pub enum Part {
     VBias,
     /// Gain of the norm of each query head.
     QNorm,
+    /// Gain of the norm of all queries.
+    QNormWhole,
     /// Gain of the norm of each key head.
     KNorm,
+    /// Gain of the norm of all keys.
+    KNormWhole,
     /// Output projection of attention.
     OProj,
     /// Bias of the output projection.
     OBias,
-    /// Gain of the norm before the feed-forward layer.
+    /// Gain of the norm before the feed-forward layer or, in blocks with norms after their parts, of what
+    /// attention writes.
     PostAttentionLayernorm,
+    /// Gain of the norm before the feed-forward layer, in blocks with norms around their parts.
+    PreFeedforwardLayernorm,
     /// Projection to what gates the units.
     GateProj,
     /// Bias of the gates.
@@ -89,11 +96,13 @@ pub enum Part {
     DownProj,
     /// Bias of the projection back.
     DownBias,
+    /// Gain of the norm of what the feed-forward layer writes.
+    PostFeedforwardLayernorm,
 }
 
 impl Part {
     /// Every part, in the order of the forward pass.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::InputLayernorm,
         Self::QProj,
         Self::QBias,
@@ -102,16 +111,20 @@ impl Part {
         Self::VProj,
         Self::VBias,
         Self::QNorm,
+        Self::QNormWhole,
         Self::KNorm,
+        Self::KNormWhole,
         Self::OProj,
         Self::OBias,
         Self::PostAttentionLayernorm,
+        Self::PreFeedforwardLayernorm,
         Self::GateProj,
         Self::GateBias,
         Self::UpProj,
         Self::UpBias,
         Self::DownProj,
         Self::DownBias,
+        Self::PostFeedforwardLayernorm,
     ];
 
     /// The end of its name in a checkpoint, after `model.layers.N.`.
@@ -140,18 +153,44 @@ impl Part {
             Self::VProj => ("self_attn.v_proj.weight", &[KeyValue, Hidden]),
             Self::VBias => ("self_attn.v_proj.bias", &[KeyValue]),
             Self::QNorm => ("self_attn.q_norm.weight", &[HeadDim]),
+            Self::QNormWhole => ("self_attn.q_norm.weight", &[Query]),
             Self::KNorm => ("self_attn.k_norm.weight", &[HeadDim]),
+            Self::KNormWhole => ("self_attn.k_norm.weight", &[KeyValue]),
             Self::OProj => ("self_attn.o_proj.weight", &[Hidden, Query]),
             Self::OBias => ("self_attn.o_proj.bias", &[Hidden]),
             Self::PostAttentionLayernorm => ("post_attention_layernorm.weight", &[Hidden]),
+            Self::PreFeedforwardLayernorm => ("pre_feedforward_layernorm.weight", &[Hidden]),
             Self::GateProj => ("mlp.gate_proj.weight", &[Ffn, Hidden]),
             Self::GateBias => ("mlp.gate_proj.bias", &[Ffn]),
             Self::UpProj => ("mlp.up_proj.weight", &[Ffn, Hidden]),
             Self::UpBias => ("mlp.up_proj.bias", &[Ffn]),
             Self::DownProj => ("mlp.down_proj.weight", &[Hidden, Ffn]),
             Self::DownBias => ("mlp.down_proj.bias", &[Hidden]),
+            Self::PostFeedforwardLayernorm => ("post_feedforward_layernorm.weight", &[Hidden]),
         }
     }
+}
+
+/// Parts that some families store as one tensor, rows after rows.
+#[derive(Debug)]
+pub(crate) struct Fused {
+    /// The end of its name in a checkpoint, after `model.layers.N.`.
+    pub suffix: &'static str,
+    /// In the order of their rows.
+    pub parts: &'static [Part],
+}
+
+/// What Phi 3 stores as one tensor.
+pub(crate) static FUSED: [Fused; 2] = [
+    Fused { suffix: "self_attn.qkv_proj.weight", parts: &[Part::QProj, Part::KProj, Part::VProj] },
+    Fused { suffix: "mlp.gate_up_proj.weight", parts: &[Part::GateProj, Part::UpProj] },
+];
+
+/// The layer's prefix `model.layers.N.` of a tensor's name, and the rest.
+pub(crate) fn split_layer(name: &str) -> Option<(&str, &str)> {
+    let rest = name.strip_prefix("model.layers.")?;
+    let dot = name.len() - rest.len() + rest.find('.')? + 1;
+    Some(name.split_at(dot))
 }
 
 /// A tensor's place in the model.
@@ -168,19 +207,6 @@ pub enum TensorId {
 }
 
 impl TensorId {
-    /// The place of the tensor `name`; `None` where no family has it.
-    pub fn of(name: &str) -> Option<Self> {
-        match name {
-            EMBED_TOKENS => return Some(Self::Embedding),
-            FINAL_NORM => return Some(Self::FinalNorm),
-            LM_HEAD => return Some(Self::Head),
-            _ => {}
-        }
-        let (layer, suffix) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        let part = Part::ALL.into_iter().find(|part| part.suffix() == suffix)?;
-        Some(Self::Block(layer.parse().ok()?, part))
-    }
-
     /// The layer that it is of.
     pub fn layer(self) -> Option<usize> {
         match self {
@@ -205,27 +231,6 @@ impl TensorId {
             Self::Embedding | Self::Head => &[Axis::Vocab, Axis::Hidden],
             Self::FinalNorm => &[Axis::Hidden],
             Self::Block(_, part) => part.axes(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_read_back() {
-        for id in Part::ALL.map(|part| TensorId::Block(12, part)).into_iter().chain([
-            TensorId::Embedding,
-            TensorId::FinalNorm,
-            TensorId::Head,
-        ]) {
-            assert_eq!(TensorId::of(&id.name()), Some(id));
-        }
-        for other in
-            ["model.layers.x.input_layernorm.weight", "model.layers.1.mlp.gate.weight", "norm.weight"]
-        {
-            assert_eq!(TensorId::of(other), None, "{other}");
         }
     }
 }

@@ -166,13 +166,14 @@ fn kill_9_at_twenty_moments_loses_nothing_and_judges_nothing_twice() {
 #[test]
 fn a_wrong_key_stops_at_once_and_the_key_is_nowhere() {
     let dir = tempfile::tempdir().unwrap();
-    let answers = write_answers(dir.path(), 40);
+    let answers = write_answers(dir.path(), 400);
     let server = JudgeServer::start(|_, _| Some(Fault::Unauthorized));
     let (ok, _, error) = run(&mut judge(&answers, &server, &[]));
     assert!(!ok && error.contains("401") && error.contains("OPENAI_API_KEY"), "{error}");
     // the server's message repeats the key
     assert!(!error.contains(KEY) && error.contains("[key]"), "{error}");
-    assert!(server.times().values().map(Vec::len).sum::<usize>() <= 16);
+    // those in flight when the first answer came, and what a busy machine lets through before it is read
+    assert!(server.times().values().map(Vec::len).sum::<usize>() <= 100);
     for entry in std::fs::read_dir(dir.path()).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         assert!(!text.contains(KEY));

@@ -141,7 +141,7 @@ impl LocalModel {
         let passes = jobs.len().div_ceil(decoding.batch) * decoding.max_new_tokens;
         let config = self.model.config();
         let longest = jobs.iter().map(|job| job.prompt.len()).max().unwrap_or(0);
-        let tokens = (longest + decoding.max_new_tokens).min(config.max_position_embeddings);
+        let tokens = (longest + decoding.max_new_tokens).min(config.context_length());
         let token =
             2 * config.num_hidden_layers * config.key_value_width() * self.model.dtype().size_in_bytes();
         Ok(Cost {
@@ -159,7 +159,7 @@ impl LocalModel {
         decoding: &Decoding,
         done: &mut dyn FnMut(usize, Completion) -> anyhow::Result<()>,
     ) -> anyhow::Result<usize> {
-        let context = self.model.config().max_position_embeddings;
+        let context = self.model.config().context_length();
         let (mut order, too_long): (Vec<usize>, Vec<usize>) =
             (0..jobs.len()).partition(|&i| jobs[i].prompt.len() < context);
         for index in too_long {
@@ -199,7 +199,7 @@ impl LocalModel {
             })
             .collect();
         let prompts: Vec<_> = batch.iter().map(|&i| jobs[i].prompt.clone()).collect();
-        let context = self.model.config().max_position_embeddings;
+        let context = self.model.config().context_length();
         let mut rows: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
         let mut failure = None;
         generate_each(&self.model, &prompts, &options, |row, id| {

@@ -8,7 +8,10 @@
 //! ```
 //!
 //! so that gains take √(S/D)/rᵢ, eps takes S/D, whatever writes the stream takes hᵢ·rᵢ, and the masks of
-//! heads, units and layers go into the columns and the whole of the writers. Where h is 0 the stream is
+//! heads, units and layers go into the columns and the whole of the writers. Where a norm stands between a
+//! writer and the stream, the writer takes rᵢ, so that the norm is that of the other norms, and its gain takes
+//! √(S/D)·hᵢ and the layer's mask; where none stands between the stream and a reader, the reader's columns
+//! take 1/rᵢ. Where h is 0 the stream is
 //! 0 and the gain's factor is arbitrary; this is then the `zero` operator's checkpoint.
 //!
 //! The norm's statistics leave no choice of the factors: √mask it has to be, which rounds the scaled weights
@@ -27,7 +30,7 @@ use std::path::Path;
 
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::GrowthMasks;
-use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{NormPlacement, QkNorm, TeleFlmConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
@@ -58,6 +61,10 @@ pub struct FoldPlan {
 struct Factors {
     /// Of what writes the residual stream: h·r of new entries.
     stream: Option<TailScale>,
+    /// Of what writes to a norm that writes the residual stream: r of new entries.
+    before_norm: Option<TailScale>,
+    /// Of that norm's gain, besides: h of new entries.
+    output_tail: Option<TailScale>,
     /// Of gains: √(S/D) for all, and 1/r besides for new entries.
     gain: f64,
     gain_tail: Option<TailScale>,
@@ -70,7 +77,15 @@ struct Factors {
 impl Factors {
     fn new(masks: &GrowthMasks, width: usize) -> Self {
         let Some(hidden) = masks.hidden else {
-            return Self { stream: None, gain: 1.0, gain_tail: None, tied_tail: None, eps: 1.0 };
+            return Self {
+                stream: None,
+                before_norm: None,
+                output_tail: None,
+                gain: 1.0,
+                gain_tail: None,
+                tied_tail: None,
+                eps: 1.0,
+            };
         };
         let (from, mask, root) = (hidden.from, hidden.mask, hidden.mask.sqrt());
         let share = (from as f64 + mask * (width - from) as f64) / width as f64;
@@ -78,6 +93,8 @@ impl Factors {
         let inverse = |power: f64| if power > 0.0 { 1.0 / power } else { 1.0 };
         Self {
             stream: tail(mask * root),
+            before_norm: tail(root),
+            output_tail: tail(mask),
             gain: share.sqrt(),
             gain_tail: tail(inverse(root)),
             tied_tail: tail(inverse(root * mask * root)),
@@ -98,7 +115,7 @@ impl FoldPlan {
         let masks = config.growth.clone().ok_or(GrowthError::NotMasked)?;
         let factors = Factors::new(&masks, config.hidden_size);
         let tensors = config.tensors().map(|t| {
-            let role = Role::of(t.id);
+            let role = Role::of(t.id, config);
             let stored = source.tensor(&t.name)?;
             let layer = t.id.layer().map_or(1.0, |l| masks.layer(l));
             Ok(tensor_plan(config, &masks, &factors, role, layer, stored, dtype))
@@ -154,23 +171,33 @@ fn tensor_plan(
 ) -> TensorPlan {
     let heads = masks.heads.map(|h| TailScale { from: h.from * config.head_dim, scale: h.mask });
     let units = masks.ffn.map(|f| TailScale { from: f.from, scale: f.mask });
+    let written = match config.norms {
+        NormPlacement::Before => (layer, factors.stream),
+        NormPlacement::After | NormPlacement::Around => (1.0, factors.before_norm),
+    };
+    // without a norm before it a sub-layer reads the stream itself
+    let read = factors.gain_tail.filter(|_| config.norms == NormPlacement::After);
     let mut to = dtype.unwrap_or(stored.dtype);
+    let heads_scale = normed_head_scale(config.qk_norm != QkNorm::None, factors.gain, to);
     let (scale, row_scale, col_scale) = match role {
-        Role::HeadReader | Role::HeadReaderBias => {
-            (normed_head_scale(config.qk_norm, factors.gain, to), None, None)
-        }
+        Role::HeadReader => (heads_scale, None, read),
+        Role::HeadReaderBias => (heads_scale, None, None),
+        Role::Reader => (1.0, None, read),
         Role::Embedding => (1.0, None, factors.stream),
         Role::Norm => (factors.gain, None, factors.gain_tail),
+        Role::OutputNorm => (factors.gain * layer, None, factors.output_tail),
         Role::FinalNorm if config.tie_word_embeddings => (factors.gain, None, factors.tied_tail),
         Role::FinalNorm => (factors.gain, None, factors.gain_tail),
-        Role::Reader | Role::ReaderBias | Role::HeadNorm | Role::Head => (1.0, None, None),
-        Role::WriterBias => (layer, None, factors.stream),
-        Role::AttentionWriter => (layer, factors.stream, heads),
-        Role::FeedForwardWriter => (layer, factors.stream, units),
+        Role::ReaderBias | Role::HeadNorm | Role::HeadsNorm | Role::Head => (1.0, None, None),
+        Role::WriterBias => (written.0, None, written.1),
+        Role::AttentionWriter => (written.0, written.1, heads),
+        Role::FeedForwardWriter => (written.0, written.1, units),
     };
-    if matches!(role, Role::Norm | Role::FinalNorm) {
-        let kept = to.holds_scaled(scale) && col_scale.is_none_or(|t| to.holds_scaled(t.scale));
-        to = if kept { to } else { Precision::F32 };
+    let offset = if role.is_gain() { config.gain_offset() } else { 0.0 };
+    if matches!(role, Role::Norm | Role::OutputNorm | Role::FinalNorm) {
+        let kept = |factor: f64| if offset == 0.0 { to.holds_scaled(factor) } else { factor == 1.0 };
+        let kept = kept(scale) && col_scale.is_none_or(|t| kept(t.scale));
+        to = if kept || to == Precision::F64 { to } else { Precision::F32 };
     }
     TensorPlan {
         name: stored.name.clone(),
@@ -179,6 +206,7 @@ fn tensor_plan(
         new_layer: false,
         source: Some(stored.clone()),
         scale,
+        offset,
         row_scale,
         col_scale,
         splits: false,

@@ -6,7 +6,7 @@ use std::path::Path;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::Writer;
 use flm_checkpoint::{Card, copy_side_files};
-use flm_checkpoint::{EMBED_TOKENS, TensorId, TensorSpec};
+use flm_checkpoint::{EMBED_TOKENS, TensorSpec};
 
 use crate::error::Result;
 use crate::execute::record::PROVENANCE_FILE;
@@ -42,12 +42,12 @@ pub fn init(
         .tensors()
         .map(|tensor| TensorSpec { name: tensor.name, dtype: precision.into(), shape: tensor.shape })
         .collect();
-    let writer = Writer::create(dst, &specs, max_shard_bytes)?;
+    let writer = Writer::create_model(dst, config, &specs, max_shard_bytes)?;
     let (mut chunk, mut digests) = (Vec::new(), BTreeMap::new());
     for spec in &specs {
         let one = {
             let mut bytes = [0; 8];
-            precision.encode(1.0, &mut bytes[..precision.bytes()]);
+            precision.encode(1.0 - config.gain_offset(), &mut bytes[..precision.bytes()]);
             bytes
         };
         let fill = NormalFill::new(seed, &spec.name, precision, std(config, spec))?;
@@ -55,7 +55,7 @@ pub fn init(
         let mut hasher = blake3::Hasher::new();
         for start in (0..len).step_by(CHUNK) {
             chunk.resize(CHUNK.min(len - start), 0);
-            if matches!(TensorId::of(&spec.name), Some(TensorId::Block(_, part)) if part.is_bias()) {
+            if spec.name.ends_with(".bias") {
                 chunk.fill(0);
             } else if spec.shape.len() == 1 {
                 chunk.chunks_exact_mut(precision.bytes()).for_each(|v| v.copy_from_slice(&one[..v.len()]));

@@ -91,6 +91,10 @@ pub struct TensorPlan {
     pub source: Option<SourceTensor>,
     /// What the source's values are multiplied by.
     pub scale: f64,
+    /// What is added to stored values to give those that are meant, which factors multiply: 1 for the gains
+    /// of Gemma.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub offset: f64,
     /// What the source's last rows are multiplied by besides.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub row_scale: Option<TailScale>,
@@ -115,6 +119,11 @@ pub struct TensorPlan {
     /// Fill of the new rows' new columns.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub new_corner: Option<Fill>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// Rows and columns of a shape; a vector is one row.
@@ -188,7 +197,8 @@ impl TensorPlan {
     pub fn rows_are_zero(&self, start: usize, end: usize) -> bool {
         let zero = |fill: Option<Fill>| fill.is_none_or(|f| f == Fill::Zero);
         let ((_, cols), (copied_rows, copied_cols)) = (self.size(), self.copied());
-        let silent = self.scale == 0.0 || TailScale::at(self.row_scale, start) == 0.0;
+        let factor = self.scale * TailScale::at(self.row_scale, start);
+        let silent = self.offset == 0.0 && factor == 0.0;
         let hidden = silent && (copied_cols == cols || zero(self.new_cols));
         let copied = start < copied_rows && copied_cols > 0 && !hidden;
         let new = end > copied_rows;
@@ -255,7 +265,8 @@ impl TensorPlan {
         let narrows = !widens || (source.dtype == Precision::F64 && self.dtype == Precision::F32);
         let keeps = |factor: f64| factor == 0.0 || is_power_of_two(factor.abs());
         let tails = [self.row_scale, self.col_scale];
-        let exact = keeps(self.scale) && tails.iter().flatten().all(|t| keeps(t.scale)) && !narrows;
+        let shifted = self.offset != 0.0 && !self.is_verbatim();
+        let exact = !shifted && keeps(self.scale) && tails.iter().flatten().all(|t| keeps(t.scale)) && !narrows;
         (!exact).then(|| self.dtype.unit_roundoff())
     }
 }

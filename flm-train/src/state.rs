@@ -65,7 +65,7 @@ pub(crate) fn save(
     let mut config = layout.config().clone();
     config.growth = growth;
     config.set_dtype(dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(DType::F32));
-    let writer = Writer::create(dst, &specs(layout, "", dtype), MAX_SHARD)?;
+    let writer = Writer::create_model(dst, &config, &specs(layout, "", dtype), MAX_SHARD)?;
     let digests = write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
     copy_side_files(origin.source, writer.staging_dir(), Card::Leave)?;
     let path = writer.staging_dir().join("README.md");

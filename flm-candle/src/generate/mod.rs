@@ -161,17 +161,23 @@ pub fn generate_each(
     }
     check_prompts(model, prompts)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let context = model.config().max_position_embeddings;
+    let context = model.config().context_length();
     let new_tokens = options.iter().map(|o| o.max_new_tokens).max().unwrap_or(0);
     let padding: Vec<usize> = prompts.iter().map(|p| longest - p.len()).collect();
     let mut cache = model.cache(padding.clone(), longest + new_tokens.min(context));
     let mut rows: Vec<Row> = options.iter().map(Row::new).collect();
     let mut next: Vec<Vec<u32>> =
         prompts.iter().zip(&padding).map(|(prompt, &pad)| [vec![0; pad], prompt.clone()].concat()).collect();
+    let mut fed: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
     while rows.iter().any(|row| row.finish.is_none()) {
+        if model.outdates(&cache, next.first().map_or(0, Vec::len)) {
+            next = fed.iter_mut().zip(next).map(|(fed, next)| [std::mem::take(fed), next].concat()).collect();
+            cache.truncate(0);
+        }
         let slices: Vec<&[u32]> = next.iter().map(Vec::as_slice).collect();
         let logits =
             model.forward(&model.tokens(&slices)?, Some(&mut cache), Positions::Last, |_, _| Ok(()))?;
+        fed.iter_mut().zip(&next).for_each(|(fed, next)| fed.extend(next));
         for (i, row) in rows.iter_mut().enumerate() {
             // a finished row is fed its last token until the others are done; nobody reads it
             if row.finish.is_none() {
@@ -211,7 +217,7 @@ pub(crate) fn check_options(options: &GenerateOptions) -> Result<(), GenerateErr
 }
 
 pub(crate) fn check_prompts(model: &CausalLm, prompts: &[impl AsRef<[u32]>]) -> Result<(), GenerateError> {
-    let context = model.config().max_position_embeddings;
+    let context = model.config().context_length();
     for (row, prompt) in prompts.iter().map(AsRef::as_ref).enumerate() {
         if prompt.is_empty() {
             return Err(ModelError::Empty.into());

@@ -48,10 +48,14 @@ impl<'a> Session<'a> {
     ) -> Result<Generation, GenerateError> {
         check_options(options)?;
         check_prompts(self.model, &[prompt])?;
-        let context = self.model.config().max_position_embeddings;
+        let context = self.model.config().context_length();
         let mut row = Row::new(options);
         let mut next = self.rest_of(prompt).to_vec();
         while row.finish.is_none() {
+            if self.model.outdates(&self.cache, next.len()) {
+                next.splice(..0, self.seen.drain(..));
+                self.cache.truncate(0);
+            }
             let ids = self.model.tokens(&[&next])?;
             let logits = self.model.forward(&ids, Some(&mut self.cache), Positions::Last, |_, _| {
                 if cancelled() { Err(ModelError::Cancelled) } else { Ok(()) }

@@ -4,8 +4,8 @@ use candle_nn::rotary_emb;
 
 use candle_core::{D, DType, Result, Tensor};
 
-use crate::model::forward_context::Pass;
-use crate::model::kernels::attention::{Heads, attention};
+use crate::model::forward_context::{Angles, KindPass, Pass};
+use crate::model::kernels::attention::{Heads, Scores, attention};
 use crate::model::kernels::{Path, supports};
 use crate::model::kv_cache::KvCache;
 use crate::model::linear::Linear;
@@ -24,16 +24,24 @@ pub struct Attention {
     pub v_proj: Linear,
     /// `[hidden_size, heads · head_dim]`.
     pub o_proj: Linear,
-    /// Of each query head, `[head_dim]`, where the family has it.
+    /// Of each query head, `[head_dim]`, or of all together, `[heads · head_dim]`, where the family has it.
     pub q_norm: Option<RmsNorm>,
-    /// Of each key head, `[head_dim]`, where the family has it.
+    /// Of each key head, `[head_dim]`, or of all together, `[kv_heads · head_dim]`, where the family has it.
     pub k_norm: Option<RmsNorm>,
+    /// Whether the norms are of all heads together.
+    pub whole_norms: bool,
     /// Number of query heads.
     pub heads: usize,
     /// Number of key/value heads.
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
+    /// What scores are multiplied by.
+    pub scale: f64,
+    /// What bounds them, `c · tanh(x / c)`.
+    pub softcap: Option<f64>,
+    /// Which of the pass's kinds of blocks it is of.
+    pub kind: usize,
     /// Of a model that is still growing: what each head's output is multiplied by,
     /// `[heads · head_dim]`.
     pub mask: Option<Tensor>,
@@ -49,21 +57,23 @@ impl Attention {
         let q = heads(&self.q_proj, self.q_norm.as_ref(), self.heads)?;
         let k = heads(&self.k_proj, self.k_norm.as_ref(), self.kv_heads)?;
         let v = heads(&self.v_proj, None, self.kv_heads)?;
-        if let (Some(documents), None, true) = (&pass.documents, &cache, supports(x)) {
+        let kind = &pass.kinds[self.kind];
+        if let (Some(documents), None, true) = (&kind.documents, &cache, supports(x)) {
             let heads = Heads { query: self.heads, key_value: self.kv_heads, dim: self.head_dim };
+            let scores = Scores { scale: self.scale, softcap: self.softcap };
             let flat = |y: Tensor| y.flatten_from(2);
-            return self.project(attention(&flat(q)?, &flat(k)?, &flat(v)?, documents, heads)?);
+            return self.project(attention(&flat(q)?, &flat(k)?, &flat(v)?, documents, heads, scores)?);
         }
         // [b, t, heads, d] -> [b, heads, t, d]
-        let q = rotate(&q.transpose(1, 2)?, pass)?;
-        let k = rotate(&k.transpose(1, 2)?, pass)?;
+        let q = self.rotate(&q.transpose(1, 2)?, kind, pass.path)?;
+        let k = self.rotate(&k.transpose(1, 2)?, kind, pass.path)?;
         let v = v.transpose(1, 2)?;
         let (k, v) = match cache {
             Some((cache, layer)) => cache.append(layer, &k, &v)?,
             None => (k.contiguous()?, v.contiguous()?),
         };
-        let chunks = pass.chunks.iter().map(|chunk| {
-            let keys = |y: &Tensor| y.narrow(2, 0, chunk.keys);
+        let chunks = kind.chunks.iter().map(|chunk| {
+            let keys = |y: &Tensor| y.narrow(2, chunk.first_key, chunk.keys - chunk.first_key);
             self.attend(
                 &q.narrow(2, chunk.start, chunk.len)?,
                 &keys(&k)?,
@@ -81,11 +91,23 @@ impl Attention {
     /// The heads of a projection `[b, t, heads · d]`, as `[b, t, heads, d]`, normalised where `norm` is given.
     fn head_norm(&self, norm: Option<&RmsNorm>, y: Tensor, heads: usize, path: Path) -> Result<Tensor> {
         let (b, t, _) = y.dims3()?;
-        let y = y.reshape((b, t, heads, self.head_dim))?;
+        let shape = (b, t, heads, self.head_dim);
         match norm {
-            Some(norm) => norm.forward(&y, path),
-            None => Ok(y),
+            Some(norm) if self.whole_norms => norm.forward(&y, path)?.reshape(shape),
+            Some(norm) => norm.forward(&y.reshape(shape)?, path),
+            None => y.reshape(shape),
         }
+    }
+
+    /// Turns heads, `[b, heads, t, head_dim]`, to the positions of the pass.
+    fn rotate(&self, x: &Tensor, kind: &KindPass, path: Path) -> Result<Tensor> {
+        let Some(angles) = &kind.angles else { return x.contiguous() };
+        let turned = 2 * angles.cos.dim(D::Minus1)?;
+        if turned == self.head_dim {
+            return rotate(x, angles, path);
+        }
+        let kept = x.narrow(3, turned, self.head_dim - turned)?;
+        Tensor::cat(&[rotate(&x.narrow(3, 0, turned)?, angles, path)?, kept], 3)
     }
 
     /// The output projection of all heads' results, `[b, t, heads · d]`.
@@ -110,8 +132,12 @@ impl Attention {
         let statistics = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         // the query heads of a group are rows of one product with their shared keys
         let grouped = q.contiguous()?.reshape((b, self.kv_heads, groups * t, d))?;
-        let scores =
-            (grouped.matmul(&k.transpose(2, 3)?)? * (1.0 / (d as f64).sqrt()))?.to_dtype(statistics)?;
+        let scores = (grouped.matmul(&k.transpose(2, 3)?)? * self.scale)?;
+        let scores = match self.softcap {
+            Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+            None => scores,
+        };
+        let scores = scores.to_dtype(statistics)?;
         let scores = match mask {
             // [b, kv_heads, groups, t, keys] + [b or 1, 1, 1, t, keys]
             Some(mask) => scores.reshape((b, self.kv_heads, groups, t, keys))?.broadcast_add(mask)?,
@@ -126,17 +152,17 @@ impl Attention {
     }
 }
 
-/// Turns `x`, `[b, heads, t, head_dim]`, to the positions of `pass`, in the dtype of `x`.
-pub(crate) fn rotate(x: &Tensor, pass: &Pass) -> Result<Tensor> {
+/// Turns `x`, `[b, heads, t, width]`, in the dtype of `x`.
+pub(crate) fn rotate(x: &Tensor, angles: &Angles, path: Path) -> Result<Tensor> {
     let x = x.contiguous()?;
-    match pass.path {
-        Path::Fused => rotary_emb::rope(&x, &pass.cos, &pass.sin),
+    match path {
+        Path::Fused => rotary_emb::rope(&x, &angles.cos, &angles.sin),
         Path::Differentiable => {
             let half = x.dim(3)? / 2;
             // [t, half] or [b, t, half] -> broadcast over heads
             let over_heads =
                 |table: &Tensor| if table.rank() == 3 { table.unsqueeze(1) } else { Ok(table.clone()) };
-            let (cos, sin) = (over_heads(&pass.cos)?, over_heads(&pass.sin)?);
+            let (cos, sin) = (over_heads(&angles.cos)?, over_heads(&angles.sin)?);
             let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
             let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
             let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;

@@ -11,13 +11,12 @@ use crate::model::block_source::BlockSource;
 use crate::model::block_source::resident::Resident;
 use crate::model::block_source::streamed::Streamed;
 use crate::model::error::ModelError;
-use crate::model::forward_context::{Pass, PassShape};
+use crate::model::forward_context::{AttentionKinds, Pass, PassShape};
 use crate::model::kernels::Path;
 use crate::model::kv_cache::KvCache;
 use crate::model::linear::Linear;
 use crate::model::masks;
 use crate::model::rms_norm::RmsNorm;
-use crate::model::rotary::Rotary;
 use crate::model::weights::WeightLoader;
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
@@ -66,7 +65,7 @@ pub struct CausalLm {
     blocks: Box<dyn BlockSource>,
     norm: RmsNorm,
     lm_head: Linear,
-    rotary: Rotary,
+    attention: AttentionKinds,
     passes: AtomicUsize,
 }
 
@@ -98,7 +97,7 @@ impl CausalLm {
         };
         Ok(Self {
             path: if dtype == DType::F64 { Path::Differentiable } else { Path::Fused },
-            rotary: Rotary::of(&config),
+            attention: AttentionKinds::of(&config),
             device: device.clone(),
             lm_head: Linear::new(lm_head),
             config,
@@ -168,6 +167,14 @@ impl CausalLm {
         KvCache::new(self.num_layers(), capacity, padding)
     }
 
+    /// Whether what `cache` holds must be run again when `len` tokens follow: some models turn all positions by
+    /// other angles once a text is longer than it was in their pre-training.
+    pub fn outdates(&self, cache: &KvCache, len: usize) -> bool {
+        let padding = cache.padding().iter().min().copied().unwrap_or(0);
+        let before = cache.len().saturating_sub(padding);
+        !cache.is_empty() && self.config.rope_scaling.switches(before, before + len)
+    }
+
     /// What the blocks share when `len` tokens a row follow `past` earlier ones.
     ///
     /// # Errors
@@ -176,14 +183,15 @@ impl CausalLm {
         if padding.is_empty() || len == 0 {
             return Err(ModelError::Empty);
         }
-        let shape = PassShape { padding, past, len, heads: self.config.num_attention_heads };
-        Ok(Pass::new(self.path, &self.rotary, shape, self.dtype, &self.device)?)
+        let shape = PassShape { padding, past, len };
+        Ok(Pass::new(self.path, &self.attention, shape, self.dtype, &self.device)?)
     }
 
     /// The embedding's output, `[b, t, hidden_size]`, of ids `[b, t]`.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
         let (b, t) = ids.dims2()?;
         let rows = self.embed_tokens.index_select(&ids.flatten_all()?, 0)?.to_dtype(self.dtype)?;
+        // candle rounds the factor to the dtype, as Gemma's own code does
         let rows = match self.config.input_scale() {
             1.0 => rows,
             scale => (rows * scale)?,
@@ -210,9 +218,13 @@ impl CausalLm {
     pub fn head(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         let x = self.norm.forward(x, self.path)?;
         let logits = self.lm_head.forward(&x)?.to_dtype(self.logits_dtype())?;
-        Ok(match self.config.logit_scale() {
+        let logits = match self.config.logit_scale() {
             1.0 => logits,
             scale => (logits * scale)?,
+        };
+        Ok(match self.config.logit_softcap {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
         })
     }
 

@@ -2,48 +2,73 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{LayerRope, RopeScaling, TeleFlmConfig};
 
-/// Rotary position embedding, half-split: dimension `i` turns with dimension `i + head_dim / 2`.
+/// Rotary position embedding, half-split: dimension `i` turns with dimension `i + width / 2`.
 ///
-/// Angles are `position · theta^(−2i / head_dim)`, computed in f32 as the released models' code does
+/// Angles are `position · theta^(−2i / width)`, computed in f32 as the released models' code does
 /// (f64 when the model computes in f64); their cosines and sines are then rounded to the compute dtype. Su et al., arXiv 2104.09864.
 #[derive(Debug, Clone)]
 pub struct Rotary {
-    /// `theta^(−2i / head_dim)` for `i` in `0..head_dim / 2`, scaled.
-    inverse_frequencies: Vec<f64>,
-    /// What cosines and sines are multiplied by.
-    factor: f64,
+    /// How many of a head's entries are turned, the first ones.
+    width: usize,
+    theta: f64,
+    scaling: RopeScaling,
 }
 
 impl Rotary {
-    /// The frequencies of heads of width `head_dim`.
-    pub fn new(head_dim: usize, theta: f64) -> Self {
-        let frequency = |i: usize| theta.powf(-2.0 * i as f64 / head_dim as f64);
-        Self { inverse_frequencies: (0..head_dim / 2).map(frequency).collect(), factor: 1.0 }
+    /// Heads of which `width` entries are turned, without scaling.
+    pub fn new(width: usize, theta: f64) -> Self {
+        Self { width, theta, scaling: RopeScaling::Default }
     }
 
-    /// The frequencies of a model, scaled as its config says.
-    pub fn of(config: &TeleFlmConfig) -> Self {
-        let (head_dim, theta, scaling) = (config.head_dim, config.rope_theta, config.rope_scaling);
-        let mut rotary = Self::new(head_dim, theta);
-        for (i, frequency) in rotary.inverse_frequencies.iter_mut().enumerate() {
-            *frequency /= scaling.divisor(i, head_dim, theta);
-        }
-        Self { factor: scaling.attention_factor(), ..rotary }
+    /// The rotary positions of each kind of a model's blocks; `None` for blocks without.
+    pub fn of(config: &TeleFlmConfig) -> Vec<Option<Self>> {
+        let rotary = |rope: LayerRope| match rope {
+            LayerRope::Model => Some(Self {
+                scaling: config.rope_scaling.clone(),
+                ..Self::new(config.rotary_dim, config.rope_theta)
+            }),
+            LayerRope::Local { theta } => Some(Self::new(config.rotary_dim, theta)),
+            LayerRope::None => None,
+        };
+        config.layers.kinds().iter().map(|kind| rotary(kind.rope)).collect()
     }
 
-    /// Cosines and sines of positions `0..t`, row by row.
-    pub fn table(&self, t: usize, dtype: DType) -> (Vec<f64>, Vec<f64>) {
+    /// How many of a head's entries are turned, the first ones.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Cosines and sines of positions `0..t`, row by row, in texts of `length` tokens.
+    pub fn table(&self, t: usize, length: usize, dtype: DType) -> (Vec<f64>, Vec<f64>) {
+        let positions: Vec<usize> = (0..t).collect();
+        let turned = |function: fn(f64) -> f64| self.values(&positions, length, dtype, function);
+        (turned(f64::cos), turned(f64::sin))
+    }
+
+    fn values(
+        &self,
+        positions: &[usize],
+        length: usize,
+        dtype: DType,
+        function: fn(f64) -> f64,
+    ) -> Vec<f64> {
+        let frequency = |i: usize| {
+            let plain = self.theta.powf(-2.0 * i as f64 / self.width as f64);
+            plain / self.scaling.divisor(i, self.width, self.theta, length)
+        };
+        let frequencies: Vec<f64> = (0..self.width / 2).map(frequency).collect();
         let angle = |p: usize, f: f64| match dtype {
             DType::F64 => p as f64 * f,
             _ => f64::from(p as f32 * f as f32),
         };
-        let angles = (0..t).flat_map(|p| self.inverse_frequencies.iter().map(move |&f| angle(p, f)));
-        angles.map(|angle| (angle.cos() * self.factor, angle.sin() * self.factor)).unzip()
+        let factor = self.scaling.attention_factor();
+        let angles = positions.iter().flat_map(|&p| frequencies.iter().map(move |&f| angle(p, f)));
+        angles.map(|angle| function(angle) * factor).collect()
     }
 
-    /// Cosines and sines, `[t, head_dim / 2]`, or `[rows, t, head_dim / 2]` where positions differ by row.
+    /// Cosines and sines, `[t, width / 2]`, or `[rows, t, width / 2]` where positions differ by row.
     pub fn tables(
         &self,
         positions: &[usize],
@@ -51,15 +76,10 @@ impl Rotary {
         dtype: DType,
         device: &Device,
     ) -> Result<(Tensor, Tensor)> {
-        let half = self.inverse_frequencies.len();
-        let angles = positions.iter().flat_map(|&p| {
-            self.inverse_frequencies.iter().map(move |&f| match dtype {
-                DType::F64 => p as f64 * f,
-                _ => (p as f32 * f as f32) as f64,
-            })
-        });
+        let half = self.width / 2;
+        let length = positions.iter().max().map_or(0, |last| last + 1);
         let table = |function: fn(f64) -> f64| {
-            let values: Vec<f64> = angles.clone().map(|angle| function(angle) * self.factor).collect();
+            let values = self.values(positions, length, dtype, function);
             let tensor = match rows {
                 Some(b) => Tensor::from_vec(values, (b, positions.len() / b, half), device)?,
                 None => Tensor::from_vec(values, (positions.len(), half), device)?,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::model::block::Block;
+use crate::model::block::{Block, offset_gain};
 use crate::model::error::ModelError;
 use crate::model::masks::BlockMasks;
 use crate::model::rms_norm::RmsNorm;
@@ -53,7 +53,7 @@ impl WeightLoader {
 
     /// A norm; its gain has the compute dtype, except that a gain stored in f32 stays f32 in bf16.
     pub(super) fn norm(&self, name: &str, eps: f64) -> Result<RmsNorm, ModelError> {
-        Ok(RmsNorm::new(self.gain(name)?, eps))
+        Ok(RmsNorm::new(offset_gain(self.gain(name)?, self.checkpoint.config().gain_offset())?, eps))
     }
 
     fn gain(&self, name: &str) -> Result<Tensor, ModelError> {
@@ -74,6 +74,6 @@ impl WeightLoader {
         };
         let masks =
             config.growth.as_ref().map(|g| BlockMasks::new(g, config, layer, self.compute, &self.device));
-        Ok(Block::assemble(config, matrix, vector)?.with_masks(masks.transpose()?))
+        Ok(Block::assemble(config, layer, matrix, vector)?.with_masks(masks.transpose()?))
     }
 }

@@ -2,15 +2,23 @@
 
 use serde_json::{Value, json};
 
-use crate::config::{ModelType, TeleFlmConfig};
+use crate::config::layers::LayerKinds;
+use crate::config::{Activation, ModelType, NormPlacement, QkNorm, TeleFlmConfig};
 
 /// Keys that only Tele-FLM's own code reads.
 const TELE_FLM_KEYS: [&str; 5] = ["auto_map", "use_mup", "input_mult", "output_mult", "mup_scale_factor"];
 
 impl TeleFlmConfig {
-    /// Whether a block has the nine tensors of the first Llama and nothing else.
+    /// Whether a block has the nine tensors of the first Llama, which do what they do there, and nothing else.
     pub fn is_plain_llama(&self) -> bool {
-        !(self.qkv_bias || self.attention_output_bias || self.mlp_bias || self.qk_norm)
+        let biased = self.qkv_bias || self.attention_output_bias || self.mlp_bias;
+        let scaled = self.attention_multiplier.is_some() || self.residual_multiplier != 1.0;
+        let capped = self.attention_softcap.is_some() || self.logit_softcap.is_some();
+        !(biased || scaled || capped || self.model_type.family().fused)
+            && (self.qk_norm, self.norms) == (QkNorm::None, NormPlacement::Before)
+            && (self.activation, self.gain_offset()) == (Activation::Silu, 0.0)
+            && self.layers == LayerKinds::default()
+            && self.rotary_dim == self.head_dim
     }
 
     /// The config of a `LlamaForCausalLM` of the same shape: no multipliers, no code of its own.

@@ -1,8 +1,10 @@
 //! What the families of models differ in: one line of a table each.
 
-use crate::config::ModelType;
+use crate::config::layers::{Positions, Windows};
+use crate::config::{Activation, ModelType, NormPlacement, QkNorm};
 
-/// A family of models: what its name implies where config.json does not say.
+/// A family of models: what its name implies where config.json does not say. Defaults are those of the family's
+/// configuration class in transformers 5.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Family {
     model_type: ModelType,
@@ -16,14 +18,38 @@ pub(crate) struct Family {
     pub attention_bias_key: bool,
     /// Whether `mlp_bias` is read.
     pub mlp_bias_key: bool,
-    /// Whether query and key heads are normalised.
-    pub qk_norm: bool,
-    /// Defaults of the family's configuration class in transformers, where they are not derived.
+    /// Where a block's norms are.
+    pub norms: NormPlacement,
+    /// Whether and how queries and keys are normalised.
+    pub qk_norm: QkNorm,
+    /// The key that names the activation, and what it is where absent.
+    pub activation: (&'static str, Activation),
+    /// What is added to stored gains.
+    pub gain_offset: f64,
+    /// Whether the embedding is multiplied by the root of the width.
+    pub embedding_by_width: bool,
+    /// Whether `embedding_multiplier`, `attention_multiplier`, `residual_multiplier` and `logits_scaling` are read.
+    pub scalars: bool,
+    /// `query_pre_attn_scalar` where absent; `None` where it is not read.
+    pub query_scalar: Option<f64>,
+    /// `attn_logit_softcapping` and `final_logit_softcapping` where absent; `None` where they are not read.
+    pub softcaps: Option<[Option<f64>; 2]>,
+    /// Whether queries, keys and values are stored as one tensor, and gates and units as another.
+    pub fused: bool,
+    /// Whether `partial_rotary_factor` is read.
+    pub partial_rotary: bool,
+    /// Which blocks have the window.
+    pub windows: Windows,
+    /// Which blocks have which positions.
+    pub positions: Positions,
     pub head_dim: Option<usize>,
     pub num_key_value_heads: Option<usize>,
     pub max_position_embeddings: usize,
-    /// `sliding_window` where it is absent, of families that have windows by this key alone; null is none.
+    /// `sliding_window` where it is absent; null is none.
     pub sliding_window: Option<usize>,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    pub tie_word_embeddings: bool,
 }
 
 const LLAMA: Family = Family {
@@ -33,15 +59,87 @@ const LLAMA: Family = Family {
     qkv_bias: false,
     attention_bias_key: true,
     mlp_bias_key: true,
-    qk_norm: false,
+    norms: NormPlacement::Before,
+    qk_norm: QkNorm::None,
+    activation: ("hidden_act", Activation::Silu),
+    gain_offset: 0.0,
+    embedding_by_width: false,
+    scalars: false,
+    query_scalar: None,
+    softcaps: None,
+    fused: false,
+    partial_rotary: false,
+    windows: Windows::None,
+    positions: Positions::Alike,
     head_dim: None,
     num_key_value_heads: None,
     max_position_embeddings: 2048,
     sliding_window: None,
+    rms_norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    tie_word_embeddings: false,
 };
 
-/// In the order of [`ModelType`]; defaults are those of transformers 5.
-static FAMILIES: [Family; 5] = [
+const MISTRAL: Family = Family {
+    model_type: ModelType::Mistral,
+    name: "mistral",
+    architecture: "MistralForCausalLM",
+    attention_bias_key: false,
+    mlp_bias_key: false,
+    windows: Windows::All,
+    num_key_value_heads: Some(8),
+    max_position_embeddings: 131_072,
+    sliding_window: Some(4096),
+    ..LLAMA
+};
+
+const QWEN2: Family = Family {
+    model_type: ModelType::Qwen2,
+    name: "qwen2",
+    architecture: "Qwen2ForCausalLM",
+    qkv_bias: true,
+    attention_bias_key: false,
+    mlp_bias_key: false,
+    windows: Windows::From,
+    num_key_value_heads: Some(32),
+    max_position_embeddings: 32_768,
+    sliding_window: Some(4096),
+    ..LLAMA
+};
+
+const OLMO2: Family = Family {
+    model_type: ModelType::Olmo2,
+    name: "olmo2",
+    architecture: "Olmo2ForCausalLM",
+    mlp_bias_key: false,
+    norms: NormPlacement::After,
+    qk_norm: QkNorm::Whole,
+    rms_norm_eps: 1e-5,
+    ..LLAMA
+};
+
+const GEMMA2: Family = Family {
+    model_type: ModelType::Gemma2,
+    name: "gemma2",
+    architecture: "Gemma2ForCausalLM",
+    mlp_bias_key: false,
+    norms: NormPlacement::Around,
+    activation: ("hidden_activation", Activation::GeluTanh),
+    gain_offset: 1.0,
+    embedding_by_width: true,
+    query_scalar: Some(256.0),
+    softcaps: Some([Some(50.0), Some(30.0)]),
+    windows: Windows::AllBut { key: "sliding_window_pattern", every: 2 },
+    head_dim: Some(256),
+    num_key_value_heads: Some(4),
+    max_position_embeddings: 8192,
+    sliding_window: Some(4096),
+    tie_word_embeddings: true,
+    ..LLAMA
+};
+
+/// In the order of [`ModelType`].
+static FAMILIES: [Family; 14] = [
     Family {
         model_type: ModelType::TeleFlm,
         name: "TeleFLM",
@@ -51,38 +149,91 @@ static FAMILIES: [Family; 5] = [
         ..LLAMA
     },
     LLAMA,
+    MISTRAL,
     Family {
-        model_type: ModelType::Mistral,
-        name: "mistral",
-        architecture: "MistralForCausalLM",
-        attention_bias_key: false,
-        mlp_bias_key: false,
-        num_key_value_heads: Some(8),
-        max_position_embeddings: 131_072,
-        sliding_window: Some(4096),
-        ..LLAMA
+        model_type: ModelType::Ministral,
+        name: "ministral",
+        architecture: "MinistralForCausalLM",
+        ..MISTRAL
     },
-    Family {
-        model_type: ModelType::Qwen2,
-        name: "qwen2",
-        architecture: "Qwen2ForCausalLM",
-        qkv_bias: true,
-        attention_bias_key: false,
-        mlp_bias_key: false,
-        num_key_value_heads: Some(32),
-        max_position_embeddings: 32_768,
-        ..LLAMA
-    },
+    QWEN2,
     Family {
         model_type: ModelType::Qwen3,
         name: "qwen3",
         architecture: "Qwen3ForCausalLM",
-        mlp_bias_key: false,
-        qk_norm: true,
+        qkv_bias: false,
+        attention_bias_key: true,
+        qk_norm: QkNorm::Heads,
         head_dim: Some(128),
-        num_key_value_heads: Some(32),
-        max_position_embeddings: 32_768,
+        ..QWEN2
+    },
+    Family {
+        model_type: ModelType::Granite,
+        name: "granite",
+        architecture: "GraniteForCausalLM",
+        scalars: true,
         ..LLAMA
+    },
+    Family {
+        model_type: ModelType::SmolLm3,
+        name: "smollm3",
+        architecture: "SmolLM3ForCausalLM",
+        windows: Windows::WithoutPositions,
+        positions: Positions::NoRopeLayers,
+        num_key_value_heads: Some(4),
+        max_position_embeddings: 32_768,
+        rope_theta: 2_000_000.0,
+        tie_word_embeddings: true,
+        ..LLAMA
+    },
+    OLMO2,
+    Family {
+        model_type: ModelType::Olmo3,
+        name: "olmo3",
+        architecture: "Olmo3ForCausalLM",
+        windows: Windows::AllBut { key: "sliding_window_pattern", every: 4 },
+        positions: Positions::LocalInWindows { key: None, theta: 500_000.0 },
+        sliding_window: Some(4096),
+        rope_theta: 500_000.0,
+        ..OLMO2
+    },
+    Family {
+        model_type: ModelType::Exaone4,
+        name: "exaone4",
+        architecture: "Exaone4ForCausalLM",
+        attention_bias_key: false,
+        qk_norm: QkNorm::Heads,
+        windows: Windows::AllBut { key: "sliding_window_pattern", every: 4 },
+        positions: Positions::OnlyInWindows,
+        num_key_value_heads: Some(32),
+        sliding_window: Some(4096),
+        ..OLMO2
+    },
+    Family {
+        model_type: ModelType::Phi3,
+        name: "phi3",
+        architecture: "Phi3ForCausalLM",
+        attention_bias_key: false,
+        mlp_bias_key: false,
+        fused: true,
+        partial_rotary: true,
+        windows: Windows::All,
+        max_position_embeddings: 4096,
+        rms_norm_eps: 1e-5,
+        ..LLAMA
+    },
+    GEMMA2,
+    Family {
+        model_type: ModelType::Gemma3,
+        name: "gemma3_text",
+        architecture: "Gemma3ForCausalLM",
+        qk_norm: QkNorm::Heads,
+        softcaps: Some([None, None]),
+        windows: Windows::AllBut { key: "sliding_window_pattern", every: 6 },
+        positions: Positions::LocalInWindows { key: Some("rope_local_base_freq"), theta: 10_000.0 },
+        max_position_embeddings: 131_072,
+        rope_theta: 1_000_000.0,
+        ..GEMMA2
     },
 ];
 
@@ -119,6 +270,6 @@ mod tests {
             assert_eq!(ModelType::of(family.name), Some(family.model_type));
         }
         // the last of the enum
-        assert_eq!(FAMILIES.len(), ModelType::Qwen3 as usize + 1);
+        assert_eq!(FAMILIES.len(), ModelType::Gemma3 as usize + 1);
     }
 }

@@ -2,15 +2,20 @@
 
 mod architecture;
 mod family;
+mod keys;
 mod known;
+pub(crate) mod layers;
 pub(crate) mod masks;
 pub(crate) mod preset;
+mod refused;
 pub(crate) mod rope;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::config::rope::RopeScaling;
-use crate::tensor_id::{Axis, Part, TensorId, TensorShape};
+use crate::config::keys::{Keys, MAX_DIMENSION, invalid, short};
+use crate::config::layers::LayerKinds;
+use crate::config::rope::{RopeScaling, model_table, model_table_mut};
+use crate::tensor_id::{Axis, FUSED, Fused, Part, TensorId, TensorShape};
 
 use std::path::Path;
 
@@ -63,12 +68,64 @@ pub enum ModelType {
     TeleFlm,
     /// Llama 1 to 3, and what is Llama by name; opened as Tele-FLM with `use_mup = false`.
     Llama,
-    /// Mistral without a sliding window: Llama under another name.
+    /// Mistral: Llama, with or without a sliding window.
     Mistral,
+    /// Ministral: Mistral with a window in some layers.
+    Ministral,
     /// Qwen 2 and 2.5: Llama with biases on queries, keys and values.
     Qwen2,
     /// Qwen 3, dense: Llama with RMSNorm on every query and key head.
     Qwen3,
+    /// Granite 3 and 4, dense: Llama with four scalars.
+    Granite,
+    /// SmolLM3: Llama without positions in every fourth layer.
+    SmolLm3,
+    /// OLMo 2: norms after attention and feed-forward layer, and of all queries and keys together.
+    Olmo2,
+    /// OLMo 3: OLMo 2 with a window in three of four layers.
+    Olmo3,
+    /// EXAONE 4: norms after the sub-layers and of each head, windows, no positions where there is none.
+    Exaone4,
+    /// Phi 3 and 4: Llama with fused matrices, part of each head turned, and two sets of frequencies.
+    Phi3,
+    /// Gemma 2: norms around the sub-layers, GeGLU, soft caps, a window in every second layer.
+    Gemma2,
+    /// Gemma 3, text: Gemma 2 with norms of heads, without soft caps, with two rotary bases.
+    Gemma3,
+}
+
+/// Where a block's norms are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NormPlacement {
+    /// Of what attention and the feed-forward layer read.
+    Before,
+    /// Of what they write.
+    After,
+    /// Both.
+    Around,
+}
+
+/// How queries and keys are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QkNorm {
+    /// Not at all.
+    None,
+    /// Each head, with one gain for all heads.
+    Heads,
+    /// All heads together, with a gain for each entry.
+    Whole,
+}
+
+/// What is applied to the gates of the feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// The approximation of GELU by tanh.
+    GeluTanh,
 }
 
 /// Shape, parts, multipliers and constants of a decoder.
@@ -113,8 +170,28 @@ pub struct TeleFlmConfig {
     pub attention_output_bias: bool,
     /// Whether the three matrices of the feed-forward layer have biases.
     pub mlp_bias: bool,
-    /// Whether each query and key head is normalised, with one gain for all heads.
-    pub qk_norm: bool,
+    /// How queries and keys are normalised.
+    pub qk_norm: QkNorm,
+    /// Where a block's norms are.
+    pub norms: NormPlacement,
+    /// What is applied to the gates of the feed-forward layer.
+    pub activation: Activation,
+    /// Which blocks attend how.
+    pub layers: LayerKinds,
+    /// How many of a head's entries are turned by their position, the first ones; even.
+    pub rotary_dim: usize,
+    /// What scores are multiplied by; `None` for `1/√head_dim`.
+    pub attention_multiplier: Option<f64>,
+    /// What each sub-layer's output is multiplied by.
+    pub residual_multiplier: f64,
+    /// Multiplies the embedding's output, besides `input_mult`.
+    pub embedding_multiplier: f64,
+    /// Divides the logits, besides `mup_scale_factor`.
+    pub logits_scaling: f64,
+    /// What bounds the scores, `c · tanh(x / c)`.
+    pub attention_softcap: Option<f64>,
+    /// What bounds the logits, `c · tanh(x / c)`.
+    pub logit_softcap: Option<f64>,
     /// Whether `lm_head` is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the three multipliers apply.
@@ -134,9 +211,6 @@ pub struct TeleFlmConfig {
     /// Everything that the file says, fields above included.
     raw: Map<String, Value>,
 }
-
-/// The largest size that a dimension may have; far above any model, far below overflow.
-const MAX_DIMENSION: u64 = 1 << 32;
 
 impl TeleFlmConfig {
     /// Reads and checks a `config.json`.
@@ -172,12 +246,14 @@ impl TeleFlmConfig {
                 return Err(ConfigError::Unsupported(format!("`{key}` = true of a {}", family.name)));
             }
         }
-        if let Some(act) =
-            raw.get("hidden_act").filter(|v| !matches!(v.as_str(), Some("silu" | "swish")) && !v.is_null())
-        {
-            return Err(ConfigError::Unsupported(format!("`hidden_act` = {}", short(act))));
-        }
-        unsupported(&raw)?;
+        let (key, default) = family.activation;
+        let activation = match keys.get(key).map(|name| (name, name.as_str())) {
+            None => default,
+            Some((_, Some("silu" | "swish"))) => Activation::Silu,
+            Some((_, Some("gelu_pytorch_tanh" | "gelu_new"))) => Activation::GeluTanh,
+            Some((name, _)) => return Err(ConfigError::Unsupported(format!("`{key}` = {}", short(name)))),
+        };
+        refused::check(&raw, family)?;
         let num_attention_heads = keys.size("num_attention_heads")?;
         let hidden_size = keys.size("hidden_size")?;
         let head_dim = match keys.optional_size("head_dim")? {
@@ -197,35 +273,53 @@ impl TeleFlmConfig {
             None => Ok(1.0),
         };
         // transformers 5 takes the inner one where both are given
-        let inner = |key: &str| match raw.get(key).and_then(Value::as_object) {
+        let inner = |key: &str| match model_table(&raw, key) {
             Some(object) => Keys(object).number("rope_theta"),
             None => Ok(None),
         };
         let rope_theta = match (inner("rope_parameters")?, inner("rope_scaling")?, keys.number("rope_theta")?)
         {
             (Some(theta), ..) | (None, Some(theta), _) | (None, None, Some(theta)) => theta,
-            (None, None, None) => 10_000.0,
+            (None, None, None) => family.rope_theta,
         };
         // LlamaConfig's defaults; the first Llama's files said max_sequence_length
         let max_position_embeddings = match keys.optional_size("max_position_embeddings")? {
             Some(length) => length,
             None => keys.optional_size("max_sequence_length")?.unwrap_or(family.max_position_embeddings),
         };
-        let window = match family.sliding_window {
-            absent @ Some(_) if !raw.contains_key("sliding_window") => absent,
-            Some(_) => keys.optional_size("sliding_window")?,
-            None => None,
-        };
-        if let Some(window) = window.filter(|&window| window < max_position_embeddings) {
-            return Err(ConfigError::Unsupported(format!(
-                "`sliding_window` = {window}, below max_position_embeddings = {max_position_embeddings},"
-            )));
+        let num_hidden_layers = keys.size("num_hidden_layers")?;
+        let partial = |object: &Map<String, Value>| Keys(object).number("partial_rotary_factor");
+        let mut turned = if family.partial_rotary { partial(&raw)? } else { None };
+        for key in ["rope_scaling", "rope_parameters"] {
+            if let Some(factor) = model_table(&raw, key).map(partial).transpose()?.flatten() {
+                turned = Some(factor);
+            }
         }
+        let turned = turned.unwrap_or(1.0);
+        if turned != 1.0 && !family.partial_rotary || !(0.0..=1.0).contains(&turned) {
+            return Err(ConfigError::Unsupported(format!("`partial_rotary_factor` = {turned}")));
+        }
+        let rotary_dim = (head_dim as f64 * turned) as usize;
+        let scalar = |key| if family.scalars { keys.number(key) } else { Ok(None) };
+        // absent in transformers' GraniteConfig: 1, not the root
+        let attention_multiplier = match (family.scalars, family.query_scalar) {
+            (true, _) => Some(scalar("attention_multiplier")?.unwrap_or(1.0)),
+            (false, Some(default)) => {
+                Some(keys.number("query_pre_attn_scalar")?.unwrap_or(default).powf(-0.5))
+            }
+            (false, None) => None,
+        };
+        // null is none; only an absent key has the family's default
+        let softcap = |key: &'static str, index: usize| match family.softcaps {
+            Some(defaults) if !raw.contains_key(key) => Ok(defaults[index]),
+            Some(_) => keys.number(key),
+            None => Ok(None),
+        };
         let config = Self {
             model_type,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads: keys
                 .optional_size("num_key_value_heads")?
@@ -233,14 +327,26 @@ impl TeleFlmConfig {
             head_dim,
             vocab_size: keys.size("vocab_size")?,
             max_position_embeddings,
-            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(family.rms_norm_eps),
             rope_theta,
             rope_scaling: RopeScaling::read(&raw, max_position_embeddings)?,
             qkv_bias: family.qkv_bias || attention_bias,
             attention_output_bias: attention_bias,
             mlp_bias,
             qk_norm: family.qk_norm,
-            tie_word_embeddings: keys.boolean("tie_word_embeddings")?.unwrap_or(false),
+            norms: family.norms,
+            activation,
+            layers: LayerKinds::read(&raw, family, num_hidden_layers)?,
+            rotary_dim,
+            attention_multiplier,
+            residual_multiplier: scalar("residual_multiplier")?.unwrap_or(1.0),
+            embedding_multiplier: scalar("embedding_multiplier")?.unwrap_or(1.0),
+            logits_scaling: scalar("logits_scaling")?.unwrap_or(1.0),
+            attention_softcap: softcap("attn_logit_softcapping", 0)?,
+            logit_softcap: softcap("final_logit_softcapping", 1)?,
+            tie_word_embeddings: keys
+                .boolean("tie_word_embeddings")?
+                .unwrap_or(family.tie_word_embeddings),
             use_mup,
             input_mult: multiplier("input_mult")?,
             output_mult: multiplier("output_mult")?,
@@ -276,10 +382,23 @@ impl TeleFlmConfig {
                 "num_attention_heads {h} is not a multiple of num_key_value_heads {kv}"
             )));
         }
+        let turned = self.rotary_dim;
         if !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::Inconsistent(format!(
                 "head_dim {} is odd: rotary needs pairs",
                 self.head_dim
+            )));
+        }
+        if turned == 0 || !turned.is_multiple_of(2) || turned > self.head_dim {
+            return Err(ConfigError::Inconsistent(format!(
+                "`partial_rotary_factor` turns {turned} of {} entries of a head: rotary needs pairs",
+                self.head_dim
+            )));
+        }
+        if !self.rope_scaling.fits(turned / 2) {
+            return Err(ConfigError::Inconsistent(format!(
+                "`rope_scaling` must list {} factors, one for each frequency",
+                turned / 2
             )));
         }
         for (key, value) in [
@@ -288,6 +407,11 @@ impl TeleFlmConfig {
             ("input_mult", self.input_mult),
             ("output_mult", self.output_mult),
             ("mup_scale_factor", self.mup_scale_factor),
+            ("attention_multiplier", self.attention_multiplier.unwrap_or(1.0)),
+            ("residual_multiplier", self.residual_multiplier),
+            ("embedding_multiplier", self.embedding_multiplier),
+            ("logits_scaling", self.logits_scaling),
+            ("attention_factor", self.rope_scaling.attention_factor()),
         ] {
             if !value.is_finite() {
                 return Err(invalid(key, value, "a finite number"));
@@ -302,20 +426,58 @@ impl TeleFlmConfig {
         if self.mup_scale_factor == 0.0 {
             return Err(invalid("mup_scale_factor", 0.0, "a number other than 0 (it divides the logits)"));
         }
+        if self.logits_scaling == 0.0 {
+            return Err(invalid("logits_scaling", 0.0, "a number other than 0 (it divides the logits)"));
+        }
+        for (key, cap) in [
+            ("attn_logit_softcapping", self.attention_softcap),
+            ("final_logit_softcapping", self.logit_softcap),
+        ] {
+            if let Some(cap) = cap.filter(|cap| !cap.is_finite() || *cap <= 0.0) {
+                return Err(invalid(key, cap, "a number > 0, or null"));
+            }
+        }
+        if matches!(self.rope_scaling, RopeScaling::Yarn { .. }) && self.rope_theta == 1.0 {
+            return Err(invalid("rope_theta", 1.0, "a base other than 1 with yarn, which takes its logarithm"));
+        }
         if let Some(growth) = &self.growth {
             growth.validate(self)?;
         }
         self.checked_parameter_count().map(drop)
     }
 
-    /// What the embedding's output is multiplied by: `input_mult`, or 1 without µP.
+    /// What the embedding's output is multiplied by: `input_mult` under µP, and what the family has besides.
     pub fn input_scale(&self) -> f64 {
-        if self.use_mup { self.input_mult } else { 1.0 }
+        let width =
+            if self.model_type.family().embedding_by_width { (self.hidden_size as f64).sqrt() } else { 1.0 };
+        let mup = if self.use_mup { self.input_mult } else { 1.0 };
+        mup * width * self.embedding_multiplier
     }
 
-    /// What the logits are multiplied by: `output_mult / mup_scale_factor`, or 1 without µP.
+    /// What the logits are multiplied by: `output_mult / mup_scale_factor` under µP, and what the family has
+    /// besides.
     pub fn logit_scale(&self) -> f64 {
-        if self.use_mup { self.output_mult / self.mup_scale_factor } else { 1.0 }
+        let mup = if self.use_mup { self.output_mult / self.mup_scale_factor } else { 1.0 };
+        mup / self.logits_scaling
+    }
+
+    /// The longest text that the model is run on, in tokens: what it was trained for, or what its rotary
+    /// scaling stretches that to.
+    pub fn context_length(&self) -> usize {
+        match self.rope_scaling {
+            RopeScaling::Dynamic { factor, .. } => (self.max_position_embeddings as f64 * factor.max(1.0)) as usize,
+            _ => self.max_position_embeddings,
+        }
+    }
+
+    /// What the scores of attention are multiplied by.
+    pub fn score_scale(&self) -> f64 {
+        self.attention_multiplier.unwrap_or(1.0 / (self.head_dim as f64).sqrt())
+    }
+
+    /// What is added to the stored gains of norms.
+    pub fn gain_offset(&self) -> f64 {
+        self.model_type.family().gain_offset
     }
 
     /// Width of all query heads together.
@@ -342,15 +504,18 @@ impl TeleFlmConfig {
 
     /// The parts of a block, in the order of the forward pass.
     pub fn block_parts(&self) -> impl Iterator<Item = Part> {
-        let (attention, output, mlp, norms) =
-            (self.qkv_bias, self.attention_output_bias, self.mlp_bias, self.qk_norm);
+        let (attention, output, mlp) = (self.qkv_bias, self.attention_output_bias, self.mlp_bias);
+        let (norms, qk_norm) = (self.norms, self.qk_norm);
         Part::ALL.into_iter().filter(move |part| match part {
             Part::QBias | Part::KBias | Part::VBias => attention,
             Part::OBias => output,
             Part::GateBias | Part::UpBias | Part::DownBias => mlp,
-            Part::QNorm | Part::KNorm => norms,
-            Part::InputLayernorm
-            | Part::QProj
+            Part::QNorm | Part::KNorm => qk_norm == QkNorm::Heads,
+            Part::QNormWhole | Part::KNormWhole => qk_norm == QkNorm::Whole,
+            Part::InputLayernorm => norms != NormPlacement::After,
+            Part::PreFeedforwardLayernorm => norms == NormPlacement::Around,
+            Part::PostFeedforwardLayernorm => norms != NormPlacement::Before,
+            Part::QProj
             | Part::KProj
             | Part::VProj
             | Part::OProj
@@ -359,6 +524,19 @@ impl TeleFlmConfig {
             | Part::UpProj
             | Part::DownProj => true,
         })
+    }
+
+    /// What the family stores as one tensor.
+    pub(crate) fn fused(&self) -> &'static [Fused] {
+        if self.model_type.family().fused { &FUSED } else { &[] }
+    }
+
+    /// Whether this norm is of what a sub-layer writes; others are of what one reads.
+    pub fn is_output_norm(&self, part: Part) -> bool {
+        match part {
+            Part::PostAttentionLayernorm => self.norms != NormPlacement::Before,
+            other => other == Part::PostFeedforwardLayernorm,
+        }
     }
 
     /// The tensors of block `layer`, in the order of [`TeleFlmConfig::block_parts`].
@@ -474,7 +652,7 @@ impl TeleFlmConfig {
         // the base of rotary is where readers of both generations look for it, with one value
         let mut nested = false;
         for key in ["rope_parameters", "rope_scaling"] {
-            let inner = out.get_mut(key).and_then(Value::as_object_mut);
+            let inner = model_table_mut(&mut out, key);
             if let Some(theta) = inner.and_then(|object| object.get_mut("rope_theta")) {
                 nested = true;
                 if !same_value(theta, &self.rope_theta.into()) {
@@ -514,9 +692,13 @@ impl TeleFlmConfig {
         put("rms_norm_eps", self.rms_norm_eps.into(), false);
         // Tele-FLM's own code is of transformers 4, which knows no inner one
         let implied =
-            if nested { self.model_type != ModelType::TeleFlm } else { self.rope_theta == 10_000.0 };
+            if nested { self.model_type != ModelType::TeleFlm } else { self.rope_theta == family.rope_theta };
         put("rope_theta", self.rope_theta.into(), implied);
-        put("tie_word_embeddings", self.tie_word_embeddings.into(), !self.tie_word_embeddings);
+        put(
+            "tie_word_embeddings",
+            self.tie_word_embeddings.into(),
+            self.tie_word_embeddings == family.tie_word_embeddings,
+        );
         put("use_mup", self.use_mup.into(), !self.use_mup);
         for (key, value) in [
             ("input_mult", self.input_mult),
@@ -529,10 +711,7 @@ impl TeleFlmConfig {
             Some(id) => put("bos_token_id", id.into(), false),
             None => put("bos_token_id", Value::Null, true),
         }
-        // one entry a layer, all of them what is computed here
-        if let Some(Value::Array(types)) = out.get_mut("layer_types") {
-            types.resize(self.num_hidden_layers, FULL_ATTENTION.into());
-        }
+        self.layers.write(&mut out, family, self.num_hidden_layers);
         match self.eos_token_ids.as_slice() {
             [] if out.get("eos_token_id").is_some() => {
                 out.insert("eos_token_id".into(), Value::Null);
@@ -559,117 +738,10 @@ impl TeleFlmConfig {
     }
 }
 
-/// The only kind of attention that is computed.
-const FULL_ATTENTION: &str = "full_attention";
-
-/// Fails at the first key that would change the function and is not computed.
-fn unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
-    let off = |value: &Value| {
-        value.is_null()
-            || value == false
-            || value.as_f64() == Some(0.0)
-            || value.as_array().is_some_and(Vec::is_empty)
-    };
-    let one = |value: &Value| value.is_null() || value.as_f64() == Some(1.0);
-    let neutral = |key: &str, value: &Value| match key {
-        "is_causal" => value.is_null() || value == true,
-        "quantization_config" => value.is_null(),
-        "layer_types" => {
-            value.is_null()
-                || value.as_array().is_some_and(|types| types.iter().all(|kind| kind == FULL_ATTENTION))
-        }
-        "use_sliding_window"
-        | "rope_interleaved"
-        | "interleaved_rope"
-        | "qk_norm"
-        | "use_qk_norm"
-        | "use_qkv_bias"
-        | "qkv_bias"
-        | "bias"
-        | "parallel_attn"
-        | "use_parallel_residual"
-        | "alibi"
-        | "attn_logit_softcapping"
-        | "final_logit_softcapping"
-        | "clip_qkv"
-        | "no_rope_layers"
-        | "no_rope_layer_interval" => off(value),
-        "partial_rotary_factor"
-        | "rotary_pct"
-        | "embedding_multiplier"
-        | "attention_multiplier"
-        | "residual_multiplier"
-        | "logits_scaling"
-        | "scale_emb"
-        | "scale_depth"
-        | "lm_head_multiplier" => one(value),
-        "num_local_experts" | "num_experts" | "n_routed_experts" => one(value) || off(value),
-        _ => true,
-    };
-    match raw.iter().find(|(key, value)| !neutral(key, value)) {
-        Some((key, value)) => Err(ConfigError::Unsupported(format!("`{key}` = {}", short(value)))),
-        None => Ok(()),
-    }
-}
-
 /// Equal as JSON, where 4 and 4.0 are the same number.
 fn same_value(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
         (Some(x), Some(y)) => x == y,
         _ => a == b,
-    }
-}
-
-fn short(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() > 80 { text.chars().take(80).chain("…".chars()).collect() } else { text }
-}
-
-fn invalid(key: &'static str, got: impl std::fmt::Display, expected: &'static str) -> ConfigError {
-    ConfigError::Invalid { key, got: got.to_string(), expected }
-}
-
-/// Typed access to a JSON object; `null` counts as absent.
-struct Keys<'a>(&'a Map<String, Value>);
-
-impl Keys<'_> {
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key).filter(|v| !v.is_null())
-    }
-
-    fn optional_size(&self, key: &'static str) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(n) if n > 0 && n <= MAX_DIMENSION => Ok(Some(n as usize)),
-            _ => Err(invalid(key, short(value), "a positive size")),
-        }
-    }
-
-    fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
-        self.optional_size(key)?.ok_or(ConfigError::Missing(key))
-    }
-
-    fn number(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_f64().map(Some).ok_or_else(|| invalid(key, short(value), "a number"))
-    }
-
-    fn boolean(&self, key: &'static str) -> Result<Option<bool>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| invalid(key, short(value), "true or false"))
-    }
-
-    fn token(&self, key: &'static str) -> Result<Option<u32>, ConfigError> {
-        Ok(self.tokens(key)?.first().copied())
-    }
-
-    fn tokens(&self, key: &'static str) -> Result<Vec<u32>, ConfigError> {
-        let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
-        let ids = match value {
-            Value::Array(list) => list.iter().map(one).collect::<Option<Vec<_>>>(),
-            single => one(single).map(|id| vec![id]),
-        };
-        ids.ok_or_else(|| invalid(key, short(value), "a token id or a list of them"))
     }
 }

@@ -4,10 +4,11 @@ use std::f64::consts::TAU;
 
 use serde_json::{Map, Value};
 
-use crate::config::{ConfigError, short};
+use crate::config::ConfigError;
+use crate::config::keys::short;
 
 /// Changes of the rotary frequencies `theta^(−2i / head_dim)`.
-#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize)]
 #[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
     /// None.
@@ -17,6 +18,27 @@ pub enum RopeScaling {
     Linear {
         /// What they are divided by.
         factor: f64,
+    },
+    /// In texts longer than the original context a larger base, the larger the longer the text ("NTK-aware").
+    Dynamic {
+        /// How fast the base grows.
+        factor: f64,
+        /// The original context, in tokens.
+        #[serde(rename = "original_max_position_embeddings")]
+        original: f64,
+    },
+    /// A divisor for each frequency, of two lists, one for texts within the original context and one for
+    /// longer ones, and a factor on cosines and sines (LongRoPE, arXiv 2402.13753).
+    LongRope {
+        /// Divisors within the original context.
+        short_factor: Vec<f64>,
+        /// Divisors beyond it.
+        long_factor: Vec<f64>,
+        /// The original context, in tokens.
+        #[serde(rename = "original_max_position_embeddings")]
+        original: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
     },
     /// Low frequencies divided, high ones kept, those between interpolated (Llama 3.1).
     Llama3 {
@@ -55,7 +77,7 @@ impl RopeScaling {
         let mut found = Self::Default;
         for key in ["rope_scaling", "rope_parameters"] {
             let Some(value) = raw.get(key).filter(|value| !value.is_null()) else { continue };
-            let scaling = value.as_object().and_then(|object| Self::of(object, raw, context));
+            let scaling = model_table(raw, key).and_then(|object| Self::of(object, raw, context));
             let scaling =
                 scaling.ok_or_else(|| ConfigError::Unsupported(format!("`{key}` = {}", short(value))))?;
             // both may stand beside each other; `rope_parameters` has the last word where it says anything
@@ -73,6 +95,15 @@ impl RopeScaling {
             // without a type there may be the base and nothing else
             None | Some(Some("default")) => &["rope_theta"],
             Some(Some("linear")) => &["rope_theta", "factor"],
+            Some(Some("dynamic")) => &["rope_theta", "factor", "original_max_position_embeddings"],
+            Some(Some("longrope" | "su")) => &[
+                "rope_theta",
+                "factor",
+                "short_factor",
+                "long_factor",
+                "original_max_position_embeddings",
+                "attention_factor",
+            ],
             Some(Some("llama3")) => &[
                 "rope_theta",
                 "factor",
@@ -101,7 +132,8 @@ impl RopeScaling {
             ["rope_type", "type"].contains(&key)
                 || keys.contains(&key)
                 || value.is_null()
-                || (key == "partial_rotary_factor" && value.as_f64() == Some(1.0))
+                // read with the sizes of heads
+                || key == "partial_rotary_factor"
         };
         if !object.iter().all(|(key, value)| read(key, value)) {
             return None;
@@ -117,7 +149,28 @@ impl RopeScaling {
                 raw.get("original_max_position_embeddings").and_then(Value::as_f64).unwrap_or(context as f64),
             ),
         };
+        let factors = |key: &str| {
+            let list = object.get(key)?.as_array()?.iter().map(Value::as_f64);
+            list.collect::<Option<Vec<f64>>>().filter(|list| list.iter().all(|n| n.is_finite() && *n > 0.0))
+        };
         let scaling = match kind.and_then(Value::as_str) {
+            // transformers takes the model's context, whatever stands beside the factor
+            Some("dynamic") => Self::Dynamic { factor: number("factor")??, original: context as f64 },
+            Some("longrope" | "su") => {
+                let original = original()?;
+                let factor = number("factor")?.unwrap_or(context as f64 / original);
+                let attention_factor = match number("attention_factor")? {
+                    Some(given) => given,
+                    None if factor <= 1.0 => 1.0,
+                    None => (1.0 + factor.ln() / original.ln()).sqrt(),
+                };
+                Self::LongRope {
+                    short_factor: factors("short_factor")?,
+                    long_factor: factors("long_factor")?,
+                    original,
+                    attention_factor,
+                }
+            }
             Some("linear") => Self::Linear { factor: number("factor")?? },
             Some("llama3") => Self::Llama3 {
                 factor: number("factor")??,
@@ -154,13 +207,22 @@ impl RopeScaling {
         }
     }
 
-    /// What the frequency of pair `i` of `head_dim / 2`, `theta^(−2i / head_dim)`, is divided by.
-    pub fn divisor(&self, i: usize, head_dim: usize, theta: f64) -> f64 {
+    /// What the frequency of pair `i` of `width / 2`, `theta^(−2i / width)`, is divided by in a text of `length`
+    /// tokens; `width` is how much of a head is turned.
+    pub fn divisor(&self, i: usize, width: usize, theta: f64, length: usize) -> f64 {
         match *self {
             Self::Default => 1.0,
             Self::Linear { factor } => factor,
+            Self::Dynamic { factor, original } => {
+                let stretch = factor * (length as f64).max(original) / original - (factor - 1.0);
+                stretch.powf(2.0 * i as f64 / (width as f64 - 2.0))
+            }
+            Self::LongRope { ref short_factor, ref long_factor, original, .. } => {
+                let factors = if length as f64 > original { long_factor } else { short_factor };
+                factors.get(i).copied().unwrap_or(1.0)
+            }
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
-                let turns = original * theta.powf(-2.0 * i as f64 / head_dim as f64) / TAU;
+                let turns = original * theta.powf(-2.0 * i as f64 / width as f64) / TAU;
                 if turns < low_freq_factor {
                     factor
                 } else if turns > high_freq_factor {
@@ -173,12 +235,12 @@ impl RopeScaling {
             Self::Yarn { factor, beta_fast, beta_slow, original, truncate, .. } => {
                 // the dimension that turns so often in the original context
                 let dimension =
-                    |turns: f64| head_dim as f64 * (original / (turns * TAU)).ln() / (2.0 * theta.ln());
+                    |turns: f64| width as f64 * (original / (turns * TAU)).ln() / (2.0 * theta.ln());
                 let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
                 if truncate {
                     (low, high) = (low.floor(), high.ceil());
                 }
-                let (low, mut high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+                let (low, mut high) = (low.max(0.0), high.min(width as f64 - 1.0));
                 if low == high {
                     high += 0.001;
                 }
@@ -191,8 +253,49 @@ impl RopeScaling {
     /// What cosines and sines are multiplied by.
     pub fn attention_factor(&self) -> f64 {
         match *self {
-            Self::Yarn { attention_factor, .. } => attention_factor,
-            Self::Default | Self::Linear { .. } | Self::Llama3 { .. } => 1.0,
+            Self::Yarn { attention_factor, .. } | Self::LongRope { attention_factor, .. } => attention_factor,
+            Self::Default | Self::Linear { .. } | Self::Dynamic { .. } | Self::Llama3 { .. } => 1.0,
         }
+    }
+
+    /// Whether keys of a text of `before` tokens are of no use once it has `after`: its frequencies are others
+    /// then. Dynamic scaling, where they change with every token, keeps what it has, as in transformers.
+    pub fn switches(&self, before: usize, after: usize) -> bool {
+        match *self {
+            Self::LongRope { original, .. } => (before as f64) <= original && (after as f64) > original,
+            _ => false,
+        }
+    }
+
+    /// Whether it has a divisor for each of `pairs` frequencies, where it lists them.
+    pub(crate) fn fits(&self, pairs: usize) -> bool {
+        match self {
+            Self::LongRope { short_factor, long_factor, .. } => {
+                [short_factor, long_factor].iter().all(|list| list.len() == pairs)
+            }
+            _ => true,
+        }
+    }
+}
+
+/// What `key` says of the model's rotary positions: the table itself or, where kinds of layers have one each, that
+/// of full attention.
+pub(crate) fn model_table<'a>(raw: &'a Map<String, Value>, key: &str) -> Option<&'a Map<String, Value>> {
+    let table = raw.get(key)?.as_object()?;
+    match table.get("full_attention") {
+        Some(full) => full.as_object(),
+        None => Some(table),
+    }
+}
+
+/// [`model_table`] to write to.
+pub(crate) fn model_table_mut<'a>(
+    raw: &'a mut Map<String, Value>,
+    key: &str,
+) -> Option<&'a mut Map<String, Value>> {
+    let table = raw.get_mut(key)?.as_object_mut()?;
+    match table.contains_key("full_attention") {
+        true => table.get_mut("full_attention")?.as_object_mut(),
+        false => Some(table),
     }
 }

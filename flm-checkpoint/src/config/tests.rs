@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::PRESETS;
+use crate::config::layers::LayerRope;
 use crate::preset;
 use crate::tensor_id::LM_HEAD;
 
@@ -85,7 +86,10 @@ fn each_wrong_value_names_its_key() {
         ("vocab_size", Value::from(1.5), "`vocab_size` is 1.5"),
         ("rms_norm_eps", Value::from(-1e-5), "`rms_norm_eps`"),
         ("rope_theta", Value::from(0.0), "`rope_theta` is 0"),
-        ("rope_scaling", serde_json::json!({"type": "dynamic", "factor": 2.0}), "`rope_scaling`"),
+        ("rope_scaling", serde_json::json!({"type": "dynamic"}), "`rope_scaling`"),
+        ("rope_scaling", serde_json::json!({"type": "ntk", "factor": 2.0}), "`rope_scaling`"),
+        ("partial_rotary_factor", Value::from(0.5), "`partial_rotary_factor` = 0.5"),
+
         ("hidden_act", Value::from("gelu"), "`hidden_act` = \"gelu\""),
         ("attention_bias", Value::from(true), "`attention_bias` = true"),
         ("model_type", Value::from("gpt2"), "model_type is \"gpt2\""),
@@ -270,21 +274,133 @@ fn families_have_their_parts_and_defaults() {
     assert_eq!(family("mistral", r#","sliding_window":null"#).unwrap().num_key_value_heads, 8);
     assert!(family("mistral", r#","sliding_window":4096,"max_position_embeddings":4096"#).is_ok());
     for (name, more, says) in [
-        ("mistral", "", "`sliding_window` = 4096, below max_position_embeddings = 131072"),
-        ("mistral", r#","sliding_window":8"#, "`sliding_window` = 8"),
         ("mistral", r#","sliding_window":"8""#, "`sliding_window` is"),
-        ("qwen2", r#","use_sliding_window":true"#, "`use_sliding_window`"),
+        ("llama", r#","use_sliding_window":true"#, "`use_sliding_window`"),
+        ("llama", r#","layer_types":["sliding_attention","full_attention"]"#, "`layer_types`"),
+        ("ministral", r#","layer_types":["sliding_attention","chunked_attention"]"#, "chunked_attention"),
+        ("ministral", r#","layer_types":["sliding_attention"]"#, "`layer_types` is"),
+        ("smollm3", r#","no_rope_layers":[1]"#, "`no_rope_layers` is [1]"),
+        ("gemma3_text", r#","use_bidirectional_attention":true"#, "`use_bidirectional_attention`"),
+        ("gemma3_text", r#","rope_local_base_freq":-1"#, "`rope_local_base_freq` is -1"),
+        ("gemma2", r#","final_logit_softcapping":0.0"#, "`final_logit_softcapping` is 0"),
+        ("phi3", r#","partial_rotary_factor":1.5"#, "`partial_rotary_factor` = 1.5"),
+        ("phi3", r#","rope_scaling":{"type":"longrope","short_factor":[1,1],"long_factor":[1]}"#, "list 1 factors"),
+        ("granite", r#","logits_scaling":0"#, "`logits_scaling` is 0"),
         ("qwen2", r#","attention_bias":true"#, "`attention_bias` = true of a qwen2"),
         ("qwen3_moe", "", "\"qwen3_moe\"; supported are \"TeleFLM\", \"llama\""),
     ] {
         let error = family(name, more).unwrap_err().to_string();
         assert!(error.contains(says), "{name} {more}: {error}");
     }
-    for name in ["llama", "mistral", "qwen2", "qwen3"] {
+    for name in [
+        "llama",
+        "mistral",
+        "ministral",
+        "qwen2",
+        "qwen3",
+        "granite",
+        "smollm3",
+        "olmo2",
+        "olmo3",
+        "exaone4",
+        "phi3",
+        "gemma2",
+        "gemma3_text",
+    ] {
         let config = family(name, r#","sliding_window":null,"rope_theta":5000.0"#).unwrap();
         assert_eq!(config.model_type.as_str(), name);
         let again = TeleFlmConfig::from_json(&config.to_json()).unwrap();
         assert_eq!(again.to_json(), config.to_json());
         assert_eq!(again.block_tensors(0), config.block_tensors(0));
+    }
+}
+
+/// Which of `layers` blocks have a window and which have positions: `w`, `g`, in capitals where positions are the
+/// model's, in small letters where they are others or none.
+fn kinds(json: &str, layers: usize) -> Result<String, ConfigError> {
+    let json = format!(
+        "{{\"hidden_size\":64,\"intermediate_size\":32,\"num_hidden_layers\":{layers},\
+         \"num_attention_heads\":32,\"num_key_value_heads\":4,\"vocab_size\":64,{json}}}"
+    );
+    let config = TeleFlmConfig::from_json(&json)?;
+    let letter = |layer| {
+        let kind = config.layers.of(layer);
+        match (kind.window.is_some(), kind.rope == LayerRope::Model) {
+            (true, true) => 'W',
+            (true, false) => 'w',
+            (false, true) => 'G',
+            (false, false) => 'g',
+        }
+    };
+    Ok((0..layers).map(letter).collect())
+}
+
+/// `layer_types` and `no_rope_layers` of the configuration classes of transformers 5.23, for the same keys.
+#[test]
+fn layers_are_of_the_kinds_that_transformers_makes_them() {
+    for (json, layers, expected) in [
+        (r#""model_type":"llama""#, 3, "GGG"),
+        (r#""model_type":"mistral""#, 3, "WWW"),
+        (r#""model_type":"mistral","sliding_window":null"#, 3, "GGG"),
+        (r#""model_type":"qwen2","sliding_window":8"#, 3, "GGG"),
+        (r#""model_type":"qwen2","use_sliding_window":true,"max_window_layers":2"#, 4, "GGWW"),
+        (r#""model_type":"qwen3","use_sliding_window":true,"max_window_layers":0"#, 2, "WW"),
+        (r#""model_type":"qwen3","use_sliding_window":true"#, 30, "GGGGGGGGGGGGGGGGGGGGGGGGGGGGWW"),
+        (r#""model_type":"smollm3""#, 9, "GGGgGGGgG"),
+        (r#""model_type":"smollm3","no_rope_layer_interval":2"#, 4, "GgGg"),
+        (r#""model_type":"smollm3","use_sliding_window":true,"sliding_window":5"#, 5, "GGGwG"),
+        (r#""model_type":"olmo2""#, 2, "GG"),
+        (r#""model_type":"olmo3""#, 5, "wwwGw"),
+        (r#""model_type":"exaone4""#, 5, "WWWgW"),
+        (r#""model_type":"exaone4","sliding_window":null"#, 5, "GGGGG"),
+        (r#""model_type":"phi3","sliding_window":9"#, 2, "WW"),
+        (r#""model_type":"phi3""#, 2, "GG"),
+        (r#""model_type":"gemma2""#, 5, "WGWGW"),
+        (r#""model_type":"gemma3_text""#, 7, "wwwwwGw"),
+        (r#""model_type":"gemma3_text","sliding_window_pattern":2"#, 3, "wGw"),
+        (
+            r#""model_type":"ministral","layer_types":["full_attention","sliding_attention","full_attention"]"#,
+            3,
+            "GWG",
+        ),
+    ] {
+        assert_eq!(kinds(json, layers).unwrap(), expected, "{json}");
+    }
+    // a list of billions is not made
+    let error = kinds(r#""model_type":"gemma2""#, 4_000_000_000);
+    assert!(error.unwrap_err().to_string().contains("whose kinds can be told apart"));
+}
+
+#[test]
+fn kinds_of_layers_are_written_where_a_reader_would_take_others() {
+    let config = |json: &str| {
+        TeleFlmConfig::from_json(&format!(
+            "{{\"hidden_size\":64,\"intermediate_size\":32,\"num_hidden_layers\":4,\
+             \"num_attention_heads\":32,\"num_key_value_heads\":4,\"vocab_size\":64,{json}}}"
+        ))
+        .unwrap()
+    };
+    for json in [
+        r#""model_type":"gemma3_text","sliding_window_pattern":2"#,
+        r#""model_type":"smollm3""#,
+        r#""model_type":"smollm3","no_rope_layers":[1,0,1,1],"layer_types":null"#,
+        r#""model_type":"exaone4""#,
+        r#""model_type":"qwen2","use_sliding_window":true,"max_window_layers":3"#,
+    ] {
+        let source = config(json);
+        let unchanged: Value = serde_json::from_str(&source.to_json()).unwrap();
+        for key in ["layer_types", "no_rope_layers"] {
+            let same = unchanged.get(key) == source.raw().get(key);
+            assert!(same, "{json}: {key} = {:?}", unchanged.get(key));
+        }
+        // every layer twice
+        let mut grown = source.clone();
+        grown.num_hidden_layers = 8;
+        grown.layers = source.layers.rearranged((0..4).flat_map(|layer| [layer, layer]));
+        let again = TeleFlmConfig::from_json(&grown.to_json()).unwrap();
+        assert!(again.layers.same(&grown.layers, 8), "{json}: {}", grown.to_json());
+        for layer in 0..8 {
+            assert_eq!(again.layers.of(layer), source.layers.of(layer / 2), "{json} {layer}");
+        }
     }
 }

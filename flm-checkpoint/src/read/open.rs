@@ -17,7 +17,7 @@ use crate::format::zip::ZipEntry;
 use crate::format::{RawTensor, is_skipped, pytorch, safetensors as safetensors_header};
 use crate::read::file::{OpenFile, read_json_file};
 use crate::read::{Checkpoint, Format, TensorEntry, WeightFile};
-use crate::tensor_id::{EMBED_TOKENS, LM_HEAD};
+use crate::tensor_id::{EMBED_TOKENS, LM_HEAD, Part, split_layer};
 
 /// Bytes that are compared at a time.
 const COMPARED: u64 = 1 << 20;
@@ -70,10 +70,40 @@ impl Checkpoint {
             None => checkpoint.add_file(files, path)?,
             Some(map) => checkpoint.add_shards(files, &path, &map)?,
         }
+        checkpoint.split_fused();
         // No name stands twice: each file's reader saw to that, and an index places a name in one file.
         checkpoint.entries.sort_by(|a, b| a.name.cmp(&b.name));
         checkpoint.use_stored_head()?;
         Ok(checkpoint)
+    }
+
+    /// Gives the parts of fused tensors entries of their own: rows of one tensor lie one after another. What
+    /// does not have the rows that the config asks for stays, for `check` to name.
+    fn split_fused(&mut self) {
+        let fused = self.config.fused();
+        for entry in std::mem::take(&mut self.entries) {
+            let found = split_layer(&entry.name).and_then(|(layer, suffix)| {
+                fused.iter().find(|fused| fused.suffix == suffix).map(|fused| (layer.to_owned(), fused))
+            });
+            let rows = |part: &Part| part.axes().first().map_or(0, |&axis| self.config.size(axis));
+            let fits = found.as_ref().is_some_and(|(_, fused)| {
+                let total = fused.parts.iter().map(rows).fold(0, usize::saturating_add);
+                entry.shape.len() == 2 && entry.shape[0] == total && total > 0
+            });
+            let Some((layer, fused)) = found.filter(|_| fits) else {
+                self.entries.push(entry);
+                continue;
+            };
+            let row_bytes = entry.nbytes / entry.shape[0] as u64;
+            let mut offset = entry.offset;
+            for part in fused.parts {
+                let nbytes = rows(part) as u64 * row_bytes;
+                let shape = vec![rows(part), entry.shape[1]];
+                let name = format!("{layer}{}", part.suffix());
+                self.entries.push(TensorEntry { name, shape, offset, nbytes, ..entry.clone() });
+                offset += nbytes;
+            }
+        }
     }
 
     /// A head that is stored and differs from the embedding is the model's, whatever config.json says of

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use candle_core::DType;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
@@ -9,7 +10,7 @@ use crate::dtype;
 use crate::error::CheckpointError;
 use crate::error::Result;
 use crate::format::safetensors::MAX_HEADER;
-use crate::tensor_id::TensorSpec;
+use crate::tensor_id::{Fused, TensorSpec, split_layer};
 
 /// The shards of a checkpoint.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Shard {
     pub file_name: String,
     /// Length, header, padding: the first bytes of the file.
     pub header: Vec<u8>,
+    /// Names of the tensors that lie in it, in the order of the file.
+    pub names: Vec<String>,
     /// In the order of the file.
     pub tensors: Vec<Placed>,
     /// Length in bytes.
@@ -41,17 +44,36 @@ pub struct Placed {
     pub nbytes: u64,
 }
 
+/// What lies in a file as one tensor: one of the specs, or several whose rows follow each other.
+struct Stored<'a> {
+    name: String,
+    shape: Vec<usize>,
+    dtype: DType,
+    parts: Vec<(&'a TensorSpec, u64)>,
+}
+
+impl Stored<'_> {
+    fn nbytes(&self) -> u64 {
+        self.parts.iter().map(|(_, nbytes)| nbytes).sum()
+    }
+}
+
 impl Layout {
     /// Lays out `specs` in their order, a new shard where `max_shard_size` bytes would be exceeded.
     ///
     /// Inside a shard the order is that of safetensors' own writer: dtypes descending, then names.
     pub fn new(specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
+        Self::fused(specs, &[], max_shard_size)
+    }
+
+    /// The same, where the parts of each of `fused` are one tensor.
+    pub(crate) fn fused(specs: &[TensorSpec], fused: &[Fused], max_shard_size: u64) -> Result<Self> {
         let mut names = HashSet::new();
         if let Some(spec) = specs.iter().find(|s| !names.insert(s.name.as_str())) {
             return Err(CheckpointError::DuplicateSpec(spec.name.clone()));
         }
-        let mut groups: Vec<Vec<(&TensorSpec, u64)>> = vec![Vec::new()];
-        let (mut filled, mut total_size) = (0u64, 0u64);
+        let mut stored: Vec<Stored<'_>> = Vec::new();
+        let mut total_size = 0u64;
         for spec in specs {
             let nbytes = dtype::to_safetensors(spec.dtype)
                 .ok_or("only BF16, F16, F32 and F64 are written")
@@ -70,14 +92,41 @@ impl Layout {
                     if clash { Err("the name is that of the header's metadata") } else { Ok(n) }
                 })
                 .map_err(|reason| bad_spec(spec, reason))?;
-            let full = filled.checked_add(nbytes).is_none_or(|n| n > max_shard_size);
+            let whole = split_layer(&spec.name).and_then(|(layer, suffix)| {
+                let part = |fused: &&Fused| fused.parts.iter().any(|part| part.suffix() == suffix);
+                fused.iter().find(part).map(|fused| format!("{layer}{}", fused.suffix))
+            });
+            let name = whole.unwrap_or_else(|| spec.name.clone());
+            match stored.last_mut().filter(|before| before.name == name) {
+                Some(before)
+                    if before.dtype != spec.dtype
+                        || spec.shape.len() < 2
+                        || before.shape.get(1..) != spec.shape.get(1..) =>
+                {
+                    return Err(bad_spec(spec, "it is stored with another of another dtype or width"));
+                }
+                Some(before) => {
+                    before.shape[0] += spec.shape[0];
+                    before.parts.push((spec, nbytes));
+                }
+                None => stored.push(Stored {
+                    name,
+                    shape: spec.shape.clone(),
+                    dtype: spec.dtype,
+                    parts: vec![(spec, nbytes)],
+                }),
+            }
+        }
+        let (mut groups, mut filled): (Vec<Vec<Stored<'_>>>, _) = (vec![Vec::new()], 0u64);
+        for stored in stored {
+            let full = filled.checked_add(stored.nbytes()).is_none_or(|n| n > max_shard_size);
             if full && groups.last().is_some_and(|g| !g.is_empty()) {
                 groups.push(Vec::new());
                 filled = 0;
             }
-            filled = filled.saturating_add(nbytes);
+            filled = filled.saturating_add(stored.nbytes());
             if let Some(group) = groups.last_mut() {
-                group.push((spec, nbytes));
+                group.push(stored);
             }
         }
         let count = groups.len();
@@ -91,7 +140,7 @@ impl Layout {
             return None;
         }
         let place = |shard: &Shard| {
-            let names = shard.tensors.iter().map(|t| t.spec.name.clone()).collect::<Vec<_>>();
+            let names = shard.names.clone();
             let file_name = shard.file_name.clone();
             names.into_iter().map(move |name| (name, file_name.clone()))
         };
@@ -116,26 +165,29 @@ fn file_name(index: usize, count: usize) -> String {
 }
 
 impl Shard {
-    fn new(file_name: String, mut group: Vec<(&TensorSpec, u64)>) -> Result<Self> {
-        group.sort_by(|(a, _), (b, _)| {
+    fn new(file_name: String, mut group: Vec<Stored<'_>>) -> Result<Self> {
+        group.sort_by(|a, b| {
             dtype::to_safetensors(b.dtype).cmp(&dtype::to_safetensors(a.dtype)).then(a.name.cmp(&b.name))
         });
         let mut end = 0;
         let mut infos = Vec::with_capacity(group.len());
         let mut tensors = Vec::with_capacity(group.len());
-        for (spec, nbytes) in group {
-            let Some(dtype) = dtype::to_safetensors(spec.dtype) else { continue };
-            let data_offsets = (end as usize, (end + nbytes) as usize);
-            infos.push((spec.name.clone(), TensorInfo { dtype, shape: spec.shape.clone(), data_offsets }));
-            tensors.push(Placed { spec: spec.clone(), offset: end, nbytes });
-            end += nbytes;
+        let names = group.iter().map(|stored| stored.name.clone()).collect();
+        for stored in group {
+            let Some(dtype) = dtype::to_safetensors(stored.dtype) else { continue };
+            let data_offsets = (end as usize, (end + stored.nbytes()) as usize);
+            infos.push((stored.name, TensorInfo { dtype, shape: stored.shape, data_offsets }));
+            for (spec, nbytes) in stored.parts {
+                tensors.push(Placed { spec: spec.clone(), offset: end, nbytes });
+                end += nbytes;
+            }
         }
         let header = header(&file_name, infos)?;
         for tensor in &mut tensors {
             tensor.offset += header.len() as u64;
         }
         let size = header.len() as u64 + end;
-        Ok(Self { file_name, header, tensors, size })
+        Ok(Self { file_name, header, names, tensors, size })
     }
 }
 

@@ -71,12 +71,29 @@ impl Writer {
         Self::open(layout, Staging::create(dst)?)
     }
 
+    /// [`Writer::create`] for tensors of a model of `config`, whose family may store some of them as one: they
+    /// are written and read under their own names.
+    pub fn create_model(
+        dst: &Path,
+        config: &TeleFlmConfig,
+        specs: &[TensorSpec],
+        max_shard_size: u64,
+    ) -> Result<Self> {
+        let layout = Layout::fused(specs, config.fused(), max_shard_size)?;
+        Self::open(layout, Staging::create(dst)?)
+    }
+
     /// The same on what a process that died left in the staging directory: files that the layout asks
     /// for keep their bytes.
     ///
     /// Nothing counts as written: what is known to be whole is declared by [`Writer::skip`].
-    pub fn resume(dst: &Path, specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
-        let layout = Layout::new(specs, max_shard_size)?;
+    pub fn resume_model(
+        dst: &Path,
+        config: &TeleFlmConfig,
+        specs: &[TensorSpec],
+        max_shard_size: u64,
+    ) -> Result<Self> {
+        let layout = Layout::fused(specs, config.fused(), max_shard_size)?;
         Self::open(layout, Staging::take_over(dst)?)
     }
 

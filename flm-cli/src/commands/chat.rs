@@ -57,7 +57,7 @@ impl Chat {
             tokenizer: &tokenizer,
             conversation: Conversation::new(policy.template().clone()),
             options,
-            context: model.config().max_position_embeddings,
+            context: model.config().context_length(),
             interrupted: interrupt::watch()?,
             output,
         };

@@ -91,7 +91,7 @@ pub(crate) fn measure(
     let device = run.map_or(Ok(Device::Cpu), RunArgs::device)?;
     let options = DistanceOptions {
         tokens: texts
-            .tokens(checkpoint.dir(), vocabulary, checkpoint.config().max_position_embeddings)?
+            .tokens(checkpoint.dir(), vocabulary, checkpoint.config().context_length())?
             .tokens,
         dtype: run.map_or(DType::F32, |run| run.dtype(&device)),
         device,

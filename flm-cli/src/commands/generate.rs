@@ -102,7 +102,7 @@ impl Generate {
         let prompt = self.prompt_ids(
             tokenizer.as_ref(),
             template,
-            checkpoint.config().max_position_embeddings,
+            checkpoint.config().context_length(),
             output,
         )?;
         let model = self.run.load(&checkpoint)?;

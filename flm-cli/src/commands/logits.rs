@@ -50,7 +50,7 @@ impl Logits {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         output_file::check(&self.out, Kind::Logits, self.force)?;
         let checkpoint = open(&self.dir)?;
-        let longest = checkpoint.config().max_position_embeddings;
+        let longest = checkpoint.config().context_length();
         ensure!(self.ids.len() <= longest, "{} tokens: the model's context is {longest}", self.ids.len());
         let model = self.run.load(&checkpoint)?;
         let start = Instant::now();

@@ -57,7 +57,7 @@ impl Verify {
         }
         let (source, target) = (open(&self.a)?, open(path)?);
         let rows = source.config().vocab_size.min(target.config().vocab_size);
-        let longest = source.config().max_position_embeddings.min(target.config().max_position_embeddings);
+        let longest = source.config().context_length().min(target.config().context_length());
         let texts = self.texts.tokens(&self.a, rows, longest)?;
         let device = self.run.device()?;
         let options = VerifyOptions {

@@ -85,7 +85,7 @@ fn layout(src: &Checkpoint, dst: &Checkpoint) -> Option<TargetLayout> {
             mup_scale_factor: 1.0,
         }),
         // the comparison of config.json tells the difference
-        ModelType::Mistral | ModelType::Qwen2 | ModelType::Qwen3 => None,
+        _ => None,
     }
 }
 
@@ -107,7 +107,17 @@ fn config_differences(expected: &TeleFlmConfig, got: &TeleFlmConfig) -> Vec<Diff
             ("biases of attention, its output, the feed-forward layer", {
                 format!("{}, {}, {}", c.qkv_bias, c.attention_output_bias, c.mlp_bias)
             }),
-            ("norms of heads", c.qk_norm.to_string()),
+            ("norms, of queries and keys, and what is added to gains", {
+                format!("{:?}, {:?}, {}", c.norms, c.qk_norm, c.gain_offset())
+            }),
+            ("activation", format!("{:?}", c.activation)),
+            ("windows and positions of layers", {
+                if c.layers.same(&expected.layers, c.num_hidden_layers) { "same" } else { "others" }.to_owned()
+            }),
+            ("entries of a head that are turned", c.rotary_dim.to_string()),
+            ("attention_multiplier", c.score_scale().to_string()),
+            ("residual_multiplier", c.residual_multiplier.to_string()),
+            ("bounds of scores and logits", format!("{:?}, {:?}", c.attention_softcap, c.logit_softcap)),
             ("tie_word_embeddings", c.tie_word_embeddings.to_string()),
             ("input_mult", c.input_scale().to_string()),
             ("output_mult / mup_scale_factor", c.logit_scale().to_string()),

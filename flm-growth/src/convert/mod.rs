@@ -188,8 +188,8 @@ pub fn convert(
     let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
     let staging = Writer::staging_path(dst)?;
     let resumed = !options.restart && Journal::is_begun(&staging, &key)?;
-    let open = if resumed { Writer::resume } else { Writer::create };
-    let mut writer = open(dst, &specs, options.max_shard_size)?;
+    let open = if resumed { Writer::resume_model } else { Writer::create_model };
+    let mut writer = open(dst, &plan.config, &specs, options.max_shard_size)?;
     writer.keep_staging();
     let done = write(src, &plan, &writer, Journal::open(&staging, &key)?, resumed, progress);
     // what the system refused may be granted later; what is wrong with the source stays wrong

@@ -238,8 +238,9 @@ impl<'a> Composer<'a> {
         let split = tail.map_or(self.copied_cols, |t| t.from.min(self.copied_cols));
         let (from_head, from_tail) = from.split_at(split * dtype.bytes());
         let (to_head, to_tail) = to.split_at_mut(split * stored.bytes());
-        scale(dtype, from_head, factor, stored, to_head)
-            + scale(dtype, from_tail, factor * tail.map_or(1.0, |t| t.scale), stored, to_tail)
+        let offset = self.plan.offset;
+        scale(dtype, from_head, (factor, offset), stored, to_head)
+            + scale(dtype, from_tail, (factor * tail.map_or(1.0, |t| t.scale), offset), stored, to_tail)
     }
 
     /// Makes the last copy of each weight what is left of it after the others, so that the copies' sum is
@@ -354,10 +355,17 @@ fn invalid(plan: &TensorPlan, problem: &'static str) -> GrowthError {
     GrowthError::Plan { name: plan.name.clone(), problem }
 }
 
-/// `from` times `factor`, in another dtype; returns how many finite values became infinite.
-fn scale(from_dtype: Precision, from: &[u8], factor: f64, to_dtype: Precision, to: &mut [u8]) -> u64 {
+/// `from` times `factor`, in another dtype, where both are less by `offset` than what they stand for; returns how
+/// many finite values became infinite.
+fn scale(
+    from_dtype: Precision,
+    from: &[u8],
+    (factor, offset): (f64, f64),
+    to_dtype: Precision,
+    to: &mut [u8],
+) -> u64 {
     // a table of all 65,536 values would not pay: only heads and gains are scaled
-    if factor == 0.0 {
+    if factor == 0.0 && offset == 0.0 {
         to.fill(0);
         return 0;
     }
@@ -369,7 +377,7 @@ fn scale(from_dtype: Precision, from: &[u8], factor: f64, to_dtype: Precision, t
     let mut overflowed = 0;
     for (from, to) in values {
         let value = from_dtype.decode(from);
-        to_dtype.encode(value * factor, to);
+        to_dtype.encode((value + offset) * factor - offset, to);
         overflowed += u64::from(value.is_finite() && !to_dtype.decode(to).is_finite());
     }
     overflowed

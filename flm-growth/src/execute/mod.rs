@@ -180,8 +180,8 @@ impl Transfer<'_> {
         let staging = Writer::staging_path(dst)?;
         let begun = !options.restart && Journal::is_begun(&staging, &key)?;
         disk_need(self.tensors, dst)?.check()?;
-        let open = if begun { Writer::resume } else { Writer::create };
-        let mut writer = open(dst, &specs, options.max_shard_bytes)?;
+        let open = if begun { Writer::resume_model } else { Writer::create_model };
+        let mut writer = open(dst, &self.config, &specs, options.max_shard_bytes)?;
         writer.keep_staging();
         optimizer.as_ref().map_or(Ok(()), |o| o.check_disk(&writer))?;
         let journal = Journal::open(&staging, &key)?;

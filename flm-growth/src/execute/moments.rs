@@ -120,6 +120,7 @@ pub(crate) fn moments(
         shape: weight.shape.clone(),
         new_layer: weight.new_layer,
         scale: inverse(weight.scale * weight.copies() as f64),
+        offset: 0.0,
         row_scale: weight.row_scale.map(tail),
         col_scale: weight.col_scale.map(tail),
         splits: false,

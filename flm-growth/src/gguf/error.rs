@@ -20,7 +20,7 @@ pub enum ExportError {
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
     /// llama.cpp's architecture of this name lacks something that the model has.
-    #[error("llama.cpp's {family} has no {what} of attention")]
+    #[error("llama.cpp computes no {family} with {what}")]
     NoArchitecture {
         /// Value of `model_type` in config.json.
         family: &'static str,

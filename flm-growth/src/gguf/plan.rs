@@ -18,7 +18,7 @@ use crate::gguf::{Result, vocabulary};
 use flm_candle::Vocabulary;
 use flm_checkpoint::{Checkpoint, TensorEntry};
 use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
-use flm_checkpoint::{ModelType, Part, RopeScaling, TeleFlmConfig, TensorId};
+use flm_checkpoint::{LayerKind, LayerRope, ModelType, Part, RopeScaling, TeleFlmConfig, TensorId};
 
 /// Bytes of the three keys of a file among several, and of its padding.
 const SPLIT_BYTES: u64 = 160;
@@ -105,7 +105,10 @@ impl GgufPlan {
             return Err(problem.into());
         }
         let architecture = Architecture::of(config)?;
-        let (input, output) = (config.input_scale(), config.logit_scale());
+        let (input, output) = match architecture.scales {
+            true => (1.0, 1.0),
+            false => (config.input_scale(), config.logit_scale()),
+        };
         let tied = config.tie_word_embeddings;
         if tied && input == 0.0 {
             return Err(ExportError::NoInput);
@@ -132,13 +135,20 @@ impl GgufPlan {
                 let columns = entry.shape.last().copied().unwrap_or(0);
                 *fallbacks.entry((columns, name(wanted), name(dtype))).or_insert(0) += 1;
             }
-            let name = gguf_name(tensor.id);
+            if let (true, Some(whole)) = (architecture.fused, follows(tensor.id))
+                && let Some(before) = plan.tensors.iter_mut().rev().find(|before| before.name.ends_with(whole))
+            {
+                before.shape[0] += entry.shape[0];
+                before.nbytes += bytes_of(entry, dtype);
+                before.more_sources.push(tensor.name);
+                continue;
+            }
+            let name = gguf_name(tensor.id, config, architecture.fused);
             if factor != 1.0 {
                 let rounding = rounding(entry.dtype, dtype, factor);
                 plan.foldings.push(Folding { tensor: name.clone(), factor, rounding });
             }
-            let elements = entry.shape.iter().map(|&n| n as u64).product::<u64>();
-            let nbytes = elements / dtype.block_size() as u64 * dtype.type_size() as u64;
+            let nbytes = bytes_of(entry, dtype);
             let rotary = architecture.pairs
                 && matches!(
                     tensor.id,
@@ -147,9 +157,11 @@ impl GgufPlan {
             plan.tensors.push(GgufTensor {
                 name,
                 source: tensor.name,
+                more_sources: Vec::new(),
                 values: None,
                 shape: entry.shape.clone(),
                 dtype,
+                added: if is_gain(tensor.id) { config.gain_offset() } else { 0.0 },
                 factor,
                 head_dim: rotary.then_some(config.head_dim),
                 offset: 0,
@@ -292,6 +304,30 @@ fn name(dtype: GgmlDType) -> &'static str {
     name_and_file_type(dtype).0
 }
 
+/// Bytes of the file that a tensor of the source becomes.
+fn bytes_of(entry: &TensorEntry, dtype: GgmlDType) -> u64 {
+    let elements = entry.shape.iter().map(|&n| n as u64).product::<u64>();
+    elements / dtype.block_size() as u64 * dtype.type_size() as u64
+}
+
+/// Whether it is a norm's gain.
+fn is_gain(id: TensorId) -> bool {
+    match id {
+        TensorId::FinalNorm => true,
+        TensorId::Block(_, part) => part.axes().len() == 1 && !part.is_bias(),
+        TensorId::Embedding | TensorId::Head => false,
+    }
+}
+
+/// The end of the name of the tensor whose rows this one's follow, where llama.cpp has one for several.
+fn follows(id: TensorId) -> Option<&'static str> {
+    match id {
+        TensorId::Block(_, Part::KProj | Part::VProj) => Some("attn_qkv.weight"),
+        TensorId::Block(_, Part::UpProj) => Some("ffn_up.weight"),
+        _ => None,
+    }
+}
+
 /// The dtype that holds the source's values.
 fn own(dtype: DType) -> GgmlDType {
     match dtype {
@@ -344,46 +380,121 @@ struct Architecture {
     name: &'static str,
     /// Whether neighbours are rotated together, not the halves of a head.
     pairs: bool,
+    /// Whether it multiplies embedding and logits itself.
+    scales: bool,
+    /// Whether queries, keys and values are one tensor, and gates and units.
+    fused: bool,
 }
 
 impl Architecture {
+    /// The architecture that computes what the model does. Much of it is not said in the file but built into
+    /// llama.cpp: a model that differs there is refused.
     fn of(config: &TeleFlmConfig) -> Result<Self> {
-        let (name, biases) = match config.model_type {
-            // llama.cpp's llama reads biases where they are
-            ModelType::TeleFlm | ModelType::Llama | ModelType::Mistral => ("llama", true),
-            ModelType::Qwen2 => ("qwen2", true),
-            ModelType::Qwen3 => ("qwen3", false),
+        let kinds = config.layers.kinds();
+        let context = config.max_position_embeddings;
+        let window = kinds.iter().filter_map(|kind| kind.window).find(|&window| window < context);
+        let of = |name, pairs| Self { name, pairs, scales: false, fused: false };
+        let every = |period: usize, has: fn(&LayerKind) -> bool| {
+            let expected = |layer: usize| !(layer + 1).is_multiple_of(period);
+            (0..config.num_hidden_layers).all(|layer| has(config.layers.of(layer)) == expected(layer))
         };
-        if !biases && config.qkv_bias {
-            return Err(ExportError::NoArchitecture { family: config.model_type.as_str(), what: "biases" });
+        let windows = |kind: &LayerKind| kind.window.is_some();
+        let heads_scale = config.score_scale() * (config.head_dim as f64).sqrt();
+        let own_scale = (heads_scale - 1.0).abs() > 1e-9;
+        let biased = config.qkv_bias || config.attention_output_bias || config.mlp_bias;
+        let longrope = matches!(config.rope_scaling, RopeScaling::LongRope { .. });
+        let problem = match config.model_type {
+            _ if matches!(config.rope_scaling, RopeScaling::Dynamic { .. }) => Some("rotary scaling of this type"),
+            ModelType::Phi3 if biased => Some("biases"),
+            ModelType::Phi3 => None,
+            _ if longrope => Some("rotary scaling of this type"),
+            ModelType::TeleFlm | ModelType::Llama | ModelType::Granite => None,
+            ModelType::Mistral | ModelType::Ministral if window.is_some() => Some("a sliding window"),
+            ModelType::Mistral | ModelType::Ministral => None,
+            ModelType::Qwen2 if window.is_some() => Some("a sliding window"),
+            ModelType::Qwen2 => None,
+            _ if biased => Some("biases"),
+            ModelType::Gemma2 | ModelType::Gemma3 if own_scale => {
+                Some("query_pre_attn_scalar other than head_dim")
+            }
+            ModelType::Gemma2 | ModelType::Gemma3 if !config.tie_word_embeddings => Some("a head of its own"),
+            ModelType::Gemma2 if config.attention_softcap.is_none() || config.logit_softcap.is_none() => {
+                Some("unbounded scores or logits")
+            }
+            ModelType::Gemma2 if !every(2, windows) => Some("windows in other layers than every second"),
+            ModelType::Gemma2 => None,
+            ModelType::Gemma3 if config.attention_softcap.or(config.logit_softcap).is_some() => Some("bounded scores or logits"),
+            ModelType::Gemma3 if !every(6, windows) => Some("windows in other layers than five of six"),
+            ModelType::Gemma3 if !kinds.iter().all(built_in_theta) => {
+                Some("rope_local_base_freq other than 10000")
+            }
+            ModelType::Gemma3 => None,
+            _ if window.is_some() => Some("a sliding window"),
+            ModelType::SmolLm3 if !every(4, |kind| kind.rope != LayerRope::None) => {
+                Some("other layers without positions than every fourth")
+            }
+            ModelType::SmolLm3 | ModelType::Qwen3 | ModelType::Olmo2 | ModelType::Olmo3 => None,
+            ModelType::Exaone4 if kinds.iter().any(|kind| kind.rope == LayerRope::None) => {
+                Some("layers without positions")
+            }
+            ModelType::Exaone4 => None,
+        };
+        if let Some(what) = problem {
+            return Err(ExportError::NoArchitecture { family: config.model_type.as_str(), what });
         }
-        Ok(Self { name, pairs: name == "llama" })
+        Ok(match config.model_type {
+            ModelType::TeleFlm | ModelType::Llama | ModelType::Mistral | ModelType::Ministral => {
+                of("llama", true)
+            }
+            ModelType::Granite => Self { scales: true, ..of("granite", true) },
+            ModelType::SmolLm3 => of("smollm3", true),
+            ModelType::Qwen2 => of("qwen2", false),
+            ModelType::Qwen3 => of("qwen3", false),
+            ModelType::Olmo2 | ModelType::Olmo3 => of("olmo2", false),
+            ModelType::Exaone4 => of("exaone4", false),
+            ModelType::Phi3 => Self { fused: true, ..of("phi3", false) },
+            ModelType::Gemma2 => Self { scales: true, ..of("gemma2", false) },
+            ModelType::Gemma3 => Self { scales: true, ..of("gemma3", false) },
+        })
+    }
+}
+
+/// Whether llama.cpp has the base of layers with a window built in.
+fn built_in_theta(kind: &LayerKind) -> bool {
+    match kind.rope {
+        LayerRope::Local { theta } => theta == 10_000.0,
+        LayerRope::Model | LayerRope::None => true,
     }
 }
 
 /// The name that llama.cpp has for a tensor.
-fn gguf_name(id: TensorId) -> String {
+fn gguf_name(id: TensorId, config: &TeleFlmConfig, fused: bool) -> String {
     let name = match id {
         TensorId::Block(layer, part) => {
+            let output = config.is_output_norm(part);
             let name = match part {
                 Part::InputLayernorm => "attn_norm.weight",
+                Part::QProj if fused => "attn_qkv.weight",
+                Part::GateProj if fused => "ffn_up.weight",
                 Part::QProj => "attn_q.weight",
                 Part::QBias => "attn_q.bias",
                 Part::KProj => "attn_k.weight",
                 Part::KBias => "attn_k.bias",
                 Part::VProj => "attn_v.weight",
                 Part::VBias => "attn_v.bias",
-                Part::QNorm => "attn_q_norm.weight",
-                Part::KNorm => "attn_k_norm.weight",
+                Part::QNorm | Part::QNormWhole => "attn_q_norm.weight",
+                Part::KNorm | Part::KNormWhole => "attn_k_norm.weight",
                 Part::OProj => "attn_output.weight",
                 Part::OBias => "attn_output.bias",
-                Part::PostAttentionLayernorm => "ffn_norm.weight",
+                Part::PostAttentionLayernorm if output => "post_attention_norm.weight",
+                Part::PostAttentionLayernorm | Part::PreFeedforwardLayernorm => "ffn_norm.weight",
                 Part::GateProj => "ffn_gate.weight",
                 Part::GateBias => "ffn_gate.bias",
                 Part::UpProj => "ffn_up.weight",
                 Part::UpBias => "ffn_up.bias",
                 Part::DownProj => "ffn_down.weight",
                 Part::DownBias => "ffn_down.bias",
+                Part::PostFeedforwardLayernorm => "post_ffw_norm.weight",
             };
             return format!("blk.{layer}.{name}");
         }
@@ -394,36 +505,45 @@ fn gguf_name(id: TensorId) -> String {
     name.into()
 }
 
-/// What Llama 3.1's rotary frequencies are divided by, as llama.cpp takes it: a tensor.
-fn rope_factors(config: &TeleFlmConfig) -> Option<GgufTensor> {
-    let RopeScaling::Llama3 { .. } = config.rope_scaling else { return None };
-    let (head_dim, theta) = (config.head_dim, config.rope_theta);
-    let divisor = |i| config.rope_scaling.divisor(i, head_dim, theta) as f32;
-    let values: Vec<f32> = (0..head_dim / 2).map(divisor).collect();
-    Some(GgufTensor {
-        name: "rope_freqs.weight".into(),
+/// What rotary frequencies are divided by where llama.cpp takes that as tensors: Llama 3.1's, and LongRoPE's.
+fn rope_factors(config: &TeleFlmConfig) -> Vec<GgufTensor> {
+    let tensor = |name: &str, values: Vec<f32>| GgufTensor {
+        name: name.into(),
         source: String::new(),
+        more_sources: Vec::new(),
         shape: vec![values.len()],
         dtype: GgmlDType::F32,
+        added: 0.0,
         factor: 1.0,
         head_dim: None,
         offset: 0,
         nbytes: 4 * values.len() as u64,
         values: Some(values),
-    })
+    };
+    let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
+    match &config.rope_scaling {
+        RopeScaling::Llama3 { .. } => {
+            let (width, theta) = (config.rotary_dim, config.rope_theta);
+            let divisor = |i| config.rope_scaling.divisor(i, width, theta, 0) as f32;
+            vec![tensor("rope_freqs.weight", (0..width / 2).map(divisor).collect())]
+        }
+        RopeScaling::LongRope { short_factor, long_factor, .. } => vec![
+            tensor("rope_factors_long.weight", narrow(long_factor)),
+            tensor("rope_factors_short.weight", narrow(short_factor)),
+        ],
+        _ => Vec::new(),
+    }
 }
 
 /// What of the rotary scaling llama.cpp computes by its own rule.
 fn rope_notes(config: &TeleFlmConfig) -> Option<String> {
-    let RopeScaling::Yarn { factor, attention_factor, truncate, .. } = config.rope_scaling else {
-        return None;
-    };
-    let usual = 1.0 + 0.1 * factor.max(1.0).ln();
-    if (attention_factor - usual).abs() > 1e-6 {
+    if let RopeScaling::LongRope { original, .. } = config.rope_scaling {
         return Some(format!(
-            "llama.cpp computes YaRN's attention factor as {usual:.4}; the model has {attention_factor:.4}"
+            "llama.cpp takes the frequencies for long texts where its context (--ctx-size) is above {original}, \
+             the model where the text is"
         ));
     }
+    let RopeScaling::Yarn { truncate, .. } = config.rope_scaling else { return None };
     (!truncate)
         .then(|| "llama.cpp begins and ends YaRN's ramp at whole dimensions; the model does not".to_owned())
 }
@@ -460,7 +580,7 @@ fn metadata(
         ("attention.head_count_kv", "num_key_value_heads", config.num_key_value_heads),
         ("attention.key_length", "head_dim", config.head_dim),
         ("attention.value_length", "head_dim", config.head_dim),
-        ("rope.dimension_count", "head_dim", config.head_dim),
+        ("rope.dimension_count", "head_dim", config.rotary_dim),
     ] {
         let number = u32::try_from(value).map_err(|_| ExportError::TooLarge { key: of, value })?;
         put(&format!("{}.{key}", architecture.name), Value::U32(number));
@@ -471,16 +591,45 @@ fn metadata(
     match config.rope_scaling {
         // Llama 3.1's is a tensor
         RopeScaling::Default | RopeScaling::Llama3 { .. } => {}
+        // refused before
+        RopeScaling::Dynamic { .. } => {}
+        RopeScaling::LongRope { original, attention_factor, .. } => {
+            put("rope.scaling.original_context_length", Value::U32(original as u32));
+            put("rope.scaling.attn_factor", Value::F32(attention_factor as f32));
+        }
         RopeScaling::Linear { factor } => {
             put("rope.scaling.type", Value::String("linear".into()));
             put("rope.scaling.factor", Value::F32(factor as f32));
         }
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original, .. } => {
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, .. } => {
+            // llama.cpp multiplies its own factor by this one
+            let usual = 1.0 + 0.1 * factor.max(1.0).ln();
+            if (attention_factor - usual).abs() > 1e-6 {
+                put("rope.scaling.attn_factor", Value::F32((attention_factor / usual) as f32));
+            }
             put("rope.scaling.type", Value::String("yarn".into()));
             put("rope.scaling.factor", Value::F32(factor as f32));
             put("rope.scaling.original_context_length", Value::U32(original as u32));
             put("rope.scaling.yarn_beta_fast", Value::F32(beta_fast as f32));
             put("rope.scaling.yarn_beta_slow", Value::F32(beta_slow as f32));
+        }
+    }
+    let windows = config.layers.kinds().iter().filter_map(|kind| kind.window);
+    if let Some(window) = windows.max() {
+        put("attention.sliding_window", Value::U32(u32::try_from(window).unwrap_or(u32::MAX)));
+    }
+    if config.model_type == ModelType::Granite {
+        put("attention.scale", Value::F32(config.score_scale() as f32));
+        put("embedding_scale", Value::F32(config.embedding_multiplier as f32));
+        put("residual_scale", Value::F32(config.residual_multiplier as f32));
+        put("logit_scale", Value::F32(config.logits_scaling as f32));
+    }
+    for (key, cap) in [
+        ("attn_logit_softcapping", config.attention_softcap),
+        ("final_logit_softcapping", config.logit_softcap),
+    ] {
+        if let Some(cap) = cap {
+            put(key, Value::F32(cap as f32));
         }
     }
     Ok(out)

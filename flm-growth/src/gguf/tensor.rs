@@ -13,13 +13,17 @@ pub struct GgufTensor {
     pub name: String,
     /// Its name in the checkpoint; empty where `values` is given.
     pub source: String,
+    /// Names of those whose rows follow, where llama.cpp has several as one.
+    pub more_sources: Vec<String>,
     /// What it holds where that is no tensor of the checkpoint.
     pub values: Option<Vec<f32>>,
     /// Rows first.
     pub shape: Vec<usize>,
     /// What it is stored as.
     pub dtype: GgmlDType,
-    /// What its elements are multiplied by.
+    /// What is added to its elements.
+    pub added: f64,
+    /// What they are then multiplied by.
     pub factor: f64,
     /// Width of the heads whose rows go from halves to pairs, for queries and keys.
     pub head_dim: Option<usize>,
@@ -27,4 +31,12 @@ pub struct GgufTensor {
     pub offset: u64,
     /// Length in bytes.
     pub nbytes: u64,
+}
+
+impl GgufTensor {
+    /// Names of the checkpoint's tensors whose rows it has, in their order.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        let first = (!self.source.is_empty()).then_some(self.source.as_str());
+        first.into_iter().chain(self.more_sources.iter().map(String::as_str))
+    }
 }

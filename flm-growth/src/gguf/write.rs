@@ -67,12 +67,13 @@ impl GgufPlan {
                     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
                     staged.put(&bytes)?;
                 } else {
-                    let entry = src.entry(&tensor.source)?;
-                    encoder.tensor(src, entry, tensor, |bytes, read| {
-                        staged.put(bytes)?;
-                        progress(read);
-                        Ok(())
-                    })?;
+                    for source in tensor.sources() {
+                        encoder.tensor(src, src.entry(source)?, tensor, |bytes, read| {
+                            staged.put(bytes)?;
+                            progress(read);
+                            Ok(())
+                        })?;
+                    }
                     damaged.extend(encoder.take_damage(&tensor.name));
                 }
                 let padding = tensor.nbytes.next_multiple_of(ALIGNMENT) - tensor.nbytes;
@@ -147,12 +148,12 @@ impl Encoder {
             GgmlDType::BF16 => DType::BF16,
             _ => DType::F32,
         };
-        if tensor.factor == 1.0 {
+        if tensor.factor == 1.0 && tensor.added == 0.0 {
             self.overflowed += cast(from, to, &self.source, &mut self.out);
         } else {
             cast(from, DType::F64, &self.source, &mut self.wide);
             for bytes in self.wide.as_chunks_mut::<8>().0 {
-                *bytes = (f64::from_le_bytes(*bytes) * tensor.factor).to_le_bytes();
+                *bytes = ((f64::from_le_bytes(*bytes) + tensor.added) * tensor.factor).to_le_bytes();
             }
             self.overflowed += cast(DType::F64, to, &self.wide, &mut self.out);
         }

@@ -52,7 +52,7 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
         }
         Role::Embedding => vocabulary(tile(context.embed_scale), context.embedding_rows()),
         Role::Head => vocabulary(reads(head_scale(context)), context.head_rows()),
-        Role::Norm | Role::HeadNorm => tile(1.0),
+        Role::Norm | Role::OutputNorm | Role::HeadNorm | Role::HeadsNorm => tile(1.0),
         Role::ReaderBias | Role::HeadReaderBias | Role::WriterBias => tile(1.0),
         Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, |_| Fill::Tile),
         Role::Reader | Role::HeadReader => reads(1.0 / hidden_copies(context)),

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use flm_checkpoint::GrowthMasks;
-use flm_checkpoint::{Axis, Part, TensorId};
+use flm_checkpoint::{Axis, Part, TeleFlmConfig, TensorId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
@@ -53,7 +53,10 @@ pub enum NewRows {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Embedding,
+    /// The norm of what a sub-layer reads.
     Norm,
+    /// The norm of what a sub-layer writes.
+    OutputNorm,
     /// The norm before the head.
     FinalNorm,
     /// Value, gate, up: reads the normed residual stream.
@@ -72,12 +75,22 @@ pub enum Role {
     WriterBias,
     /// The norm of each query or key head, whose width never grows.
     HeadNorm,
+    /// The norm of all query or key heads together.
+    HeadsNorm,
     Head,
 }
 
 impl Role {
-    /// The role of a tensor: what its axes say.
-    pub fn of(id: TensorId) -> Self {
+    /// Whether it is a norm's gain.
+    pub fn is_gain(self) -> bool {
+        matches!(
+            self,
+            Self::Norm | Self::OutputNorm | Self::FinalNorm | Self::HeadNorm | Self::HeadsNorm
+        )
+    }
+
+    /// The role of a tensor of a model of `config`: what its axes say.
+    pub fn of(id: TensorId, config: &TeleFlmConfig) -> Self {
         match id {
             TensorId::Embedding => Self::Embedding,
             TensorId::FinalNorm => Self::FinalNorm,
@@ -91,6 +104,8 @@ impl Role {
                 ([Axis::Hidden], true) => Self::WriterBias,
                 ([_], true) => Self::ReaderBias,
                 ([Axis::HeadDim], false) => Self::HeadNorm,
+                ([Axis::Query | Axis::KeyValue], false) => Self::HeadsNorm,
+                _ if config.is_output_norm(part) => Self::OutputNorm,
                 _ => Self::Norm,
             },
         }
@@ -174,6 +189,27 @@ impl Rule {
             noise: None,
             splits: false,
             dtype,
+        }
+    }
+
+    /// The rule for values that are stored less `offset`.
+    pub(crate) fn with_offset(self, offset: f64) -> Self {
+        if offset == 0.0 {
+            return self;
+        }
+        let stored = |fill| match fill {
+            Fill::Constant(value) => Fill::Constant(value - offset),
+            other => other,
+        };
+        // a sum with what is scaled is on no dtype's grid
+        let wide = self.scale == 1.0 || self.dtype == Precision::F64;
+        let dtype = if wide { self.dtype } else { Precision::F32 };
+        Self {
+            new_cols: stored(self.new_cols),
+            new_rows: stored(self.new_rows),
+            new_corner: stored(self.new_corner),
+            dtype,
+            ..self
         }
     }
 

@@ -15,11 +15,11 @@ pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
     match role {
         Role::Embedding => vocabulary(context.embed_scale, context.embedding_rows()),
         Role::Head => vocabulary(context.head_scale, context.head_rows()),
-        Role::Norm => Rule::gain(dtype, 1.0, Fill::Constant),
+        Role::Norm | Role::OutputNorm => Rule::gain(dtype, 1.0, Fill::Constant),
         Role::FinalNorm => Rule::gain(dtype, context.final_norm_scale, Fill::Constant),
         // new heads, units and entries are masked: a bias starts as a fresh model's
         Role::ReaderBias | Role::HeadReaderBias | Role::WriterBias => Rule::copy(dtype, 1.0, Fill::Zero),
-        Role::HeadNorm => Rule::copy(dtype, 1.0, Fill::Zero),
+        Role::HeadNorm | Role::HeadsNorm => Rule::copy(dtype, 1.0, Fill::Zero),
         Role::Reader | Role::HeadReader | Role::AttentionWriter | Role::FeedForwardWriter => {
             Rule::copy(dtype, 1.0, noise)
         }

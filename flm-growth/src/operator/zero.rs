@@ -37,7 +37,7 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
             Rule { new_rows: context.embedding_rows(), ..Rule::copy(dtype, context.embed_scale, Fill::Zero) }
         }
         Role::Head => Rule { new_rows: context.head_rows(), ..Rule::copy(dtype, context.head_scale, noise) },
-        Role::Norm => Rule::gain(dtype, gain_scale(context), Fill::Constant),
+        Role::Norm | Role::OutputNorm => Rule::gain(dtype, gain_scale(context), Fill::Constant),
         Role::FinalNorm => Rule::gain(dtype, gain_scale(context) * context.final_norm_scale, Fill::Constant),
         Role::Reader => Rule::copy(dtype, 1.0, noise),
         Role::HeadReader => Rule::copy(dtype, query_scale(dtype, context), noise),
@@ -48,6 +48,6 @@ pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Cont
         Role::AttentionWriter | Role::FeedForwardWriter | Role::WriterBias => {
             Rule::copy(dtype, 1.0, Fill::Zero)
         }
-        Role::ReaderBias | Role::HeadNorm => Rule::copy(dtype, 1.0, Fill::Zero),
+        Role::ReaderBias | Role::HeadNorm | Role::HeadsNorm => Rule::copy(dtype, 1.0, Fill::Zero),
     }
 }

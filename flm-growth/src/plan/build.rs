@@ -1,6 +1,6 @@
 //! From a source, a target shape and options to a plan.
 
-use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{QkNorm, TeleFlmConfig};
 use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
 
 use crate::error::{GrowthError, Result};
@@ -28,6 +28,21 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
     from.check_growth_to(target)?;
     options.operator.check(&from, target)?;
     check_noise(options)?;
+    // zeros among the queries change the mean square by a share that depends on the others
+    if config.qk_norm == QkNorm::Whole
+        && target.num_attention_heads > from.num_attention_heads
+        && options.operator != Operator::Clone
+    {
+        return Err(GrowthError::Operator {
+            operator: options.operator.name(),
+            problem: format!(
+                "cannot add heads to a {}, whose queries are normalised over all heads: keep \
+                 num_attention_heads {}, or use `clone` with a multiple of it",
+                config.model_type.as_str(),
+                from.num_attention_heads
+            ),
+        });
+    }
     let placement = match options.operator {
         Operator::Stack => Placement::Stack,
         _ => options.placement.clone(),
@@ -49,12 +64,14 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
     };
     let shapes = plan.target_config(config)?;
     for tensor in shapes.tensors() {
-        let role = Role::of(tensor.id);
+        let role = Role::of(tensor.id, config);
         let layer = tensor.id.layer().and_then(|l| plan.layers.get(l)).copied();
         let stored = source.tensor(&source_name(&tensor.name, layer, config.tie_word_embeddings))?;
         let new_layer = layer.is_some_and(|l| l.new);
         let rule = options.operator.rule(role, new_layer, stored.dtype, &context);
-        plan.tensors.push(TensorPlan { new_layer, ..tensor_plan(tensor.name, tensor.shape, stored, rule) });
+        let offset = if role.is_gain() { config.gain_offset() } else { 0.0 };
+        let tensor = tensor_plan(tensor.name, tensor.shape, stored, rule.with_offset(offset), offset);
+        plan.tensors.push(TensorPlan { new_layer, ..tensor });
     }
     Ok(plan)
 }
@@ -83,7 +100,13 @@ fn source_name(target: &str, layer: Option<LayerSource>, source_tied: bool) -> S
     }
 }
 
-fn tensor_plan(name: String, shape: Vec<usize>, stored: &SourceTensor, rule: Rule) -> TensorPlan {
+fn tensor_plan(
+    name: String,
+    shape: Vec<usize>,
+    stored: &SourceTensor,
+    rule: Rule,
+    offset: f64,
+) -> TensorPlan {
     let source = rule.copy.then(|| stored.clone());
     let (rows, cols) = matrix(&shape);
     let (r, c) = source.as_ref().map_or((0, 0), |s| matrix(&s.shape));
@@ -94,6 +117,7 @@ fn tensor_plan(name: String, shape: Vec<usize>, stored: &SourceTensor, rule: Rul
         new_layer: false,
         source,
         scale: rule.scale,
+        offset,
         row_scale: None,
         col_scale: None,
         splits: rule.splits && c > 0 && cols > c && cols.is_multiple_of(c) && !(cols / c).is_power_of_two(),
@@ -145,6 +169,8 @@ fn context(
 ) -> Result<Context> {
     let config = source.config();
     let mut target = config.clone();
+    // some families scale the embedding by the width
+    target.hidden_size = to.hidden_size;
     target.input_mult = change.input_mult;
     target.output_mult = change.output_mult;
     target.mup_scale_factor = change.mup_scale_factor;
@@ -159,7 +185,7 @@ fn context(
         token_rows,
         std: options.std,
         noise: options.noise.map(Std::Times),
-        normed_heads: config.qk_norm,
+        normed_heads: config.qk_norm != QkNorm::None,
     };
     let head = options.operator.head_scale(&context);
     let stored = source.tensor(if config.tie_word_embeddings { EMBED_TOKENS } else { LM_HEAD })?.dtype;

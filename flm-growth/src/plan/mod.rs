@@ -135,6 +135,7 @@ impl GrowthPlan {
         config.mup_scale_factor = self.config.mup_scale_factor;
         config.tie_word_embeddings = self.config.tie_word_embeddings;
         config.growth = self.masks.clone();
+        config.layers = source.layers.rearranged(self.layers.iter().map(|layer| layer.source));
         config.validate()?;
         Ok(config)
     }

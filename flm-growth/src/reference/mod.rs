@@ -67,6 +67,23 @@ pub(crate) fn families(shape: Shape, tied: bool) -> Vec<TeleFlmConfig> {
         serde_json::json!({"model_type": "qwen2", "rope_scaling": yarn}),
         serde_json::json!({"model_type": "qwen3"}),
         serde_json::json!({"model_type": "qwen3", "attention_bias": true}),
+        serde_json::json!({"model_type": "mistral", "sliding_window": 3}),
+        serde_json::json!({"model_type": "llama", "max_position_embeddings": 4,
+            "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        serde_json::json!({"model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 4.0,
+            "residual_multiplier": 0.22, "attention_multiplier": 0.3, "attention_bias": true}),
+        serde_json::json!({"model_type": "smollm3", "no_rope_layers": [1, 0, 1]}),
+        serde_json::json!({"model_type": "olmo2", "attention_bias": true}),
+        serde_json::json!({"model_type": "olmo3", "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+        serde_json::json!({"model_type": "exaone4", "sliding_window": 2, "sliding_window_pattern": 3}),
+        serde_json::json!({"model_type": "phi3", "partial_rotary_factor": 0.7, "sliding_window": 5,
+            "original_max_position_embeddings": 4, "rope_scaling": {"type": "longrope",
+            "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}}),
+        serde_json::json!({"model_type": "gemma2", "sliding_window": 4, "query_pre_attn_scalar": 10,
+            "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0}),
+        serde_json::json!({"model_type": "gemma3_text", "sliding_window": 3, "sliding_window_pattern": 2,
+            "rope_local_base_freq": 100.0}),
     ];
     let of = |form: serde_json::Value| {
         let mut json = config(shape, tied, false).raw().clone();
@@ -105,7 +122,8 @@ impl Model {
                 fill.write(0, &mut wide);
                 let mut bytes = vec![0; elements * precision.bytes()];
                 for (wide, slot) in wide.chunks(8).zip(bytes.chunks_mut(precision.bytes())) {
-                    precision.encode(Precision::F64.decode(wide) + f64::from(is_gain), slot);
+                    let one = f64::from(is_gain) * (1.0 - config.gain_offset());
+                    precision.encode(Precision::F64.decode(wide) + one, slot);
                 }
                 (t.name, (precision, bytes))
             })

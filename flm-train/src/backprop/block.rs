@@ -22,5 +22,5 @@ pub(super) fn block(
         found.ok_or_else(|| candle_core::Error::Msg(format!("a block lacks its {}", wanted.suffix())))
     };
     let masks = growth.map(|growth| BlockMasks::new(growth, config, layer, dtype, device)).transpose()?;
-    Ok(Block::assemble(config, find, find)?.with_masks(masks))
+    Ok(Block::assemble(config, layer, find, find)?.with_masks(masks))
 }

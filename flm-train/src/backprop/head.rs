@@ -11,7 +11,7 @@ use crate::data::batch::{IGNORED, MicroBatch};
 use crate::error::TrainError;
 use flm_candle::NormMask;
 use flm_candle::Path;
-use flm_candle::RmsNorm;
+use flm_candle::{RmsNorm, offset_gain};
 use flm_candle::{Matrix, Output, multiply};
 
 /// Bytes of logits that exist at once.
@@ -31,6 +31,10 @@ pub(super) struct Head<'a> {
     pub matrix: &'a Tensor,
     /// Multiplies the logits.
     pub logit_scale: f64,
+    /// What then bounds them, `c · tanh(x / c)`.
+    pub softcap: Option<f64>,
+    /// What is added to the stored gain.
+    pub gain_offset: f64,
 }
 
 /// The gradient by the head's matrix, where it was computed.
@@ -71,7 +75,7 @@ impl Learned {
 impl Head<'_> {
     /// The sum of the negative log-likelihoods of the targets.
     pub(super) fn loss(&self, x: &Tensor, batch: &MicroBatch) -> Result<f64, TrainError> {
-        let (Some(learned), norm) = (Learned::new(batch, x)?, self.norm()) else { return Ok(0.0) };
+        let (Some(learned), norm) = (Learned::new(batch, x)?, self.norm()?) else { return Ok(0.0) };
         let z = norm.forward(learned.hidden.as_tensor(), Path::Differentiable)?.detach().contiguous()?;
         Ok(self.scores(&z, &learned.labels, None)?.0)
     }
@@ -90,7 +94,7 @@ impl Head<'_> {
             let gradient = Gradient::new(vec![nothing(self.gain)?, nothing(self.matrix)?])?;
             return Ok((0.0, x.zeros_like()?, gradient));
         };
-        let z = self.norm().forward(learned.hidden.as_tensor(), Path::Differentiable)?;
+        let z = self.norm()?.forward(learned.hidden.as_tensor(), Path::Differentiable)?;
         let (sum, gradients) = self.scores(&z.detach().contiguous()?, &learned.labels, Some(weight))?;
         let lost = || TrainError::MissingGradient(flm_checkpoint::FINAL_NORM.into());
         let (dz, dmatrix) = gradients.ok_or_else(lost)?;
@@ -101,8 +105,9 @@ impl Head<'_> {
         Ok((sum, dx.reshape((b, t, d))?, Gradient::of_head(dgain, dmatrix)?))
     }
 
-    fn norm(&self) -> RmsNorm {
-        RmsNorm::new(self.gain.as_tensor().clone(), self.eps).with_mask(self.mask)
+    fn norm(&self) -> candle_core::Result<RmsNorm> {
+        let gain = offset_gain(self.gain.as_tensor().clone(), self.gain_offset)?;
+        Ok(RmsNorm::new(gain, self.eps).with_mask(self.mask))
     }
 
     /// The sum of the losses of normed positions `z`; with a weight also the gradients by `z` and the matrix.
@@ -133,7 +138,7 @@ impl Head<'_> {
             multiply(logits, vocabulary, z, matrix.t(), Output::Replace, threads);
             let losses = logits.par_chunks_mut(vocabulary).zip(&labels[start..start + count]);
             let losses: Vec<f64> = losses
-                .map(|(row, &label)| cross_entropy(row, label as usize, self.logit_scale, weight))
+                .map(|(row, &label)| self.cross_entropy(row, label as usize, weight))
                 .collect();
             sum += losses.into_iter().sum::<f64>();
             if let Some((dz, dmatrix)) = &mut gradients {
@@ -156,6 +161,11 @@ impl Head<'_> {
             let z = z.narrow(0, start, count)?;
             let targets = Tensor::from_slice(&labels[start..start + count], (count, 1), z.device())?;
             let logits = (z.matmul(&self.matrix.t()?)?.to_dtype(statistics)? * self.logit_scale)?;
+            let bounded = self.softcap.map(|cap| (&logits / cap)?.tanh()).transpose()?;
+            let logits = match (&bounded, self.softcap) {
+                (Some(bounded), Some(cap)) => (bounded * cap)?,
+                _ => logits,
+            };
             let log_sum = logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?;
             let losses = (&log_sum - logits.gather(&targets, 1)?)?.to_dtype(DType::F64)?;
             sum += losses.sum_all()?.to_scalar::<f64>()?;
@@ -163,6 +173,10 @@ impl Head<'_> {
             let probabilities = logits.broadcast_sub(&log_sum)?.exp()?;
             let minus_one = Tensor::full(-1f32, (count, 1), z.device())?.to_dtype(statistics)?;
             let dlogits = probabilities.scatter_add(&targets, &minus_one, 1)?;
+            let dlogits = match bounded {
+                Some(bounded) => (dlogits * bounded.sqr()?.affine(-1.0, 1.0)?)?,
+                None => dlogits,
+            };
             let dlogits = (dlogits * (self.logit_scale * weight))?.to_dtype(z.dtype())?;
             dz.push(dlogits.matmul(self.matrix)?);
             let part = dlogits.t()?.matmul(&z)?.to_dtype(statistics)?;
@@ -174,33 +188,41 @@ impl Head<'_> {
         let Some(dw) = dw else { return Ok((sum, None)) };
         Ok((sum, Some((Tensor::cat(&dz, 0)?, MatrixGradient::Device(dw)))))
     }
-}
 
-/// The negative log-likelihood of `label`; with a weight, the row becomes the gradient by the unscaled
-/// logits: `(softmax − onehot) · scale · weight`.
-fn cross_entropy(row: &mut [f32], label: usize, scale: f64, weight: Option<f64>) -> f64 {
-    let scale32 = scale as f32;
-    let chosen = f64::from(row[label] * scale32);
-    let mut max = f32::NEG_INFINITY;
-    for x in row.iter_mut() {
-        *x *= scale32;
-        max = max.max(*x);
-    }
-    let mut sum = 0f64;
-    for chunk in row.chunks_mut(64) {
-        let mut part = 0f32;
-        for x in chunk.iter_mut() {
-            *x = flm_candle::Real::exponential(*x - max);
-            part += *x;
+    /// The negative log-likelihood of `label`; with a weight, the row becomes the gradient by the products of
+    /// positions and matrix: `(softmax − onehot) · scale · weight`, times the derivative of the bound.
+    fn cross_entropy(&self, row: &mut [f32], label: usize, weight: Option<f64>) -> f64 {
+        let scale = self.logit_scale;
+        row.iter_mut().for_each(|x| *x *= scale as f32);
+        let mut slopes = Vec::new();
+        if let Some(cap) = self.softcap.map(|cap| cap as f32) {
+            for x in row.iter_mut() {
+                let bounded = (*x / cap).tanh();
+                *x = cap * bounded;
+                if weight.is_some() {
+                    slopes.push(1.0 - bounded * bounded);
+                }
+            }
         }
-        sum += f64::from(part);
-    }
-    if let Some(weight) = weight {
-        let factor = (scale * weight / sum) as f32;
-        for x in row.iter_mut() {
-            *x *= factor;
+        let chosen = f64::from(row[label]);
+        let max = row.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
+        let mut sum = 0f64;
+        for chunk in row.chunks_mut(64) {
+            let mut part = 0f32;
+            for x in chunk.iter_mut() {
+                *x = flm_candle::Real::exponential(*x - max);
+                part += *x;
+            }
+            sum += f64::from(part);
         }
-        row[label] -= (scale * weight) as f32;
+        if let Some(weight) = weight {
+            let factor = (scale * weight / sum) as f32;
+            for x in row.iter_mut() {
+                *x *= factor;
+            }
+            row[label] -= (scale * weight) as f32;
+            row.iter_mut().zip(slopes).for_each(|(x, slope)| *x *= slope);
+        }
+        f64::from(max) + sum.ln() - chosen
     }
-    f64::from(max) + sum.ln() - chosen
 }

@@ -25,7 +25,7 @@ use crate::store::ParameterStore;
 use crate::sums::{self, sum_of_squares};
 use flm_candle::Block;
 use flm_candle::Pass;
-use flm_candle::Rotary;
+use flm_candle::AttentionKinds;
 use flm_candle::{hidden_mask, norm_mask};
 use flm_checkpoint::GrowthMasks;
 
@@ -74,7 +74,7 @@ pub struct StepUsage {
 #[derive(Debug, Clone)]
 pub struct Backprop {
     layout: Layout,
-    rotary: Rotary,
+    attention: AttentionKinds,
     device: Device,
     dtype: DType,
     options: SweepOptions,
@@ -158,10 +158,10 @@ impl Backprop {
     /// pass keeps only block inputs; without, whole graphs. A step is one sweep.
     pub fn new(layout: &Layout, device: &Device, dtype: DType, recompute: bool) -> Self {
         let config = layout.config();
-        let rotary = Rotary::of(config);
+        let attention = AttentionKinds::of(config);
         Self {
             layout: layout.clone(),
-            rotary,
+            attention,
             device: device.clone(),
             dtype,
             options: SweepOptions::whole_step(recompute),
@@ -247,15 +247,14 @@ impl Backprop {
         batches: &'b [MicroBatch],
         keep: bool,
     ) -> Result<(Vec<Lane<'b>>, Vec<Vec<Var>>), TrainError> {
-        let (config, layers) = (self.layout.config(), self.layout.config().num_hidden_layers);
+        let layers = self.layout.config().num_hidden_layers;
         let mut lanes = Vec::with_capacity(batches.len());
         {
             let embedding = sweep.weights(&self.layout, self.layout.embedding())?;
             sweep.store.expect(self.layout.block(0));
             for batch in batches {
-                let heads = config.num_attention_heads;
                 let pass =
-                    Pass::packed(&self.rotary, &batch.starts, batch.len, heads, self.dtype, &self.device)?;
+                    Pass::packed(&self.attention, &batch.starts, batch.len, self.dtype, &self.device)?;
                 let x = sweep.inputs.between(self.embed(embedding[0].as_tensor(), batch)?)?;
                 lanes.push(Lane { batch, pass, kept: Vec::new(), x });
             }
@@ -441,6 +440,8 @@ impl Backprop {
             mask: self.growth.as_ref().and_then(norm_mask),
             matrix,
             logit_scale: config.logit_scale(),
+            softcap: config.logit_softcap,
+            gain_offset: config.gain_offset(),
         }
     }
 

@@ -150,11 +150,11 @@ impl Plan {
             (policy, _) => policy,
         };
         let encoder = Encoder::new(&tokenizer, policy, close);
-        let options = recipe.data_options(config.max_position_embeddings);
-        if options.context > config.max_position_embeddings {
+        let options = recipe.data_options(config.context_length());
+        if options.context > config.context_length() {
             return Err(TrainError::Recipe(format!(
                 "data.context_length is {}, the model's context is {}",
-                options.context, config.max_position_embeddings
+                options.context, config.context_length()
             )));
         }
         let dataset = Dataset::load(&options, &encoder)?;

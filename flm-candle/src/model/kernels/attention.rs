@@ -1,10 +1,9 @@
 //! Attention with its own backward, in tiles of queries, so that no matrix of all scores exists.
 
-use std::sync::Arc;
-
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
+use crate::model::forward_context::first_seen;
 use crate::model::kernels::Documents;
 use crate::model::kernels::matmul::Real;
 use crate::model::kernels::matmul::{Matrix, Output, multiply};
@@ -21,6 +20,15 @@ pub(crate) struct Heads {
     pub dim: usize,
 }
 
+/// What becomes of products of queries and keys before the softmax.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scores {
+    /// What they are multiplied by.
+    pub scale: f64,
+    /// What then bounds them, `c · tanh(x / c)`.
+    pub softcap: Option<f64>,
+}
+
 /// Rotary, causal attention inside documents, and the sum over values, of projections
 /// `[b, t, heads · dim]`; the result is `[b, t, query heads · dim]`.
 ///
@@ -33,19 +41,24 @@ pub(crate) fn attention(
     v: &Tensor,
     documents: &Documents,
     heads: Heads,
+    scores: Scores,
 ) -> Result<Tensor> {
     let (b, t, _) = q.dims3()?;
     if b * t != documents.starts.len() || !heads.query.is_multiple_of(heads.key_value) {
         bail!("attention over {b} × {t} tokens does not fit the pass or the heads");
     }
     let positions = documents.starts.iter().enumerate().map(|(i, &start)| i % t - start as usize);
-    let half = heads.dim / 2;
-    let tables = documents.rotary.table(t, q.dtype());
+    let rotary = documents.rotary.as_ref();
+    let half = rotary.map_or(0, |rotary| rotary.width() / 2);
+    let tables = rotary.map(|rotary| rotary.table(t, documents.length, q.dtype())).unwrap_or_default();
+    let seen = documents.starts.iter().enumerate();
+    let seen = seen.map(|(i, &start)| start.max(first_seen(i % t, documents.window) as u32));
     let op = Attention {
         heads,
+        scores,
         t,
         half,
-        starts: Arc::clone(&documents.starts),
+        seen: seen.collect(),
         positions: positions.collect(),
         tables,
     };
@@ -54,9 +67,12 @@ pub(crate) fn attention(
 
 struct Attention {
     heads: Heads,
+    scores: Scores,
     t: usize,
+    /// Pairs of a head that are turned; what is behind them stays.
     half: usize,
-    starts: Arc<Vec<u32>>,
+    /// For each position of each row the first key that it sees; never less than that of the one before.
+    seen: Vec<u32>,
     positions: Vec<usize>,
     /// Cosine and sine of every position, `[t, half]` each.
     tables: (Vec<f64>, Vec<f64>),
@@ -66,7 +82,7 @@ struct Attention {
 struct Group<'a, T> {
     op: &'a Attention,
     row: usize,
-    starts: &'a [u32],
+    seen: &'a [u32],
     /// `[t, dim]`, turned.
     k: Vec<T>,
     v: Matrix<'a, T>,
@@ -74,7 +90,7 @@ struct Group<'a, T> {
 
 impl Attention {
     fn scale<T: Real>(&self) -> T {
-        T::of(1.0 / (self.heads.dim as f64).sqrt())
+        T::of(self.scores.scale)
     }
 
     /// A head's columns of a projection, `[t, dim]` in rows of `heads · dim`.
@@ -96,6 +112,9 @@ impl Attention {
                 y[j] = (a * cos - b * sin) * scale;
                 y[j + self.half] = (b * cos + a * sin) * scale;
             }
+            for (y, &x) in y.iter_mut().zip(x).skip(2 * self.half) {
+                *y = x * scale;
+            }
         }
         out
     }
@@ -104,14 +123,14 @@ impl Attention {
         let kv = self.heads.key_value;
         let (row, head) = (index / kv, index % kv);
         let k = self.turned(self.head(k, kv, row, head), row, 1.0, T::ONE);
-        let starts = &self.starts[row * self.t..(row + 1) * self.t];
-        Group { op: self, row, starts, k, v: self.head(v, kv, row, head) }
+        let seen = &self.seen[row * self.t..(row + 1) * self.t];
+        Group { op: self, row, seen, k, v: self.head(v, kv, row, head) }
     }
 
     /// `[b · kv_heads]` groups of `[query heads per group][t, dim]`.
     fn forward<T: Real>(&self, q: &[T], k: &[T], v: &[T]) -> Vec<T> {
         let (groups, dim) = (self.heads.query / self.heads.key_value, self.heads.dim);
-        let rows = self.starts.len() / self.t;
+        let rows = self.seen.len() / self.t;
         let heads = (0..rows * self.heads.key_value).into_par_iter().map(|index| {
             let group = self.group(index, k, v);
             let first = index % self.heads.key_value * groups;
@@ -120,8 +139,8 @@ impl Attention {
             for (head, out) in out.chunks_exact_mut(self.t * dim).enumerate() {
                 let q = self.head(q, self.heads.query, group.row, first + head);
                 let q = self.turned(q, group.row, 1.0, self.scale());
-                for tile in tiles(group.starts) {
-                    group.probabilities(&q, &tile, &mut scores);
+                for tile in tiles(group.seen) {
+                    group.probabilities(&q, &tile, &mut scores, &mut []);
                     let p = Matrix::new(&scores, tile.len, tile.keys, tile.keys);
                     let v = group.v.rows(tile.first_key, tile.keys);
                     multiply(&mut out[tile.start * dim..], dim, p, v, Output::Replace, 1);
@@ -135,20 +154,22 @@ impl Attention {
 
     fn backward<T: Real>(&self, q: &[T], k: &[T], v: &[T], dy: &[T]) -> [Vec<T>; 3] {
         let (groups, dim) = (self.heads.query / self.heads.key_value, self.heads.dim);
-        let rows = self.starts.len() / self.t;
+        let rows = self.seen.len() / self.t;
         let heads = (0..rows * self.heads.key_value).into_par_iter().map(|index| {
             let group = self.group(index, k, v);
             let first = index % self.heads.key_value * groups;
             let mut dqs = vec![T::ZERO; groups * self.t * dim];
             let (mut dk, mut dv) = (vec![T::ZERO; self.t * dim], vec![T::ZERO; self.t * dim]);
             let (mut p, mut dp) = (vec![T::ZERO; TILE * self.t], vec![T::ZERO; TILE * self.t]);
+            let bounded = self.scores.softcap.is_some();
+            let mut slopes = vec![T::ZERO; if bounded { TILE * self.t } else { 0 }];
             for (head, out) in dqs.chunks_exact_mut(self.t * dim).enumerate() {
                 let q = self.head(q, self.heads.query, group.row, first + head);
                 let q = self.turned(q, group.row, 1.0, self.scale());
                 let dy = self.head(dy, self.heads.query, group.row, first + head);
                 let mut dq = vec![T::ZERO; self.t * dim];
-                for tile in tiles(group.starts) {
-                    group.probabilities(&q, &tile, &mut p);
+                for tile in tiles(group.seen) {
+                    group.probabilities(&q, &tile, &mut p, &mut slopes);
                     let (keys, len) = (tile.keys, tile.len);
                     let (key_values, queries) = (tile.first_key * dim, tile.start * dim);
                     let dy = dy.rows(tile.start, len);
@@ -163,6 +184,9 @@ impl Attention {
                         for (dp, &p) in dp.iter_mut().zip(p) {
                             *dp = p * (*dp - sum);
                         }
+                    }
+                    for (dp, &slope) in dp.iter_mut().zip(&slopes).take(if bounded { len * keys } else { 0 }) {
+                        *dp *= slope;
                     }
                     let ds = Matrix::new(&dp, len, keys, keys);
                     let k = Matrix::new(&group.k[key_values..], keys, dim, dim);
@@ -212,26 +236,36 @@ struct Tile {
     keys: usize,
 }
 
-fn tiles(starts: &[u32]) -> impl Iterator<Item = Tile> + '_ {
-    (0..starts.len()).step_by(TILE).map(|start| {
-        let len = TILE.min(starts.len() - start);
-        let first_key = starts[start] as usize;
+fn tiles(seen: &[u32]) -> impl Iterator<Item = Tile> + '_ {
+    (0..seen.len()).step_by(TILE).map(|start| {
+        let len = TILE.min(seen.len() - start);
+        let first_key = seen[start] as usize;
         Tile { start, len, first_key, keys: start + len - first_key }
     })
 }
 
 impl<T: Real> Group<'_, T> {
-    /// Softmax of the scores of a tile, `[len, keys]`, 0 where a key is not seen.
-    fn probabilities(&self, q: &[T], tile: &Tile, scores: &mut [T]) {
+    /// Softmax of the scores of a tile, `[len, keys]`, 0 where a key is not seen. Where scores are bounded,
+    /// `slopes` gets the bound's derivative at each, `1 − tanh²`.
+    fn probabilities(&self, q: &[T], tile: &Tile, scores: &mut [T], slopes: &mut [T]) {
         let dim = self.op.heads.dim;
         let queries = Matrix::new(&q[tile.start * dim..], tile.len, dim, dim);
         let keys = Matrix::new(&self.k[tile.first_key * dim..], tile.keys, dim, dim);
         multiply(scores, tile.keys, queries, keys.t(), Output::Replace, 1);
         for (i, row) in scores.chunks_exact_mut(tile.keys).take(tile.len).enumerate() {
             let query = tile.start + i;
-            let seen = self.starts[query] as usize - tile.first_key..query + 1 - tile.first_key;
+            let seen = self.seen[query] as usize - tile.first_key..query + 1 - tile.first_key;
             row[..seen.start].fill(T::ZERO);
             row[seen.end..].fill(T::ZERO);
+            if let Some(cap) = self.op.scores.softcap {
+                for (j, x) in row[seen.clone()].iter_mut().enumerate() {
+                    let bounded = (x.to_f64() / cap).tanh();
+                    *x = T::of(bounded * cap);
+                    if let Some(slope) = slopes.get_mut(i * tile.keys + seen.start + j) {
+                        *slope = T::of(1.0 - bounded * bounded);
+                    }
+                }
+            }
             softmax(&mut row[seen]);
         }
     }

@@ -63,6 +63,10 @@ pub enum Path {
 pub struct Documents {
     /// Row by row, for each position that of its document's first token.
     pub starts: Arc<Vec<u32>>,
-    /// The rotary frequencies.
-    pub rotary: Rotary,
+    /// The rotary frequencies; `None` where queries and keys stay as they are.
+    pub rotary: Option<Rotary>,
+    /// Tokens of the longest document: what some frequencies depend on.
+    pub length: usize,
+    /// Number of keys that a query sees, its own included; `None` for all of its document.
+    pub window: Option<usize>,
 }

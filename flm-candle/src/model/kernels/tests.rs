@@ -1,7 +1,6 @@
 //! Every backward against central differences in f64.
 
 use crate::NormMask;
-use crate::model::kernels::attention::attention;
 use crate::model::kernels::linear::linear;
 use crate::model::kernels::rms_norm::rms_norm;
 use crate::model::kernels::swiglu::swiglu;
@@ -11,14 +10,15 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::model::attention::Attention;
 use crate::model::block::Block;
-use crate::model::forward_context::Pass;
+use crate::model::forward_context::{AttentionKinds, Pass};
 use crate::model::kernels::Documents;
-use crate::model::kernels::attention::Heads;
+use crate::model::kernels::attention::{Heads, Scores, attention};
 use crate::model::linear::Linear;
 use crate::model::masks::BlockMasks;
 use crate::model::mlp::Mlp;
 use crate::model::rms_norm::RmsNorm;
 use crate::model::rotary::Rotary;
+use flm_checkpoint::Activation;
 
 /// Values that look random and do not repeat.
 fn values(shape: &[usize], seed: f64) -> Tensor {
@@ -74,21 +74,39 @@ const STARTS: [u32; 14] = [0, 0, 0, 3, 3, 3, 3, 0, 0, 0, 0, 0, 5, 5];
 fn attention_multi_head_and_grouped_query() {
     let rotary = Rotary::new(4, 10_000.0);
     for (query, key_value) in [(2, 2), (4, 2), (3, 1)] {
-        let documents = Documents { starts: Arc::new(STARTS.to_vec()), rotary: rotary.clone() };
+        let documents = Documents { starts: Arc::new(STARTS.to_vec()), rotary: Some(rotary.clone()), length: 200, window: None };
         let heads = Heads { query, key_value, dim: 4 };
         let inputs = vec![
             values(&[2, 7, query * 4], 0.1),
             values(&[2, 7, key_value * 4], 0.7),
             values(&[2, 7, key_value * 4], 0.9),
         ];
-        check(inputs, |x| attention(&x[0], &x[1], &x[2], &documents, heads).unwrap());
+        check(inputs, |x| attention(&x[0], &x[1], &x[2], &documents, heads, PLAIN).unwrap());
+    }
+}
+
+/// Scores of heads of width 4.
+const PLAIN: Scores = Scores { scale: 0.5, softcap: None };
+
+#[test]
+fn attention_with_windows_bounds_and_parts_of_heads_turned() {
+    let heads = Heads { query: 4, key_value: 2, dim: 4 };
+    for (turned, window, softcap) in
+        [(Some(2), None, None), (None, Some(2), None), (Some(4), Some(3), Some(0.8)), (None, None, Some(1.5))]
+    {
+        let rotary = turned.map(|width| Rotary::new(width, 100.0));
+        let documents = Documents { starts: Arc::new(STARTS.to_vec()), rotary, length: 5, window };
+        let scores = Scores { scale: 0.7, softcap };
+        let inputs =
+            vec![values(&[2, 7, 16], 0.1), values(&[2, 7, 8], 0.7), values(&[2, 7, 8], 0.9)];
+        check(inputs, |x| attention(&x[0], &x[1], &x[2], &documents, heads, scores).unwrap());
     }
 }
 
 fn block(x: &[Tensor]) -> Block {
     let (linear, norm) = (|i: usize| Linear::new(x[i].clone()), |i: usize| RmsNorm::new(x[i].clone(), 1e-5));
     Block {
-        input_layernorm: norm(0),
+        attention_input_norm: Some(norm(0)),
         self_attn: Attention {
             q_proj: linear(1),
             k_proj: linear(2),
@@ -96,13 +114,26 @@ fn block(x: &[Tensor]) -> Block {
             o_proj: linear(4),
             q_norm: None,
             k_norm: None,
+            whole_norms: false,
             heads: 2,
             kv_heads: 1,
             head_dim: 4,
+            scale: 0.5,
+            softcap: None,
+            kind: 0,
             mask: None,
         },
-        post_attention_layernorm: norm(5),
-        mlp: Mlp { gate_proj: linear(6), up_proj: linear(7), down_proj: linear(8), mask: None },
+        attention_output_norm: None,
+        mlp_input_norm: Some(norm(5)),
+        mlp: Mlp {
+            gate_proj: linear(6),
+            up_proj: linear(7),
+            down_proj: linear(8),
+            activation: Activation::Silu,
+            mask: None,
+        },
+        mlp_output_norm: None,
+        residual_multiplier: 1.0,
         masks: None,
     }
 }
@@ -129,7 +160,7 @@ fn a_whole_block_without_and_with_masks() {
     let inputs: Vec<Tensor> =
         shapes.iter().enumerate().map(|(i, shape)| values(shape, i as f64 * 0.13)).collect();
     let rotary = Rotary::new(4, 10_000.0);
-    let pass = Pass::packed(&rotary, &STARTS, 7, 2, DType::F64, &Device::Cpu).unwrap();
+    let pass = Pass::packed(&AttentionKinds::alike(rotary, 2), &STARTS, 7, DType::F64, &Device::Cpu).unwrap();
     check(inputs.clone(), |x| block(x).forward(&x[9], &pass, None).unwrap());
     for mask in [0.0, 0.3, 1.0] {
         check(inputs.clone(), |x| {
@@ -152,8 +183,9 @@ fn tiles_and_documents_equal_the_composition() {
         (0..t as u32).map(|i| [130, 50, 0].into_iter().find(|&start| start <= i).unwrap()).collect();
     let x = |width: usize, seed| values(&[1, t, width], seed).to_dtype(DType::F32).unwrap();
     let (q, k, v) = (x(32, 0.1), x(16, 0.2), x(16, 0.3));
-    let documents = Documents { starts: Arc::new(starts.clone()), rotary: rotary.clone() };
-    let got = attention(&q, &k, &v, &documents, Heads { query: 4, key_value: 2, dim: 8 }).unwrap();
+    let documents = Documents { starts: Arc::new(starts.clone()), rotary: Some(rotary.clone()), length: 200, window: None };
+    let eighth = Scores { scale: 1.0 / 8f64.sqrt(), softcap: None };
+    let got = attention(&q, &k, &v, &documents, Heads { query: 4, key_value: 2, dim: 8 }, eighth).unwrap();
     let f64s = |x: &Tensor| x.to_dtype(DType::F64).unwrap().to_vec3::<f64>().unwrap().remove(0);
     let (q, k, v, got) = (f64s(&q), f64s(&k), f64s(&v), f64s(&got));
     let turn = |x: &[f64], position: usize| -> Vec<f64> {

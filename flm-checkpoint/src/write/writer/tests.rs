@@ -193,6 +193,47 @@ fn tensor_sets() -> impl Strategy<Value = BTreeMap<String, (u8, Vec<usize>)>> {
     prop::collection::btree_map("[a-z.]{1,12}", (0u8..4, prop::collection::vec(0usize..5, 0..4)), 0..9)
 }
 
+#[test]
+fn parts_that_a_family_stores_as_one_tensor_are_written_and_read_under_their_own_names() {
+    let path = flm_tests::files::fixture("families/phi3-longrope");
+    let source = Checkpoint::open(&path).unwrap();
+    assert!(source.problems().is_empty(), "{:?}", source.problems());
+    let specs: Vec<TensorSpec> =
+        source.config().tensors().map(|t| spec(&t.name, DType::F32, &t.shape)).collect();
+    for shard in [u64::MAX, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let dst = dir.path().join("out");
+        let writer = Writer::create_model(&dst, source.config(), &specs, shard).unwrap();
+        for spec in specs.iter().rev() {
+            let bytes = source.read(source.entry(&spec.name).unwrap()).unwrap();
+            writer.write_at(&spec.name, 0, &bytes).unwrap();
+        }
+        writer.finish(source.config()).unwrap();
+        let checkpoint = Checkpoint::open(&dst).unwrap();
+        assert!(checkpoint.problems().is_empty(), "{:?}", checkpoint.problems());
+        // to others it is what the family's files are
+        let mut stored: Vec<(String, Vec<usize>)> = Vec::new();
+        for file in checkpoint.files() {
+            let bytes = fs::read(&file.path).unwrap();
+            let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+            stored.extend(header.tensors().iter().map(|(name, info)| (name.clone(), info.shape.clone())));
+        }
+        stored.sort();
+        let bytes = fs::read(path.join("model.safetensors")).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let mut expected: Vec<(String, Vec<usize>)> =
+            header.tensors().iter().map(|(name, info)| (name.clone(), info.shape.clone())).collect();
+        expected.sort();
+        assert_eq!(stored, expected);
+        if shard == u64::MAX {
+            assert_eq!(fs::read(dst.join("model.safetensors")).unwrap(), bytes);
+        } else {
+            let index = fs::read_to_string(dst.join("model.safetensors.index.json")).unwrap();
+            assert!(index.contains("layers.0.self_attn.qkv_proj.weight") && !index.contains("self_attn.q_proj"), "{index}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 40, ..ProptestConfig::default() })]
 

@@ -86,7 +86,7 @@ impl Perplexity {
                 bail!("--bos: the tokenizer has neither a beginning-of-text nor an end-of-text token")
             }
         };
-        let longest = checkpoint.config().max_position_embeddings;
+        let longest = checkpoint.config().context_length();
         ensure!(
             self.context + usize::from(bos.is_some()) <= longest,
             "the model's context is {longest} tokens{}: lower --context",

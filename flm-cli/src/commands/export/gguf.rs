@@ -173,7 +173,7 @@ impl Summary {
 }
 
 fn source_bytes(src: &flm_checkpoint::Checkpoint, tensor: &flm_growth::GgufTensor) -> u64 {
-    src.entry(&tensor.source).map_or(0, |entry| entry.nbytes)
+    tensor.sources().map(|source| src.entry(source).map_or(0, |entry| entry.nbytes)).sum()
 }
 
 fn human(s: &Summary) -> String {

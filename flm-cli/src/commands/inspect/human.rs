@@ -1,6 +1,6 @@
 //! The report for people.
 
-use flm_checkpoint::{GrowthMasks, RopeScaling, ScheduleKind};
+use flm_checkpoint::{GrowthMasks, NormPlacement, QkNorm, RopeScaling, ScheduleKind};
 
 use crate::commands::inspect::report::{Report, Statistics, Values};
 use crate::output::{count, size, table};
@@ -32,7 +32,7 @@ pub(crate) fn text(r: &Report) -> String {
     rows.extend([
         ("vocabulary", vocabulary),
         ("context", c.context.to_string()),
-        ("norm eps, rope", format!("{:e}, theta {}{}", c.rms_norm_eps, c.rope_theta, scaled(c.rope_scaling))),
+        ("norm eps, rope", format!("{:e}, theta {}{}", c.rms_norm_eps, c.rope_theta, scaled(c.rope_scaling.as_ref()))),
         ("scales", format!("embedding × {}, logits × {}", c.input_scale, c.logit_scale)),
         ("head", if c.tied { "tied to the embedding".into() } else { "its own".into() }),
         ("dtypes", dtypes.join(", ")),
@@ -40,8 +40,16 @@ pub(crate) fn text(r: &Report) -> String {
     if !c.biases.is_empty() {
         rows.push(("biases", c.biases.join("; ")));
     }
-    if c.qk_norm {
-        rows.push(("norms of heads", "queries and keys".into()));
+    match c.norms {
+        NormPlacement::Before => {}
+        NormPlacement::After => rows.push(("norms", "of what sub-layers write".into())),
+        NormPlacement::Around => rows.push(("norms", "of what sub-layers read and write".into())),
+    }
+    rows.extend(c.attention.iter().map(|line| ("attention", line.clone())));
+    match c.qk_norm {
+        QkNorm::None => {}
+        QkNorm::Heads => rows.push(("norms of heads", "of each query and key".into())),
+        QkNorm::Whole => rows.push(("norms of heads", "of all queries and of all keys".into())),
     }
     for part in &r.parts {
         let share = 100.0 * part.parameters as f64 / r.parameters as f64;
@@ -145,10 +153,14 @@ fn masks(growth: &GrowthMasks) -> String {
 }
 
 /// How rotary frequencies are stretched.
-fn scaled(scaling: Option<RopeScaling>) -> String {
+fn scaled(scaling: Option<&RopeScaling>) -> String {
     match scaling {
         None | Some(RopeScaling::Default) => String::new(),
         Some(RopeScaling::Linear { factor }) => format!(", linear × {factor}"),
+        Some(RopeScaling::Dynamic { factor, original }) => {
+            format!(", dynamic × {factor}, from {original} tokens")
+        }
+        Some(RopeScaling::LongRope { original, .. }) => format!(", longrope, from {original} tokens"),
         Some(RopeScaling::Llama3 { factor, original, .. }) => {
             format!(", llama3 × {factor}, from {original} tokens")
         }

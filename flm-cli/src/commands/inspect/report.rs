@@ -1,6 +1,6 @@
 //! What is told about a checkpoint.
 
-use flm_checkpoint::RopeScaling;
+use flm_checkpoint::{LayerRope, NormPlacement, QkNorm, RopeScaling};
 use flm_checkpoint::ValueStatistics;
 
 use std::{
@@ -71,8 +71,13 @@ pub(crate) struct Shape {
     /// Which projections have biases.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) biases: Vec<&'static str>,
-    /// Whether query and key heads are normalised.
-    pub(crate) qk_norm: bool,
+    /// Where a block's norms are.
+    pub(crate) norms: NormPlacement,
+    /// In what attention differs from Llama's, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) attention: Vec<String>,
+    /// How queries and keys are normalised.
+    pub(crate) qk_norm: QkNorm,
     pub(crate) tied: bool,
     pub(crate) input_scale: f64,
     pub(crate) logit_scale: f64,
@@ -205,7 +210,7 @@ impl Shape {
             context: c.max_position_embeddings,
             rms_norm_eps: c.rms_norm_eps,
             rope_theta: c.rope_theta,
-            rope_scaling: Some(c.rope_scaling).filter(|scaling| *scaling != RopeScaling::Default),
+            rope_scaling: Some(c.rope_scaling.clone()).filter(|scaling| *scaling != RopeScaling::Default),
             biases: [
                 ("query, key, value", c.qkv_bias),
                 ("attention output", c.attention_output_bias),
@@ -214,6 +219,8 @@ impl Shape {
             .into_iter()
             .filter_map(|(name, has)| has.then_some(name))
             .collect(),
+            norms: c.norms,
+            attention: attention(c),
             qk_norm: c.qk_norm,
             tied: c.tie_word_embeddings,
             input_scale: c.input_scale(),
@@ -271,4 +278,33 @@ pub(crate) struct Padding {
     pub(crate) zero: u64,
     /// Whether all of them are the same.
     pub(crate) equal: bool,
+}
+
+/// In what attention differs from Llama's, a line for each kind of layer and each constant.
+fn attention(config: &TeleFlmConfig) -> Vec<String> {
+    let mut lines = Vec::new();
+    let layers = config.num_hidden_layers;
+    for kind in config.layers.kinds() {
+        let window = kind.window.map(|window| format!("a window of {window} tokens"));
+        let positions = match kind.rope {
+            LayerRope::Model => None,
+            LayerRope::Local { theta } => Some(format!("theta {theta}")),
+            LayerRope::None => Some("no positions".to_owned()),
+        };
+        let what: Vec<String> = window.into_iter().chain(positions).collect();
+        if !what.is_empty() {
+            let of_kind = (0..layers).filter(|&layer| config.layers.of(layer) == kind).count();
+            lines.push(format!("{} in {of_kind} of {layers} layers", what.join(", ")));
+        }
+    }
+    if config.rotary_dim != config.head_dim {
+        lines.push(format!("{} of {} entries of a head are turned", config.rotary_dim, config.head_dim));
+    }
+    if let Some(multiplier) = config.attention_multiplier {
+        lines.push(format!("scores × {multiplier}"));
+    }
+    if let Some(cap) = config.attention_softcap {
+        lines.push(format!("scores bounded by {cap}"));
+    }
+    lines
 }

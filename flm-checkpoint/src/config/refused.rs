@@ -1,0 +1,75 @@
+//! Keys of a config.json that change the function and are not computed.
+
+use serde_json::{Map, Value};
+
+use crate::config::ConfigError;
+use crate::config::family::Family;
+use crate::config::keys::short;
+use crate::config::layers::{Positions, Windows};
+
+/// The only kind of attention that every family has.
+const FULL_ATTENTION: &str = "full_attention";
+
+/// Fails at the first key that would change the function and is not computed.
+pub(crate) fn check(raw: &Map<String, Value>, family: &Family) -> Result<(), ConfigError> {
+    let off = |value: &Value| {
+        value.is_null()
+            || value == false
+            || value.as_f64() == Some(0.0)
+            || value.as_array().is_some_and(Vec::is_empty)
+    };
+    let one = |value: &Value| value.is_null() || value.as_f64() == Some(1.0);
+    let windows = family.windows != Windows::None;
+    let neutral = |key: &str, value: &Value| match key {
+        // what the family reads is no longer asked here
+        "layer_types" if windows => true,
+        "use_sliding_window" if matches!(family.windows, Windows::From | Windows::WithoutPositions) => true,
+        "no_rope_layers" | "no_rope_layer_interval" if family.positions == Positions::NoRopeLayers => true,
+        "attn_logit_softcapping" | "final_logit_softcapping" if family.softcaps.is_some() => true,
+        "embedding_multiplier" | "attention_multiplier" | "residual_multiplier" | "logits_scaling"
+            if family.scalars =>
+        {
+            true
+        }
+        "partial_rotary_factor" if family.partial_rotary => true,
+        "use_bidirectional_attention" => off(value),
+        "is_causal" => value.is_null() || value == true,
+        "quantization_config" => value.is_null(),
+        "layer_types" => {
+            value.is_null()
+                || value.as_array().is_some_and(|types| types.iter().all(|kind| kind == FULL_ATTENTION))
+        }
+        "use_sliding_window"
+        | "rope_interleaved"
+        | "interleaved_rope"
+        | "qk_norm"
+        | "use_qk_norm"
+        | "use_qkv_bias"
+        | "qkv_bias"
+        | "bias"
+        | "parallel_attn"
+        | "use_parallel_residual"
+        | "alibi"
+        | "attn_logit_softcapping"
+        | "final_logit_softcapping"
+        | "clip_qkv"
+        | "no_rope_layers"
+        | "no_rope_layer_interval" => off(value),
+        "partial_rotary_factor"
+        | "rotary_pct"
+        | "embedding_multiplier"
+        | "attention_multiplier"
+        | "residual_multiplier"
+        | "logits_scaling"
+        | "scale_emb"
+        | "scale_depth"
+        | "lm_head_multiplier" => one(value),
+        "num_local_experts" | "num_experts" | "n_routed_experts" => one(value) || off(value),
+        _ => true,
+    };
+    match raw.iter().find(|(key, value)| !neutral(key, value)) {
+        Some((key, value)) => Err(ConfigError::Unsupported(format!("`{key}` = {}", short(value)))),
+        None => Ok(()),
+    }
+}
+

@@ -35,6 +35,7 @@ impl Staging {
     pub(crate) fn take_over(dst: &Path) -> Result<Self> {
         let dir = Self::path(dst)?;
         require_free(dst)?;
+        require_ours(&dir)?;
         let parent = parent(dst);
         fs::create_dir_all(parent).map_err(io("create", parent))?;
         let lock = lock(&dir, LOCK)?;
@@ -91,8 +92,9 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.keep {
-            // Nothing to do about a failure here: the next writer clears what is left.
-            let _ = fs::remove_dir_all(&self.dir);
+            // Nothing to do about a failure here: the next writer clears what is left. The lock goes last:
+            // what still has it can be told from a folder of somebody else's.
+            let _ = self.clear().map(|()| fs::remove_dir_all(&self.dir));
         }
     }
 }
@@ -142,6 +144,16 @@ fn require_free(dst: &Path) -> Result<()> {
             Some(_) => exists(),
         },
     }
+}
+
+/// Fails where something stands under the name of a staging directory that no writer left there: a file, a
+/// link, a directory with files and without the lock that every writer makes first.
+fn require_ours(dir: &Path) -> Result<()> {
+    let directory = fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir());
+    if directory && fs::symlink_metadata(dir.join(LOCK)).is_ok_and(|meta| meta.is_file()) {
+        return Ok(());
+    }
+    require_free(dir)
 }
 
 /// Creates `dir` where needed and takes its lock.

@@ -66,9 +66,12 @@ fn demo_replaces_a_demo_and_nothing_else() {
     for _ in 0..2 {
         let report = flm_json(["demo", "--dir", text(&demo), "--until", "inspect"]);
         assert_eq!(report["steps"].as_array().unwrap().len(), 2);
-        assert!(!demo.join("stray").exists());
-        std::fs::write(demo.join("stray"), "").unwrap();
+        assert!(!demo.join("nano-52b/stray").exists());
+        std::fs::create_dir_all(demo.join("nano-52b")).unwrap();
+        std::fs::write(demo.join("nano-52b/stray"), "").unwrap();
+        std::fs::write(demo.join("mine"), "").unwrap();
     }
+    assert!(demo.join("mine").exists(), "what no demo has made stays");
     let other = dir.path().join("other");
     std::fs::create_dir(&other).unwrap();
     std::fs::write(other.join("kept"), "").unwrap();

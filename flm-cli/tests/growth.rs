@@ -190,6 +190,43 @@ fn damage_is_found_by_checksums() {
     assert!(stderr_of_failure(&["verify", text(&source)]).contains("no checksums.json"));
 }
 
+#[test]
+fn checksums_name_files_of_their_directory_only_and_headers_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let path = source.join("checksums.json");
+    let whole = json(&path);
+    let outside = dir.path().join("secret");
+    std::fs::write(&outside, "secret").unwrap();
+    for name in ["../secret", "a/../../secret", "..", text(&outside)] {
+        let mut named = whole.clone();
+        let some = named["files"]["config.json"].clone();
+        named["files"].as_object_mut().unwrap().insert(name.into(), some);
+        std::fs::write(&path, named.to_string()).unwrap();
+        let said = stderr_of_failure(&["verify", text(&source)]);
+        assert!(said.contains("is not a file of its directory"), "{name}: {said}");
+    }
+    std::fs::write(&path, whole.to_string()).unwrap();
+    // a header of a terabyte, in a file with as long a hole
+    let weights = source.join("model-00001-of-00003.safetensors");
+    std::fs::write(&weights, (1_u64 << 40).to_le_bytes()).unwrap();
+    std::fs::File::options().write(true).open(&weights).unwrap().set_len((1 << 40) + 100).unwrap();
+    let out = flm(["verify", text(&source)]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stdout).contains("a header of 1099511627776 bytes"));
+}
+
+#[test]
+fn a_checkpoint_that_is_drawn_has_digests_and_a_pipe_is_no_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = dir.path().join("made");
+    flm_json(["init", "nano-52b", text(&made)]);
+    assert_eq!(flm_json(["verify", text(&made)])["passed"], true);
+    assert!(made.join("provenance.json").is_file());
+    assert!(Command::new("mkfifo").arg(made.join("tokenizer.model")).status().unwrap().success());
+    assert!(stderr_of_failure(&["tokenize", text(&made), "a"]).contains("not a regular file"));
+}
+
 /// `flm grow` to a nano 1T of wide layers: some 400 MB.
 fn grow_large(source: &Path, dst: &Path, seed: &str) -> Command {
     let mut command = Command::new(binary());
@@ -316,6 +353,12 @@ fn settings_that_would_be_ignored_or_cannot_be_are_refused_before_any_work() {
     }
     for mup in ["1e308/1e-308", "1e-40/1", "nan/1"] {
         assert!(grow(&["--ffn", "320", "--mup", mup]).contains("output_mult/mup_scale_factor"), "{mup}");
+    }
+    let recipe = dir.path().join("many.toml");
+    std::fs::write(&recipe, "[[stage]]\nffn = 320\n".repeat(65)).unwrap();
+    assert!(grow(&["--recipe", text(&recipe)]).contains("at most 64"));
+    for threads in ["0", "100000"] {
+        assert!(grow(&["--ffn", "320", "--threads", threads]).contains("--threads"), "{threads}");
     }
     for layers in ["20000", "1000000", "1000000000000"] {
         assert!(grow(&["--layers", layers]).contains("num_hidden_layers"), "{layers}");

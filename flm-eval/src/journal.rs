@@ -60,6 +60,8 @@ impl Journal {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let (rows, len, newline) = whole_rows(&bytes)?;
+        // the only line is torn: a row of ours that a kill has cut, or a file of somebody else's
+        ensure!(len > 0 || bytes.first().is_none_or(|&first| first == b'{'), "it holds no rows");
         file.set_len(len)?;
         file.seek(SeekFrom::Start(len))?;
         let mut journal = Self { path: path.to_owned(), file, len, synced: Instant::now() };

@@ -56,7 +56,7 @@ pub use crate::execute::{ExecuteOptions, ExecuteReport, execute};
 pub use crate::fill::NormalFill;
 pub use crate::fold::FoldPlan;
 pub use crate::gguf::error::ExportError;
-pub use crate::gguf::plan::{Folding, GgufFile, GgufOptions, GgufPlan, Rounding};
+pub use crate::gguf::plan::{Folding, GgufFile, GgufOptions, GgufPlan, Rounding, gguf_architecture};
 pub use crate::gguf::tensor::GgufTensor;
 pub use crate::gguf::vocabulary::vocabulary_of;
 pub use crate::gguf::write::{DamagedTensor, GgufReport};

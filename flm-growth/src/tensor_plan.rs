@@ -266,7 +266,8 @@ impl TensorPlan {
         let keeps = |factor: f64| factor == 0.0 || is_power_of_two(factor.abs());
         let tails = [self.row_scale, self.col_scale];
         let shifted = self.offset != 0.0 && !self.is_verbatim();
-        let exact = !shifted && keeps(self.scale) && tails.iter().flatten().all(|t| keeps(t.scale)) && !narrows;
+        let exact =
+            !shifted && keeps(self.scale) && tails.iter().flatten().all(|t| keeps(t.scale)) && !narrows;
         (!exact).then(|| self.dtype.unit_roundoff())
     }
 }

@@ -87,8 +87,8 @@ def sizes(config):
     odd = dict(hidden=hidden * 3 // 2, ffn=c.intermediate_size * 3 // 2 + 1, layers=c.num_hidden_layers + 2)
     if not whole:
         odd |= {"heads": heads + head, "kv-heads": kv + 1}
-    if not getattr(c, "head_dim", None):  # transformers derives it from the width
-        odd["hidden"] = hidden // heads * odd.get("heads", heads)
+    if not whole and not getattr(c, "head_dim", None):  # transformers derives it from the width
+        odd["hidden"] = hidden // heads * odd["heads"]
     double = {"hidden": 2 * hidden, "heads": 2 * heads, "kv-heads": 2 * kv, "ffn": 2 * c.intermediate_size}
     return odd, double
 
@@ -97,9 +97,33 @@ def options(sizes):
     return [word for key, value in sizes.items() for word in (f"--{key}", value)]
 
 
+# what llama.cpp has built in where the form has something else
+BUILT_IN = {
+    "gemma2": dict(query_pre_attn_scalar=8),
+    "gemma3": dict(
+        query_pre_attn_scalar=8,
+        sliding_window_pattern=6,
+        num_hidden_layers=6,
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", factor=2.0, rope_theta=1e6),
+            sliding_attention=dict(rope_type="default", rope_theta=1e4),
+        ),
+    ),
+    "olmo2": dict(attention_bias=False),
+    "exaone4": dict(sliding_window=None, layer_types=["full_attention"] * 4),
+    "phi3": dict(sliding_window=None),
+    "phi3-longrope": dict(
+        original_max_position_embeddings=1024,
+        rope_parameters=CASES["phi3-longrope"][2]["rope_parameters"] | dict(original_max_position_embeddings=1024),
+    ),
+    "mistral-window": dict(sliding_window=64),
+}
+
+
 def with_tokenizer(name):
     """A model with SmolLM2's vocabulary and its tokenizer."""
-    model, folder = random_model(name, 7, vocab_size=49152, max_position_embeddings=1024), a.work / "words"
+    model = random_model(name, 7, **dict(vocab_size=49152, max_position_embeddings=1024) | BUILT_IN.get(name, {}))
+    folder = a.work / "words"
     shutil.rmtree(folder, ignore_errors=True)
     save(model, folder)
     for side in a.tokenizer.iterdir():

@@ -58,9 +58,10 @@ impl Block {
             mask: None,
         };
         let mut norm = |part| match optional(part)? {
-            Some(stored) => {
-                Ok::<_, E>(Some(RmsNorm::new(offset_gain(stored, config.gain_offset())?, config.rms_norm_eps)))
-            }
+            Some(stored) => Ok::<_, E>(Some(RmsNorm::new(
+                offset_gain(stored, config.gain_offset())?,
+                config.rms_norm_eps,
+            ))),
             None => Ok(None),
         };
         let (each_q, all_q) = (norm(Part::QNorm)?, norm(Part::QNormWhole)?);

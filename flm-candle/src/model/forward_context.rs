@@ -144,10 +144,7 @@ impl Pass {
         let misplaced =
             |row: &[u32], (i, &start): (usize, &u32)| start as usize > i || row[start as usize] != start;
         let wrong = |row: &[u32]| !row.is_sorted() || row.iter().enumerate().any(|at| misplaced(row, at));
-        if len == 0
-            || starts.is_empty()
-            || !starts.len().is_multiple_of(len)
-            || starts.chunks(len).any(wrong)
+        if len == 0 || starts.is_empty() || !starts.len().is_multiple_of(len) || starts.chunks(len).any(wrong)
         {
             bail!("the documents of a packed row must follow each other and start before their tokens");
         }
@@ -160,12 +157,8 @@ impl Pass {
         let fused = device.is_cpu() && matches!(dtype, DType::F32 | DType::F64);
         let step = (max_scores(device) / (rows * attention.heads.max(1) * len)).clamp(1, len);
         let kinds = attention.kinds.iter().map(|(rotary, window)| {
-            let documents = Documents {
-                starts: Arc::clone(&starts),
-                rotary: rotary.clone(),
-                length,
-                window: *window,
-            };
+            let documents =
+                Documents { starts: Arc::clone(&starts), rotary: rotary.clone(), length, window: *window };
             let chunks = (0..len).step_by(if fused { len } else { step }).map(|start| {
                 let count = step.min(len - start);
                 let (first_key, keys) = (0, start + count);

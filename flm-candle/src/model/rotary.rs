@@ -47,13 +47,7 @@ impl Rotary {
         (turned(f64::cos), turned(f64::sin))
     }
 
-    fn values(
-        &self,
-        positions: &[usize],
-        length: usize,
-        dtype: DType,
-        function: fn(f64) -> f64,
-    ) -> Vec<f64> {
+    fn values(&self, positions: &[usize], length: usize, dtype: DType, function: fn(f64) -> f64) -> Vec<f64> {
         let frequency = |i: usize| {
             let plain = self.theta.powf(-2.0 * i as f64 / self.width as f64);
             plain / self.scaling.divisor(i, self.width, self.theta, length)

@@ -18,6 +18,10 @@ pub(super) struct TokenizerConfig {
     pub add_bos_token: Option<bool>,
     /// Whether texts end with the EOS token.
     pub add_eos_token: Option<bool>,
+    /// Whether texts begin with a space that they do not have.
+    pub add_prefix_space: Option<bool>,
+    /// Whether names of special tokens in a text are ordinary text.
+    pub split_special_tokens: Option<bool>,
     /// Whether every part of a text between special tokens begins with the dummy prefix.
     pub legacy: Option<bool>,
     /// Whether `tokenizer_class` is Llama's.
@@ -71,6 +75,8 @@ impl TokenizerConfig {
             additional,
             add_bos_token: flag(&raw, "add_bos_token")?,
             add_eos_token: flag(&raw, "add_eos_token")?,
+            add_prefix_space: flag(&raw, "add_prefix_space")?,
+            split_special_tokens: flag(&raw, "split_special_tokens")?,
             legacy: flag(&raw, "legacy")?,
             is_llama: matches!(
                 raw.get("tokenizer_class").and_then(Value::as_str),
@@ -81,16 +87,20 @@ impl TokenizerConfig {
         })
     }
 
-    /// The same with tokens of another file, where this one names none.
-    pub(super) fn with_tokens(mut self, other: Self) -> Self {
-        for (key, token) in other.tokens {
-            if self.token(&key).is_none() {
-                self.from_map.push(key.clone());
-                self.tokens.push((key, token));
+    /// The same with the tokens of special_tokens_map.json. As in transformers, that file has the last word unless
+    /// this one has `added_tokens_decoder`, which came with the habit of naming all tokens in one file.
+    pub(super) fn with_map(mut self, map: Self) -> Self {
+        let last_word = self.added_tokens.is_empty();
+        for (key, token) in map.tokens {
+            match self.tokens.iter_mut().find(|(name, _)| *name == key) {
+                Some((_, own)) if last_word && *own != token => *own = token,
+                Some(_) => continue,
+                None => self.tokens.push((key.clone(), token)),
             }
+            self.from_map.push(key);
         }
-        if self.additional.is_empty() {
-            self.additional = other.additional;
+        if self.additional.is_empty() || (last_word && !map.additional.is_empty()) {
+            self.additional = map.additional;
         }
         self
     }
@@ -107,11 +117,18 @@ impl TokenizerConfig {
         Some(if in_map { "special_tokens_map.json" } else { "tokenizer_config.json" })
     }
 
-    /// The texts of all special tokens that have a name or are additional.
+    /// The texts of all special tokens that have a name or are additional, in the order in which transformers
+    /// numbers those that are new.
     pub(super) fn special_texts(&self) -> impl Iterator<Item = &str> {
-        self.tokens.iter().map(|(_, text)| text).chain(&self.additional).map(String::as_str)
+        let usual = NAMES.iter().filter_map(|name| self.token(name));
+        let others = self.tokens.iter().filter(|(name, _)| !NAMES.contains(&name.as_str()));
+        usual.chain(others.map(|(_, text)| text.as_str())).chain(self.additional.iter().map(String::as_str))
     }
 }
+
+/// Special tokens with names of their own.
+const NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Keys under which special tokens without one of the usual names are listed.
 const EXTRA_KEYS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];

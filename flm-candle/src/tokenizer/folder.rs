@@ -40,7 +40,7 @@ impl Tokenizer {
     pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
         let json = dir.join("tokenizer.json");
         let model = dir.join("tokenizer.model");
-        let mut around = (false, false);
+        let mut around = (Vec::new(), Vec::new());
         let mut tokenizer = if let Some(bytes) = read(&json)? {
             // what the file itself puts around a text, unless tokenizer_config.json says otherwise
             around = post_processor(&bytes);
@@ -57,7 +57,7 @@ impl Tokenizer {
         let map_path = dir.join("special_tokens_map.json");
         let map = parsed(&map_path, TokenizerConfig::from_json)?;
         let settings_path = if own.is_some() || map.is_none() { &config_path } else { &map_path };
-        let mut config = own.unwrap_or_default().with_tokens(map.unwrap_or_default());
+        let mut config = own.unwrap_or_default().with_map(map.unwrap_or_default());
         let mut added_path = config_path.clone();
         if config.added_tokens.is_empty() {
             let path = dir.join("added_tokens.json");
@@ -66,6 +66,7 @@ impl Tokenizer {
         }
         tokenizer.add_tokens(&config).map_err(|e| e.in_file(&added_path))?;
         tokenizer.configure(&config, around).map_err(|e| e.in_file(settings_path))?;
+        tokenizer.parse_special = !config.split_special_tokens.unwrap_or(false);
 
         tokenizer.variables = config.tokens.clone();
         tokenizer.templates = templates(dir, &config, &config_path)?;
@@ -75,22 +76,34 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Tokens that the folder declares, and special tokens that it names, as far as the model has them.
+    /// Tokens that the folder declares, and special tokens that it names; those that the model does not have get
+    /// the ids after its last, as in transformers.
     fn add_tokens(&mut self, config: &TokenizerConfig) -> Result<(), TokenizerError> {
         let mut tokens = config.added_tokens.clone();
         match &mut self.backend {
-            Backend::Json(model) => model.add_tokens(&tokens),
+            Backend::Json(model) => {
+                model.add_tokens(&tokens)?;
+                model.add_special(config.special_texts())
+            }
             Backend::SentencePiece(model) => {
+                let declared = tokens.iter().map(|token| token.id.saturating_add(1)).max().unwrap_or(0);
+                let mut next = declared.max(u32::try_from(model.len()).unwrap_or(u32::MAX));
                 for text in config.special_texts() {
                     let declared = tokens.iter_mut().find(|token| token.text == text);
                     match (declared, model.token_to_id(text)) {
                         (Some(token), _) => token.special = true,
                         (None, Some(id)) => tokens.push(AddedToken::new(id, text, true)),
-                        // `configure` says so where it matters
-                        (None, None) => {}
+                        (None, None) => {
+                            tokens.push(AddedToken::new(next, text, true));
+                            next = next.saturating_add(1);
+                        }
                     }
                 }
-                model.configure(tokens, config.legacy.unwrap_or(true))
+                model.configure(
+                    tokens,
+                    config.legacy.unwrap_or(true),
+                    config.add_prefix_space.unwrap_or(true),
+                )
             }
         }
     }
@@ -173,24 +186,40 @@ fn parsed<T>(
     utf8(&bytes).and_then(parse).map(Some).map_err(|e| e.in_file(path))
 }
 
-/// Whether a tokenizer.json's post-processor puts a special token before and after a single text.
-fn post_processor(bytes: &[u8]) -> (bool, bool) {
-    fn around(processor: &Value) -> (bool, bool) {
+/// The tokens that a tokenizer.json's post-processor puts before and after a single text.
+fn post_processor(bytes: &[u8]) -> (Vec<u32>, Vec<u32>) {
+    type Ids = Vec<u32>;
+    fn ids(value: &Value) -> Ids {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        value.as_array().map_or_else(Vec::new, |list| list.iter().filter_map(id).collect())
+    }
+    fn around(processor: &Value) -> (Ids, Ids) {
         match processor["type"].as_str() {
             Some("TemplateProcessing") => {
                 let single = processor["single"].as_array().map_or(&[][..], Vec::as_slice);
-                let special = |item: Option<&Value>| item.is_some_and(|i| i.get("SpecialToken").is_some());
-                (special(single.first()), single.len() > 1 && special(single.last()))
+                let special = |item: &Value| {
+                    let name = item.get("SpecialToken")?["id"].as_str()?;
+                    Some(ids(&processor["special_tokens"][name]["ids"]))
+                };
+                let before = single.iter().map_while(special).flatten().collect();
+                let text = single.iter().rposition(|item| item.get("Sequence").is_some());
+                let after = text.map_or(&[][..], |at| &single[at + 1..]);
+                (before, after.iter().filter_map(special).flatten().collect())
             }
-            Some("BertProcessing" | "RobertaProcessing") => (true, true),
+            // [token, id] each
+            Some("BertProcessing" | "RobertaProcessing") => (ids(&processor["cls"]), ids(&processor["sep"])),
             Some("Sequence") => {
                 let inner = processor["processors"].as_array().map_or(&[][..], Vec::as_slice);
-                inner.iter().map(around).fold((false, false), |a, b| (a.0 || b.0, a.1 || b.1))
+                // each puts its own around what those before it have made
+                inner.iter().map(around).fold((Vec::new(), Vec::new()), |(before, after), (b, a)| {
+                    ([b, before].concat(), [after, a].concat())
+                })
             }
-            _ => (false, false),
+            _ => (Vec::new(), Vec::new()),
         }
     }
-    serde_json::from_slice::<Value>(bytes).map_or((false, false), |file| around(&file["post_processor"]))
+    serde_json::from_slice::<Value>(bytes)
+        .map_or_else(|_| (Vec::new(), Vec::new()), |file| around(&file["post_processor"]))
 }
 
 /// The largest file of a tokenizer that is read, in bytes; Gemma's tokenizer.json has 33 MB.

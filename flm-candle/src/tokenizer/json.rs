@@ -68,6 +68,23 @@ impl JsonTokenizer {
         Ok(())
     }
 
+    /// Makes these texts special tokens; those that are no tokens yet get the ids after the last.
+    pub(crate) fn add_special<'t>(
+        &mut self,
+        texts: impl Iterator<Item = &'t str>,
+    ) -> Result<(), TokenizerError> {
+        let known = self.parsing.get_added_vocabulary();
+        let new = texts.filter(|text| !text.is_empty() && !known.get_vocab().contains_key(*text));
+        let new: Vec<_> = new.map(|text| tokenizers::AddedToken::from(text, true)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.parsing.add_special_tokens(new).map_err(backend)?;
+        self.literal = OnceLock::new();
+        self.len = length(&self.parsing)?;
+        Ok(())
+    }
+
     pub(crate) fn tokens_with_flags(&self) -> Vec<String> {
         let tokens = self.parsing.get_added_tokens_decoder();
         let flagged = tokens.values().filter(|t| t.lstrip || t.rstrip || t.single_word);

@@ -49,6 +49,8 @@ pub struct Tokenizer {
     /// Special tokens named in raw text are meant.
     parse_special: bool,
     origins: TokenOrigins,
+    /// What a tokenizer.json's post-processor puts before and after a text.
+    around: (Vec<u32>, Vec<u32>),
     /// generation_config.json's end-of-text tokens.
     generation_eos: Vec<u32>,
     chat_template: Option<ChatTemplate>,
@@ -106,6 +108,7 @@ impl Tokenizer {
             add_eos: false,
             parse_special: true,
             origins: TokenOrigins::default(),
+            around: (Vec::new(), Vec::new()),
             generation_eos: Vec::new(),
             chat_template: None,
             templates: Vec::new(),
@@ -114,7 +117,12 @@ impl Tokenizer {
     }
 
     /// Takes over what tokenizer_config.json says about tokens.
-    fn configure(&mut self, config: &TokenizerConfig, around: (bool, bool)) -> Result<(), TokenizerError> {
+    fn configure(
+        &mut self,
+        config: &TokenizerConfig,
+        around: (Vec<u32>, Vec<u32>),
+    ) -> Result<(), TokenizerError> {
+        const PROCESSOR: &str = "the post-processor of tokenizer.json";
         let find = |key: &str| match config.token(key) {
             None => Ok(None),
             Some(token) => self
@@ -125,21 +133,29 @@ impl Tokenizer {
         let (bos, eos) = (find("bos_token")?, find("eos_token")?);
         let id = |key: &str| self.token_to_id(config.token(key)?);
         (self.unknown, self.padding) = (id("unk_token"), id("pad_token"));
-        (self.bos, self.eos) = (bos.or(self.bos), eos.or(self.eos));
+        // where no file names them they are those that the post-processor puts there
+        let (first, last) = (around.0.first().copied(), around.1.last().copied());
+        let named = (bos.or(self.bos), eos.or(self.eos));
+        (self.bos, self.eos) = (named.0.or(first), named.1.or(last));
         // LlamaTokenizer of transformers adds BOS unless told otherwise
         let llama = matches!(&self.backend, Backend::SentencePiece(_)) && config.is_llama;
-        self.add_bos = config.add_bos_token.unwrap_or(around.0 || llama);
+        self.add_bos = config.add_bos_token.unwrap_or(first.is_some() || llama);
+        let or_processor = |origin, named: Option<u32>, processor: Option<u32>| match (named, processor) {
+            (None, Some(_)) => PROCESSOR,
+            _ => origin,
+        };
         self.origins = TokenOrigins {
-            bos: config.origin("bos_token").unwrap_or(self.origins.bos),
-            eos: config.origin("eos_token").unwrap_or(self.origins.eos),
+            bos: config.origin("bos_token").unwrap_or(or_processor(self.origins.bos, named.0, first)),
+            eos: config.origin("eos_token").unwrap_or(or_processor(self.origins.eos, named.1, last)),
             add_bos: match config.add_bos_token {
                 Some(_) => "add_bos_token of tokenizer_config.json",
-                None if around.0 => "the post-processor of tokenizer.json",
+                None if first.is_some() => PROCESSOR,
                 None if llama => "tokenizer_class of tokenizer_config.json",
                 None => self.origins.add_bos,
             },
         };
-        self.add_eos = config.add_eos_token.unwrap_or(around.1);
+        self.add_eos = config.add_eos_token.unwrap_or(last.is_some());
+        self.around = around;
         Ok(())
     }
 
@@ -160,13 +176,21 @@ impl Tokenizer {
     /// meant by their names, as in transformers, unless [`Self::set_parse_special`] says otherwise.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = self.encode_prompt(text)?;
-        ids.extend(self.eos.filter(|_| self.add_eos));
+        match &self.around.1[..] {
+            _ if !self.add_eos => {}
+            [] => ids.extend(self.eos),
+            after => ids.extend(after),
+        }
         Ok(ids)
     }
 
     /// The ids of a text that is to be continued: [`Self::encode_text`] without EOS.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
+        let mut ids: Vec<u32> = match &self.around.0[..] {
+            _ if !self.add_bos => Vec::new(),
+            [] => self.bos.into_iter().collect(),
+            before => before.to_vec(),
+        };
         ids.extend(self.encode_raw(text)?);
         Ok(ids)
     }

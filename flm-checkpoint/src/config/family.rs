@@ -238,6 +238,44 @@ static FAMILIES: [Family; 14] = [
 ];
 
 impl ModelType {
+    /// Every family, in the order of the table.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FAMILIES.iter().map(|family| family.model_type)
+    }
+
+    /// The value of `architectures` in config.json.
+    pub fn architecture(self) -> &'static str {
+        self.family().architecture
+    }
+
+    /// In what the family differs from Llama, in words.
+    pub fn differences(self) -> Vec<&'static str> {
+        let family = self.family();
+        let words = [
+            (self == Self::TeleFlm, "multipliers of embedding and logits"),
+            (family.qkv_bias, "biases on q, k, v"),
+            (family.norms == NormPlacement::After, "norms after the sub-layers"),
+            (family.norms == NormPlacement::Around, "norms around the sub-layers"),
+            (family.qk_norm == QkNorm::Heads, "norms of heads"),
+            (family.qk_norm == QkNorm::Whole, "norms of all queries and all keys"),
+            (family.activation.1 == Activation::GeluTanh, "GeGLU"),
+            (family.gain_offset != 0.0, "gains stored less 1"),
+            (family.embedding_by_width, "embedding × √width"),
+            (family.scalars, "four scalars"),
+            (family.softcaps.is_some(), "bounded scores and logits"),
+            (family.fused, "fused matrices"),
+            (family.partial_rotary, "part of a head turned"),
+            (family.windows == Windows::All, "a window"),
+            (!matches!(family.windows, Windows::None | Windows::All), "a window in some layers"),
+            (
+                matches!(family.positions, Positions::NoRopeLayers | Positions::OnlyInWindows),
+                "layers without positions",
+            ),
+            (matches!(family.positions, Positions::LocalInWindows { .. }), "two rotary bases"),
+        ];
+        words.into_iter().filter_map(|(differs, word)| differs.then_some(word)).collect()
+    }
+
     /// The family of this value of `model_type`.
     pub(crate) fn of(name: &str) -> Option<Self> {
         FAMILIES.iter().find(|family| family.name == name).map(|family| family.model_type)

@@ -186,7 +186,9 @@ impl LayerKinds {
         };
         let first = keys.number("max_window_layers")?.map_or(28, |layer| layer.max(0.0) as usize);
         let every = match family.windows {
-            Windows::AllBut { key, every } => keys.optional_size(key)?.unwrap_or(every),
+            Windows::AllBut { key, every } if window.is_some() && types.is_none() => {
+                keys.optional_size(key)?.unwrap_or(every)
+            }
             _ => 1,
         };
         let sliding = |layer: usize| -> Result<bool, ConfigError> {

@@ -273,14 +273,21 @@ impl TeleFlmConfig {
             None => Ok(1.0),
         };
         // transformers 5 takes the inner one where both are given
-        let inner = |key: &str| match model_table(&raw, key) {
-            Some(object) => Keys(object).number("rope_theta"),
-            None => Ok(None),
+        let outer = keys.number("rope_theta")?.unwrap_or(family.rope_theta);
+        let inner = |key: &str| -> Result<Option<f64>, ConfigError> {
+            match model_table(&raw, key).filter(|object| !object.is_empty()) {
+                Some(object) => Ok(Some(Keys(object).number("rope_theta")?.unwrap_or(outer))),
+                None => Ok(None),
+            }
         };
-        let rope_theta = match (inner("rope_parameters")?, inner("rope_scaling")?, keys.number("rope_theta")?)
-        {
-            (Some(theta), ..) | (None, Some(theta), _) | (None, None, Some(theta)) => theta,
-            (None, None, None) => family.rope_theta,
+        let rope_theta = match (inner("rope_scaling")?, inner("rope_parameters")?) {
+            (Some(one), Some(other)) if one != other => {
+                return Err(ConfigError::Unsupported(format!(
+                    "`rope_theta` of `rope_scaling` = {one} beside that of `rope_parameters` = {other}"
+                )));
+            }
+            (Some(theta), _) | (None, Some(theta)) => theta,
+            (None, None) => outer,
         };
         // LlamaConfig's defaults; the first Llama's files said max_sequence_length
         let max_position_embeddings = match keys.optional_size("max_position_embeddings")? {
@@ -344,9 +351,7 @@ impl TeleFlmConfig {
             logits_scaling: scalar("logits_scaling")?.unwrap_or(1.0),
             attention_softcap: softcap("attn_logit_softcapping", 0)?,
             logit_softcap: softcap("final_logit_softcapping", 1)?,
-            tie_word_embeddings: keys
-                .boolean("tie_word_embeddings")?
-                .unwrap_or(family.tie_word_embeddings),
+            tie_word_embeddings: keys.boolean("tie_word_embeddings")?.unwrap_or(family.tie_word_embeddings),
             use_mup,
             input_mult: multiplier("input_mult")?,
             output_mult: multiplier("output_mult")?,
@@ -438,7 +443,11 @@ impl TeleFlmConfig {
             }
         }
         if matches!(self.rope_scaling, RopeScaling::Yarn { .. }) && self.rope_theta == 1.0 {
-            return Err(invalid("rope_theta", 1.0, "a base other than 1 with yarn, which takes its logarithm"));
+            return Err(invalid(
+                "rope_theta",
+                1.0,
+                "a base other than 1 with yarn, which takes its logarithm",
+            ));
         }
         if let Some(growth) = &self.growth {
             growth.validate(self)?;
@@ -465,7 +474,9 @@ impl TeleFlmConfig {
     /// scaling stretches that to.
     pub fn context_length(&self) -> usize {
         match self.rope_scaling {
-            RopeScaling::Dynamic { factor, .. } => (self.max_position_embeddings as f64 * factor.max(1.0)) as usize,
+            RopeScaling::Dynamic { factor, .. } => {
+                (self.max_position_embeddings as f64 * factor.max(1.0)) as usize
+            }
             _ => self.max_position_embeddings,
         }
     }

@@ -72,4 +72,3 @@ pub(crate) fn check(raw: &Map<String, Value>, family: &Family) -> Result<(), Con
         None => Ok(()),
     }
 }
-

@@ -74,18 +74,26 @@ pub enum RopeScaling {
 impl RopeScaling {
     /// What `rope_parameters` or `rope_scaling` says, as transformers reads it.
     pub(crate) fn read(raw: &Map<String, Value>, context: usize) -> Result<Self, ConfigError> {
-        let mut found = Self::Default;
+        let mut found: Option<(Self, &Value)> = None;
         for key in ["rope_scaling", "rope_parameters"] {
-            let Some(value) = raw.get(key).filter(|value| !value.is_null()) else { continue };
+            let empty = |value: &Value| value.is_null() || value.as_object().is_some_and(Map::is_empty);
+            let Some(value) = raw.get(key).filter(|value| !empty(value)) else { continue };
             let scaling = model_table(raw, key).and_then(|object| Self::of(object, raw, context));
             let scaling =
                 scaling.ok_or_else(|| ConfigError::Unsupported(format!("`{key}` = {}", short(value))))?;
-            // both may stand beside each other; `rope_parameters` has the last word where it says anything
-            if scaling != Self::Default {
-                found = scaling;
+            // transformers takes `rope_scaling` then, others the other: whoever wrote both meant one of them
+            if let Some((earlier, beside)) = &found
+                && *earlier != scaling
+            {
+                return Err(ConfigError::Unsupported(format!(
+                    "`rope_scaling` = {} beside `{key}` = {}",
+                    short(beside),
+                    short(value)
+                )));
             }
+            found = Some((scaling, value));
         }
-        Ok(found)
+        Ok(found.map_or(Self::Default, |(scaling, _)| scaling))
     }
 
     fn of(object: &Map<String, Value>, raw: &Map<String, Value>, context: usize) -> Option<Self> {

@@ -89,7 +89,6 @@ fn each_wrong_value_names_its_key() {
         ("rope_scaling", serde_json::json!({"type": "dynamic"}), "`rope_scaling`"),
         ("rope_scaling", serde_json::json!({"type": "ntk", "factor": 2.0}), "`rope_scaling`"),
         ("partial_rotary_factor", Value::from(0.5), "`partial_rotary_factor` = 0.5"),
-
         ("hidden_act", Value::from("gelu"), "`hidden_act` = \"gelu\""),
         ("attention_bias", Value::from(true), "`attention_bias` = true"),
         ("model_type", Value::from("gpt2"), "model_type is \"gpt2\""),
@@ -185,6 +184,9 @@ fn the_base_of_rotary_is_the_inner_one_and_written_in_both_places() {
         r#","rope_scaling":{"rope_type":"yarn","factor":4,"short_factor":[1]}"#,
         r#","rope_scaling":{"rope_type":"longrope","factor":4}"#,
         r#","rope_scaling":"linear""#,
+        r#","rope_scaling":{"type":"linear","factor":2},"rope_parameters":{"rope_type":"default"}"#,
+        r#","rope_scaling":{"type":"linear","factor":2},"rope_parameters":{"rope_type":"linear","factor":4}"#,
+        r#","rope_scaling":{"type":"default"},"rope_parameters":{"rope_type":"default","rope_theta":300}"#,
     ] {
         assert!(parsed(more).is_err(), "{more}");
     }
@@ -284,7 +286,11 @@ fn families_have_their_parts_and_defaults() {
         ("gemma3_text", r#","rope_local_base_freq":-1"#, "`rope_local_base_freq` is -1"),
         ("gemma2", r#","final_logit_softcapping":0.0"#, "`final_logit_softcapping` is 0"),
         ("phi3", r#","partial_rotary_factor":1.5"#, "`partial_rotary_factor` = 1.5"),
-        ("phi3", r#","rope_scaling":{"type":"longrope","short_factor":[1,1],"long_factor":[1]}"#, "list 1 factors"),
+        (
+            "phi3",
+            r#","rope_scaling":{"type":"longrope","short_factor":[1,1],"long_factor":[1]}"#,
+            "list 1 factors",
+        ),
         ("granite", r#","logits_scaling":0"#, "`logits_scaling` is 0"),
         ("qwen2", r#","attention_bias":true"#, "`attention_bias` = true of a qwen2"),
         ("qwen3_moe", "", "\"qwen3_moe\"; supported are \"TeleFLM\", \"llama\""),
@@ -353,6 +359,14 @@ fn layers_are_of_the_kinds_that_transformers_makes_them() {
         (r#""model_type":"olmo3""#, 5, "wwwGw"),
         (r#""model_type":"exaone4""#, 5, "WWWgW"),
         (r#""model_type":"exaone4","sliding_window":null"#, 5, "GGGGG"),
+        // what transformers writes of it
+        (r#""model_type":"exaone4","sliding_window":null,"sliding_window_pattern":0"#, 2, "GG"),
+        (
+            r#""model_type":"exaone4","sliding_window_pattern":"LG",
+            "layer_types":["sliding_attention","full_attention"]"#,
+            2,
+            "Wg",
+        ),
         (r#""model_type":"phi3","sliding_window":9"#, 2, "WW"),
         (r#""model_type":"phi3""#, 2, "GG"),
         (r#""model_type":"gemma2""#, 5, "WGWGW"),

@@ -90,9 +90,7 @@ pub(crate) fn measure(
     let vocabulary = checkpoint.config().vocab_size;
     let device = run.map_or(Ok(Device::Cpu), RunArgs::device)?;
     let options = DistanceOptions {
-        tokens: texts
-            .tokens(checkpoint.dir(), vocabulary, checkpoint.config().context_length())?
-            .tokens,
+        tokens: texts.tokens(checkpoint.dir(), vocabulary, checkpoint.config().context_length())?.tokens,
         dtype: run.map_or(DType::F32, |run| run.dtype(&device)),
         device,
         residency: run.map_or(Residency::Streamed, RunArgs::residency),

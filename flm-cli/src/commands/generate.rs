@@ -99,12 +99,8 @@ impl Generate {
             _ => None,
         };
         let template = policy.as_ref().map(ChatPolicy::template);
-        let prompt = self.prompt_ids(
-            tokenizer.as_ref(),
-            template,
-            checkpoint.config().context_length(),
-            output,
-        )?;
+        let prompt =
+            self.prompt_ids(tokenizer.as_ref(), template, checkpoint.config().context_length(), output)?;
         let model = self.run.load(&checkpoint)?;
         let rows = model.config().vocab_size;
         let mut options =

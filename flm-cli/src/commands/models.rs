@@ -6,13 +6,17 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::output::{Output, count, size, table};
+use flm_checkpoint::ModelType;
+use flm_growth::gguf_architecture;
 use flm_hub::default_dir;
 use flm_hub::{Manifest, Model};
 use flm_hub::{OnDisk, on_disk};
 
 /// List the checkpoints that flm knows by name, with what of them is on disk.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  flm models --dir /data\n  flm models tele-flm-1t --json")]
+#[command(
+    after_help = "Examples:\n  flm models --dir /data\n  flm models tele-flm-1t --json\n  flm models --families"
+)]
 pub(crate) struct Models {
     /// Only this one, with its files.
     name: Option<String>,
@@ -22,6 +26,19 @@ pub(crate) struct Models {
     /// A manifest of your own.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
+    /// List the families of models that flm opens, runs, grows and trains, instead.
+    #[arg(long, conflicts_with_all = ["name", "dir", "manifest"])]
+    families: bool,
+}
+
+/// A family of models.
+#[derive(Debug, Serialize)]
+struct FamilyRow {
+    model_type: &'static str,
+    architecture: &'static str,
+    differs_from_llama: Vec<&'static str>,
+    gguf: &'static str,
+    gguf_limits: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -42,6 +59,11 @@ struct Here {
 
 impl Models {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+        if self.families {
+            let rows: Vec<FamilyRow> = ModelType::all().map(family).collect();
+            output.result(&rows, |rows| families(rows))?;
+            return Ok(true);
+        }
         let manifest = Manifest::load(self.manifest.as_deref())?;
         if let Some(name) = self.name.as_deref().filter(|name| manifest.find(name).is_none()) {
             let known: Vec<&str> = manifest.models.iter().map(|m| m.name.as_str()).collect();
@@ -74,6 +96,34 @@ impl Models {
         let files_with_digest = model.files.iter().filter(|f| f.sha256.is_some()).count();
         Ok(Row { model: model.clone(), files_with_digest, on_disk: here })
     }
+}
+
+fn family(family: ModelType) -> FamilyRow {
+    let (gguf, gguf_limits) = gguf_architecture(family);
+    FamilyRow {
+        model_type: family.as_str(),
+        architecture: family.architecture(),
+        differs_from_llama: family.differences(),
+        gguf,
+        gguf_limits,
+    }
+}
+
+fn families(rows: &[FamilyRow]) -> String {
+    let cells = |row: &FamilyRow| {
+        let limits = if row.gguf_limits.is_empty() { String::new() } else { format!(" {}", row.gguf_limits) };
+        vec![
+            row.model_type.to_owned(),
+            format!("{}{limits}", row.gguf),
+            match row.differs_from_llama.as_slice() {
+                [] => "–".to_owned(),
+                words => words.join(", "),
+            },
+        ]
+    };
+    let header = ["model_type", "GGUF", "differs from Llama in"];
+    let text = table(&header, rows.iter().map(cells), false);
+    format!("{text}\nEach opens, runs, grows, folds and trains. Any other model_type is refused by name.")
 }
 
 fn here(row: &Row) -> String {

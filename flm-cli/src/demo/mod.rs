@@ -55,6 +55,20 @@ const TARGET: &str = "nano-1t";
 const PAGE: &str = "report.html";
 /// Marks a directory as a demo's, and holds its report.
 const MARKER: &str = "demo.json";
+/// All that a demo makes in its directory; the marker is replaced.
+const MADE: [&str; 11] = [
+    SHARDS,
+    SOURCE,
+    MIDDLE,
+    TARGET,
+    PAGE,
+    "nano-102b-sft",
+    "results",
+    "distances.json",
+    "distances.svg",
+    "instructions.jsonl",
+    "questions.jsonl",
+];
 /// Most tokens of an answer.
 const ANSWER_TOKENS: usize = 48;
 
@@ -114,17 +128,26 @@ pub(crate) struct Report {
 /// What a step's work returns: what it did, what that proved, whether it held.
 type Outcome = anyhow::Result<(String, String, bool)>;
 
-/// The demo's directory: a new one, or one that an earlier demo has made, which is emptied.
+/// The demo's directory: a new one, or one that an earlier demo has made, without what that one left. What
+/// else stands there stays.
 ///
 /// # Errors
 /// Where something else is there.
 pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
     let context = || format!("cannot make {}", dir.display());
     if dir.join(MARKER).is_file() {
-        std::fs::remove_dir_all(dir).with_context(context)?;
+        for path in MADE.iter().map(|name| dir.join(name)) {
+            let removed = match path.symlink_metadata() {
+                Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(&path),
+                Ok(_) => std::fs::remove_file(&path),
+                Err(_) => Ok(()),
+            };
+            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    } else {
+        let free = !dir.exists() || std::fs::read_dir(dir).with_context(context)?.next().is_none();
+        anyhow::ensure!(free, "{} exists and is no demo's: name a new directory with --dir", dir.display());
     }
-    let free = !dir.exists() || std::fs::read_dir(dir).with_context(context)?.next().is_none();
-    anyhow::ensure!(free, "{} exists and is no demo's: name a new directory with --dir", dir.display());
     std::fs::create_dir_all(dir).with_context(context)?;
     std::fs::write(dir.join(MARKER), "{}\n").with_context(context)
 }

@@ -112,7 +112,8 @@ fn config_differences(expected: &TeleFlmConfig, got: &TeleFlmConfig) -> Vec<Diff
             }),
             ("activation", format!("{:?}", c.activation)),
             ("windows and positions of layers", {
-                if c.layers.same(&expected.layers, c.num_hidden_layers) { "same" } else { "others" }.to_owned()
+                if c.layers.same(&expected.layers, c.num_hidden_layers) { "same" } else { "others" }
+                    .to_owned()
             }),
             ("entries of a head that are turned", c.rotary_dim.to_string()),
             ("attention_multiplier", c.score_scale().to_string()),

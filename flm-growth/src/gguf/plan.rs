@@ -136,7 +136,8 @@ impl GgufPlan {
                 *fallbacks.entry((columns, name(wanted), name(dtype))).or_insert(0) += 1;
             }
             if let (true, Some(whole)) = (architecture.fused, follows(tensor.id))
-                && let Some(before) = plan.tensors.iter_mut().rev().find(|before| before.name.ends_with(whole))
+                && let Some(before) =
+                    plan.tensors.iter_mut().rev().find(|before| before.name.ends_with(whole))
             {
                 before.shape[0] += entry.shape[0];
                 before.nbytes += bytes_of(entry, dtype);
@@ -176,6 +177,7 @@ impl GgufPlan {
         }
         plan.metadata = metadata(config, architecture, &plan.tensors, options)?;
         plan.notes.extend(rope_notes(config));
+        plan.notes.extend(window_notes(config));
         let (tokenizer, notes) = match vocabulary {
             Some(vocabulary) => vocabulary::metadata(vocabulary, config, options.pre.as_deref())?,
             None => (
@@ -386,6 +388,25 @@ struct Architecture {
     fused: bool,
 }
 
+/// llama.cpp's name of a family's architecture, and what of the family it does not compute, in words.
+pub fn gguf_architecture(family: ModelType) -> (&'static str, &'static str) {
+    match family {
+        ModelType::TeleFlm | ModelType::Llama => ("llama", ""),
+        ModelType::Mistral => ("llama", "without the window"),
+        ModelType::Ministral => ("llama", "if there is no window"),
+        ModelType::Granite => ("granite", ""),
+        ModelType::SmolLm3 => ("smollm3", "if there is no window"),
+        ModelType::Qwen2 => ("qwen2", "if there is no window"),
+        ModelType::Qwen3 => ("qwen3", "if there are no windows and biases"),
+        ModelType::Olmo2 => ("olmo2", "if there are no biases"),
+        ModelType::Olmo3 => ("olmo2", "if the context is within the window"),
+        ModelType::Exaone4 => ("exaone4", "if there is no window"),
+        ModelType::Phi3 => ("phi3", "without the window"),
+        ModelType::Gemma2 => ("gemma2", "if query_pre_attn_scalar is head_dim"),
+        ModelType::Gemma3 => ("gemma3", "if query_pre_attn_scalar is head_dim"),
+    }
+}
+
 impl Architecture {
     /// The architecture that computes what the model does. Much of it is not said in the file but built into
     /// llama.cpp: a model that differs there is refused.
@@ -393,7 +414,6 @@ impl Architecture {
         let kinds = config.layers.kinds();
         let context = config.max_position_embeddings;
         let window = kinds.iter().filter_map(|kind| kind.window).find(|&window| window < context);
-        let of = |name, pairs| Self { name, pairs, scales: false, fused: false };
         let every = |period: usize, has: fn(&LayerKind) -> bool| {
             let expected = |layer: usize| !(layer + 1).is_multiple_of(period);
             (0..config.num_hidden_layers).all(|layer| has(config.layers.of(layer)) == expected(layer))
@@ -404,13 +424,17 @@ impl Architecture {
         let biased = config.qkv_bias || config.attention_output_bias || config.mlp_bias;
         let longrope = matches!(config.rope_scaling, RopeScaling::LongRope { .. });
         let problem = match config.model_type {
-            _ if matches!(config.rope_scaling, RopeScaling::Dynamic { .. }) => Some("rotary scaling of this type"),
+            _ if matches!(config.rope_scaling, RopeScaling::Dynamic { .. }) => {
+                Some("rotary scaling of this type")
+            }
             ModelType::Phi3 if biased => Some("biases"),
             ModelType::Phi3 => None,
             _ if longrope => Some("rotary scaling of this type"),
             ModelType::TeleFlm | ModelType::Llama | ModelType::Granite => None,
-            ModelType::Mistral | ModelType::Ministral if window.is_some() => Some("a sliding window"),
-            ModelType::Mistral | ModelType::Ministral => None,
+            // a window of all layers is left out, with a note
+            ModelType::Mistral => None,
+            ModelType::Ministral if window.is_some() => Some("a sliding window"),
+            ModelType::Ministral => None,
             ModelType::Qwen2 if window.is_some() => Some("a sliding window"),
             ModelType::Qwen2 => None,
             _ if biased => Some("biases"),
@@ -423,7 +447,9 @@ impl Architecture {
             }
             ModelType::Gemma2 if !every(2, windows) => Some("windows in other layers than every second"),
             ModelType::Gemma2 => None,
-            ModelType::Gemma3 if config.attention_softcap.or(config.logit_softcap).is_some() => Some("bounded scores or logits"),
+            ModelType::Gemma3 if config.attention_softcap.or(config.logit_softcap).is_some() => {
+                Some("bounded scores or logits")
+            }
             ModelType::Gemma3 if !every(6, windows) => Some("windows in other layers than five of six"),
             ModelType::Gemma3 if !kinds.iter().all(built_in_theta) => {
                 Some("rope_local_base_freq other than 10000")
@@ -442,19 +468,12 @@ impl Architecture {
         if let Some(what) = problem {
             return Err(ExportError::NoArchitecture { family: config.model_type.as_str(), what });
         }
-        Ok(match config.model_type {
-            ModelType::TeleFlm | ModelType::Llama | ModelType::Mistral | ModelType::Ministral => {
-                of("llama", true)
-            }
-            ModelType::Granite => Self { scales: true, ..of("granite", true) },
-            ModelType::SmolLm3 => of("smollm3", true),
-            ModelType::Qwen2 => of("qwen2", false),
-            ModelType::Qwen3 => of("qwen3", false),
-            ModelType::Olmo2 | ModelType::Olmo3 => of("olmo2", false),
-            ModelType::Exaone4 => of("exaone4", false),
-            ModelType::Phi3 => Self { fused: true, ..of("phi3", false) },
-            ModelType::Gemma2 => Self { scales: true, ..of("gemma2", false) },
-            ModelType::Gemma3 => Self { scales: true, ..of("gemma3", false) },
+        let (name, _) = gguf_architecture(config.model_type);
+        Ok(Self {
+            name,
+            pairs: ["llama", "granite", "smollm3"].contains(&name),
+            scales: ["granite", "gemma2", "gemma3"].contains(&name),
+            fused: name == "phi3",
         })
     }
 }
@@ -535,6 +554,17 @@ fn rope_factors(config: &TeleFlmConfig) -> Vec<GgufTensor> {
     }
 }
 
+/// What of attention llama.cpp computes by its own rule.
+fn window_notes(config: &TeleFlmConfig) -> Option<String> {
+    let leaves_out = matches!(config.model_type, ModelType::Mistral | ModelType::Phi3);
+    let window = config.layers.kinds().iter().filter_map(|kind| kind.window).min().filter(|_| leaves_out)?;
+    (window < config.max_position_embeddings).then(|| {
+        format!(
+            "llama.cpp leaves the sliding window of {window} tokens out: it differs from the model in longer texts"
+        )
+    })
+}
+
 /// What of the rotary scaling llama.cpp computes by its own rule.
 fn rope_notes(config: &TeleFlmConfig) -> Option<String> {
     if let RopeScaling::LongRope { original, .. } = config.rope_scaling {
@@ -543,7 +573,13 @@ fn rope_notes(config: &TeleFlmConfig) -> Option<String> {
              the model where the text is"
         ));
     }
-    let RopeScaling::Yarn { truncate, .. } = config.rope_scaling else { return None };
+    let RopeScaling::Yarn { truncate, beta_fast, beta_slow, .. } = config.rope_scaling else { return None };
+    if (beta_fast, beta_slow) != (32.0, 1.0) {
+        return Some(format!(
+            "some releases of llama.cpp take 32 and 1 for YaRN's betas whatever the file says; the model has \
+             {beta_fast} and {beta_slow}"
+        ));
+    }
     (!truncate)
         .then(|| "llama.cpp begins and ends YaRN's ramp at whole dimensions; the model does not".to_owned())
 }

@@ -638,3 +638,84 @@ fn several_files_hold_what_one_would() {
     assert!(matches!(again, Err(ExportError::DestinationExists { .. })), "{again:?}");
     assert!(!paths[0].exists());
 }
+
+/// The fixture of a family, with keys of config.json changed.
+fn family(name: &str, dir: &Path, keys: &[(&str, serde_json::Value)]) -> Checkpoint {
+    let dst = dir.join(name);
+    std::fs::create_dir(&dst).unwrap();
+    let from = fixture("families").join(name);
+    std::fs::copy(from.join("model.safetensors"), dst.join("model.safetensors")).unwrap();
+    let text = std::fs::read_to_string(from.join("config.json")).unwrap();
+    let mut raw: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    raw.extend(keys.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    std::fs::write(dst.join("config.json"), serde_json::Value::Object(raw).to_string()).unwrap();
+    Checkpoint::open(&dst).unwrap()
+}
+
+/// llama.cpp reads these: its greedy tokens are compared by `tests/peers/family_peers.py`.
+#[test]
+fn families_have_llama_cpps_names_scalars_and_fused_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = |src: &Checkpoint| {
+        let path = src.dir().join("model.gguf");
+        let plan = GgufPlan::new(src, None, &GgufOptions::default()).unwrap();
+        plan.write(src, &path, &|_| ()).unwrap();
+        let mut file = File::open(&path).unwrap();
+        let content = Content::read(&mut file).unwrap();
+        let values = |name: &str| -> Vec<f32> {
+            let tensor = content.tensor(&mut File::open(&path).unwrap(), name, &Device::Cpu).unwrap();
+            tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let names: Vec<&str> = content.tensor_infos.keys().map(String::as_str).collect();
+        let found = ["blk.0.attn_qkv.weight", "blk.0.ffn_up.weight", "blk.0.post_attention_norm.weight"]
+            .into_iter()
+            .filter(|name| names.contains(name))
+            .map(|name| (name, values(name)))
+            .collect::<HashMap<_, _>>();
+        (plan, found)
+    };
+    let stored = |src: &Checkpoint, name: &str| -> Vec<f32> {
+        src.tensor(name, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let block = |part: &str| format!("model.layers.0.{part}.weight");
+
+    let phi3 = family("phi3", dir.path(), &[]);
+    let (plan, found) = written(&phi3);
+    let joined =
+        |parts: &[&str]| parts.iter().flat_map(|part| stored(&phi3, &block(part))).collect::<Vec<_>>();
+    assert_eq!(
+        found["blk.0.attn_qkv.weight"],
+        joined(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])
+    );
+    assert_eq!(found["blk.0.ffn_up.weight"], joined(&["mlp.gate_proj", "mlp.up_proj"]));
+    assert!(plan.notes.iter().any(|note| note.contains("sliding window of 20 tokens")), "{:?}", plan.notes);
+
+    let gemma = family("gemma2", dir.path(), &[("query_pre_attn_scalar", json!(8))]);
+    let (plan, found) = written(&gemma);
+    let gains: Vec<f32> =
+        stored(&gemma, &block("post_attention_layernorm")).iter().map(|gain| gain + 1.0).collect();
+    assert_eq!(found["blk.0.post_attention_norm.weight"], gains);
+    assert!(plan.foldings.is_empty(), "{:?}", plan.foldings);
+    assert!(matches!(plan.value("gemma2.attn_logit_softcapping"), Some(Value::F32(cap)) if *cap == 1.5));
+
+    let granite = family("granite", dir.path(), &[]);
+    let (plan, _) = written(&granite);
+    for (key, expected) in
+        [("embedding_scale", 12.0), ("residual_scale", 0.22), ("logit_scale", 2.5), ("attention.scale", 0.4)]
+    {
+        let value = plan.value(&format!("granite.{key}"));
+        assert!(matches!(value, Some(Value::F32(scale)) if *scale == expected), "{key}: {value:?}");
+    }
+    for (name, keys, what) in [
+        ("gemma3", vec![("query_pre_attn_scalar", json!(12))], "query_pre_attn_scalar"),
+        ("olmo2", vec![], "biases"),
+        ("olmo3", vec![], "a sliding window"),
+        ("exaone4", vec![], "a sliding window"),
+        ("smollm3-window", vec![], "a sliding window"),
+        ("llama-dynamic", vec![], "rotary scaling"),
+    ] {
+        let src = family(name, dir.path(), &keys);
+        let error = GgufPlan::new(&src, None, &GgufOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(what), "{name}: {error}");
+    }
+}

@@ -83,10 +83,7 @@ pub enum Role {
 impl Role {
     /// Whether it is a norm's gain.
     pub fn is_gain(self) -> bool {
-        matches!(
-            self,
-            Self::Norm | Self::OutputNorm | Self::FinalNorm | Self::HeadNorm | Self::HeadsNorm
-        )
+        matches!(self, Self::Norm | Self::OutputNorm | Self::FinalNorm | Self::HeadNorm | Self::HeadsNorm)
     }
 
     /// The role of a tensor of a model of `config`: what its axes say.

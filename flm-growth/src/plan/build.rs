@@ -1,7 +1,7 @@
 //! From a source, a target shape and options to a plan.
 
-use flm_checkpoint::{QkNorm, TeleFlmConfig};
 use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
+use flm_checkpoint::{QkNorm, TeleFlmConfig};
 
 use crate::error::{GrowthError, Result};
 use crate::operator::{Context, Operator, Role, Rule};

@@ -99,12 +99,8 @@ impl Model {
                     Some("post_feedforward_layernorm"),
                 ),
             };
-            let (q, k, v, o) = (
-                w("self_attn.q_proj"),
-                w("self_attn.k_proj"),
-                w("self_attn.v_proj"),
-                w("self_attn.o_proj"),
-            );
+            let (q, k, v, o) =
+                (w("self_attn.q_proj"), w("self_attn.k_proj"), w("self_attn.v_proj"), w("self_attn.o_proj"));
             let (mut queries, mut keys, mut values) = (vec![], vec![], vec![]);
             for (position, x) in stream.iter().enumerate() {
                 let y = norm(x, reads);

@@ -11,8 +11,8 @@ use crate::data::batch::{IGNORED, MicroBatch};
 use crate::error::TrainError;
 use flm_candle::NormMask;
 use flm_candle::Path;
-use flm_candle::{RmsNorm, offset_gain};
 use flm_candle::{Matrix, Output, multiply};
+use flm_candle::{RmsNorm, offset_gain};
 
 /// Bytes of logits that exist at once.
 const LOGITS_BYTES: usize = 64 << 20;
@@ -137,9 +137,8 @@ impl Head<'_> {
             let logits = &mut logits[..count * vocabulary];
             multiply(logits, vocabulary, z, matrix.t(), Output::Replace, threads);
             let losses = logits.par_chunks_mut(vocabulary).zip(&labels[start..start + count]);
-            let losses: Vec<f64> = losses
-                .map(|(row, &label)| self.cross_entropy(row, label as usize, weight))
-                .collect();
+            let losses: Vec<f64> =
+                losses.map(|(row, &label)| self.cross_entropy(row, label as usize, weight)).collect();
             sum += losses.into_iter().sum::<f64>();
             if let Some((dz, dmatrix)) = &mut gradients {
                 let dlogits = Matrix::new(logits, count, vocabulary, vocabulary);

@@ -23,9 +23,9 @@ use crate::error::TrainError;
 use crate::params::Layout;
 use crate::store::ParameterStore;
 use crate::sums::{self, sum_of_squares};
+use flm_candle::AttentionKinds;
 use flm_candle::Block;
 use flm_candle::Pass;
-use flm_candle::AttentionKinds;
 use flm_candle::{hidden_mask, norm_mask};
 use flm_checkpoint::GrowthMasks;
 
@@ -253,8 +253,7 @@ impl Backprop {
             let embedding = sweep.weights(&self.layout, self.layout.embedding())?;
             sweep.store.expect(self.layout.block(0));
             for batch in batches {
-                let pass =
-                    Pass::packed(&self.attention, &batch.starts, batch.len, self.dtype, &self.device)?;
+                let pass = Pass::packed(&self.attention, &batch.starts, batch.len, self.dtype, &self.device)?;
                 let x = sweep.inputs.between(self.embed(embedding[0].as_tensor(), batch)?)?;
                 lanes.push(Lane { batch, pass, kept: Vec::new(), x });
             }

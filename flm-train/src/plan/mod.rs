@@ -154,7 +154,8 @@ impl Plan {
         if options.context > config.context_length() {
             return Err(TrainError::Recipe(format!(
                 "data.context_length is {}, the model's context is {}",
-                options.context, config.context_length()
+                options.context,
+                config.context_length()
             )));
         }
         let dataset = Dataset::load(&options, &encoder)?;

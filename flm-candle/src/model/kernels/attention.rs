@@ -53,15 +53,8 @@ pub(crate) fn attention(
     let tables = rotary.map(|rotary| rotary.table(t, documents.length, q.dtype())).unwrap_or_default();
     let seen = documents.starts.iter().enumerate();
     let seen = seen.map(|(i, &start)| start.max(first_seen(i % t, documents.window) as u32));
-    let op = Attention {
-        heads,
-        scores,
-        t,
-        half,
-        seen: seen.collect(),
-        positions: positions.collect(),
-        tables,
-    };
+    let op =
+        Attention { heads, scores, t, half, seen: seen.collect(), positions: positions.collect(), tables };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -185,7 +178,8 @@ impl Attention {
                             *dp = p * (*dp - sum);
                         }
                     }
-                    for (dp, &slope) in dp.iter_mut().zip(&slopes).take(if bounded { len * keys } else { 0 }) {
+                    for (dp, &slope) in dp.iter_mut().zip(&slopes).take(if bounded { len * keys } else { 0 })
+                    {
                         *dp *= slope;
                     }
                     let ds = Matrix::new(&dp, len, keys, keys);

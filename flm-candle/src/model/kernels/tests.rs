@@ -74,7 +74,12 @@ const STARTS: [u32; 14] = [0, 0, 0, 3, 3, 3, 3, 0, 0, 0, 0, 0, 5, 5];
 fn attention_multi_head_and_grouped_query() {
     let rotary = Rotary::new(4, 10_000.0);
     for (query, key_value) in [(2, 2), (4, 2), (3, 1)] {
-        let documents = Documents { starts: Arc::new(STARTS.to_vec()), rotary: Some(rotary.clone()), length: 200, window: None };
+        let documents = Documents {
+            starts: Arc::new(STARTS.to_vec()),
+            rotary: Some(rotary.clone()),
+            length: 200,
+            window: None,
+        };
         let heads = Heads { query, key_value, dim: 4 };
         let inputs = vec![
             values(&[2, 7, query * 4], 0.1),
@@ -97,8 +102,7 @@ fn attention_with_windows_bounds_and_parts_of_heads_turned() {
         let rotary = turned.map(|width| Rotary::new(width, 100.0));
         let documents = Documents { starts: Arc::new(STARTS.to_vec()), rotary, length: 5, window };
         let scores = Scores { scale: 0.7, softcap };
-        let inputs =
-            vec![values(&[2, 7, 16], 0.1), values(&[2, 7, 8], 0.7), values(&[2, 7, 8], 0.9)];
+        let inputs = vec![values(&[2, 7, 16], 0.1), values(&[2, 7, 8], 0.7), values(&[2, 7, 8], 0.9)];
         check(inputs, |x| attention(&x[0], &x[1], &x[2], &documents, heads, scores).unwrap());
     }
 }
@@ -183,7 +187,12 @@ fn tiles_and_documents_equal_the_composition() {
         (0..t as u32).map(|i| [130, 50, 0].into_iter().find(|&start| start <= i).unwrap()).collect();
     let x = |width: usize, seed| values(&[1, t, width], seed).to_dtype(DType::F32).unwrap();
     let (q, k, v) = (x(32, 0.1), x(16, 0.2), x(16, 0.3));
-    let documents = Documents { starts: Arc::new(starts.clone()), rotary: Some(rotary.clone()), length: 200, window: None };
+    let documents = Documents {
+        starts: Arc::new(starts.clone()),
+        rotary: Some(rotary.clone()),
+        length: 200,
+        window: None,
+    };
     let eighth = Scores { scale: 1.0 / 8f64.sqrt(), softcap: None };
     let got = attention(&q, &k, &v, &documents, Heads { query: 4, key_value: 2, dim: 8 }, eighth).unwrap();
     let f64s = |x: &Tensor| x.to_dtype(DType::F64).unwrap().to_vec3::<f64>().unwrap().remove(0);

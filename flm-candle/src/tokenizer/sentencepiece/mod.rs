@@ -100,13 +100,19 @@ impl SentencePiece {
         })
     }
 
-    /// Takes over what the folder says beside the model: tokens of its own, and `legacy` of
-    /// tokenizer_config.json.
+    /// Takes over what the folder says beside the model: tokens of its own, and `legacy` and `add_prefix_space`
+    /// of tokenizer_config.json.
     ///
     /// # Errors
     /// Where a token contradicts the model's pieces or another one.
-    pub(crate) fn configure(&mut self, tokens: Vec<AddedToken>, legacy: bool) -> Result<(), TokenizerError> {
+    pub(crate) fn configure(
+        &mut self,
+        tokens: Vec<AddedToken>,
+        legacy: bool,
+        prefix: bool,
+    ) -> Result<(), TokenizerError> {
         self.legacy = legacy;
+        self.normalizer.add_dummy_prefix &= prefix;
         for token in &tokens {
             let why = match (self.pieces.get(token.id), self.pieces.id(&token.text)) {
                 (Some(piece), _) if piece.text != token.text => {

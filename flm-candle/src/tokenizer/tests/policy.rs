@@ -36,6 +36,12 @@ fn bos_is_added_to_plain_text_where_any_file_says_so() {
     let sequence = format!(
         r#""post_processor":{{"type":"Sequence","processors":[{{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":false,"use_regex":true}},{BOS}]}},"#
     );
+    let twice = template
+        .replace(r#""single":["#, r#""single":[{"SpecialToken":{"id":"<|end|>","type_id":0}},"#)
+        .replace(
+            r#""special_tokens":{"#,
+            r#""special_tokens":{"<|end|>":{"id":"<|end|>","ids":[5],"tokens":["<|end|>"]},"#,
+        );
     let with = |more: &str| format!("{}{more}}}", NAMES.trim_end_matches('}'));
     for (json, config, expected) in [
         (words(""), NAMES.to_owned(), vec![1, 2]),
@@ -43,6 +49,10 @@ fn bos_is_added_to_plain_text_where_any_file_says_so() {
         (words(""), with(r#","add_bos_token":true,"add_eos_token":true"#), vec![3, 1, 2, 4]),
         (words(&template), NAMES.to_owned(), vec![3, 1, 2]),
         (words(&sequence), NAMES.to_owned(), vec![3, 1, 2]),
+        // no file names a token, the post-processor puts it there; and what it puts there counts, also where
+        // it is more than the token that bos_token names
+        (words(&template), "{}".to_owned(), vec![3, 1, 2]),
+        (words(&twice), NAMES.to_owned(), vec![5, 3, 1, 2]),
         // the config has the last word
         (words(&template), with(r#","add_bos_token":false"#), vec![1, 2]),
     ] {
@@ -71,8 +81,13 @@ fn special_tokens_and_stop_tokens_come_from_every_file_that_names_them() {
     let json = words("");
     let tokenizer = open(&[("tokenizer.json", &json), ("special_tokens_map.json", NAMES)]);
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(3), Some(4)));
-    // tokenizer_config.json comes first
+    // without added_tokens_decoder special_tokens_map.json has the last word, as in transformers
     let other = r#"{"eos_token":"<|end|>"}"#;
+    let config = ("tokenizer_config.json", other);
+    let tokenizer = open(&[("tokenizer.json", &json), ("special_tokens_map.json", NAMES), config]);
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(3), Some(4)));
+    let other =
+        r#"{"eos_token":"<|end|>","added_tokens_decoder":{"5":{"content":"<|end|>","special":true}}}"#;
     let files = [
         ("tokenizer.json", json.as_str()),
         ("special_tokens_map.json", NAMES),

@@ -114,6 +114,24 @@ fn a_staging_directory_in_use_is_refused_and_one_left_behind_is_taken_over() {
 }
 
 #[test]
+fn what_is_not_a_writers_under_the_staging_name_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (staging, elsewhere) = (dir.path().join(".out.partial"), dir.path().join("elsewhere"));
+    let refused = || {
+        let out = Writer::create(&dir.path().join("out"), &[], 1);
+        assert!(matches!(out, Err(CheckpointError::DestinationExists { path }) if path == staging));
+    };
+    fs::create_dir(&staging).unwrap();
+    fs::write(staging.join("mine"), "mine").unwrap();
+    refused();
+    assert!(staging.join("mine").exists());
+    fs::rename(&staging, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &staging).unwrap();
+    refused();
+    assert!(elsewhere.join("mine").exists() && staging.is_symlink());
+}
+
+#[test]
 fn files_have_the_usual_mode() {
     let dir = tempfile::tempdir().unwrap();
     let dst = dir.path().join("out");
@@ -229,7 +247,10 @@ fn parts_that_a_family_stores_as_one_tensor_are_written_and_read_under_their_own
             assert_eq!(fs::read(dst.join("model.safetensors")).unwrap(), bytes);
         } else {
             let index = fs::read_to_string(dst.join("model.safetensors.index.json")).unwrap();
-            assert!(index.contains("layers.0.self_attn.qkv_proj.weight") && !index.contains("self_attn.q_proj"), "{index}");
+            assert!(
+                index.contains("layers.0.self_attn.qkv_proj.weight") && !index.contains("self_attn.q_proj"),
+                "{index}"
+            );
         }
     }
 }

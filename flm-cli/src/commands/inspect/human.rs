@@ -32,7 +32,10 @@ pub(crate) fn text(r: &Report) -> String {
     rows.extend([
         ("vocabulary", vocabulary),
         ("context", c.context.to_string()),
-        ("norm eps, rope", format!("{:e}, theta {}{}", c.rms_norm_eps, c.rope_theta, scaled(c.rope_scaling.as_ref()))),
+        (
+            "norm eps, rope",
+            format!("{:e}, theta {}{}", c.rms_norm_eps, c.rope_theta, scaled(c.rope_scaling.as_ref())),
+        ),
         ("scales", format!("embedding × {}, logits × {}", c.input_scale, c.logit_scale)),
         ("head", if c.tied { "tied to the embedding".into() } else { "its own".into() }),
         ("dtypes", dtypes.join(", ")),

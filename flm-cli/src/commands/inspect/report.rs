@@ -1,7 +1,7 @@
 //! What is told about a checkpoint.
 
-use flm_checkpoint::{LayerRope, NormPlacement, QkNorm, RopeScaling};
 use flm_checkpoint::ValueStatistics;
+use flm_checkpoint::{LayerRope, NormPlacement, QkNorm, RopeScaling};
 
 use std::{
     collections::BTreeMap,

@@ -458,9 +458,14 @@ impl TeleFlmConfig {
     /// What the embedding's output is multiplied by: `input_mult` under µP, and what the family has besides.
     pub fn input_scale(&self) -> f64 {
         let width =
-            if self.model_type.family().embedding_by_width { (self.hidden_size as f64).sqrt() } else { 1.0 };
+            if self.scales_embedding_by_width() { (self.hidden_size as f64).sqrt() } else { 1.0 };
         let mup = if self.use_mup { self.input_mult } else { 1.0 };
         mup * width * self.embedding_multiplier
+    }
+
+    /// Whether the embedding's output is multiplied by the root of the width.
+    pub fn scales_embedding_by_width(&self) -> bool {
+        self.model_type.family().embedding_by_width
     }
 
     /// What the logits are multiplied by: `output_mult / mup_scale_factor` under µP, and what the family has

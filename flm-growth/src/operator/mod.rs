@@ -129,6 +129,8 @@ pub struct Context {
     pub noise: Option<Std>,
     /// Whether query and key heads are normalised, with the eps of all norms.
     pub normed_heads: bool,
+    /// Whether the residual stream is multiplied by the root of the widths' ratio, with weights as they are.
+    pub stream_grows: bool,
 }
 
 impl Context {

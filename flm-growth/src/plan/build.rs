@@ -1,7 +1,7 @@
 //! From a source, a target shape and options to a plan.
 
 use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
-use flm_checkpoint::{QkNorm, TeleFlmConfig};
+use flm_checkpoint::{NormPlacement, QkNorm, TeleFlmConfig};
 
 use crate::error::{GrowthError, Result};
 use crate::operator::{Context, Operator, Role, Rule};
@@ -48,8 +48,12 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
         _ => options.placement.clone(),
     };
     let layers = placement.layer_map(from.num_hidden_layers, target.num_hidden_layers)?;
-    let change = config_change(config, target, options)?;
-    let context = context(source, &from, target, &change, options)?;
+    let stream_grows = stream_grows(source, target, options)?;
+    let mut change = config_change(config, target, options)?;
+    if stream_grows {
+        change.rms_norm_eps = config.rms_norm_eps;
+    }
+    let context = context(source, &from, target, &change, options, stream_grows)?;
     let mut plan = GrowthPlan {
         version: 1,
         operator: options.operator,
@@ -74,6 +78,15 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
         plan.tensors.push(TensorPlan { new_layer, ..tensor });
     }
     Ok(plan)
+}
+
+/// Whether the embedding keeps its bits although its factor, the root of the width, grows; see `operator::zero`.
+fn stream_grows(source: &SourceModel, target: &Shape, options: &GrowthOptions) -> Result<bool> {
+    let config = source.config();
+    let ratio = config.hidden_size as f64 / target.hidden_size as f64;
+    let exact = source.tensor(EMBED_TOKENS)?.dtype.holds_scaled(ratio.sqrt());
+    let around = config.norms == NormPlacement::Around && config.scales_embedding_by_width();
+    Ok(options.operator == Operator::Zero && around && !exact)
 }
 
 fn check_noise(options: &GrowthOptions) -> Result<()> {
@@ -166,11 +179,14 @@ fn context(
     to: &Shape,
     change: &ConfigChange,
     options: &GrowthOptions,
+    stream_grows: bool,
 ) -> Result<Context> {
     let config = source.config();
     let mut target = config.clone();
     // some families scale the embedding by the width
-    target.hidden_size = to.hidden_size;
+    if !stream_grows {
+        target.hidden_size = to.hidden_size;
+    }
     target.input_mult = change.input_mult;
     target.output_mult = change.output_mult;
     target.mup_scale_factor = change.mup_scale_factor;
@@ -186,6 +202,7 @@ fn context(
         std: options.std,
         noise: options.noise.map(Std::Times),
         normed_heads: config.qk_norm != QkNorm::None,
+        stream_grows,
     };
     let head = options.operator.head_scale(&context);
     let stored = source.tensor(if config.tie_word_embeddings { EMBED_TOKENS } else { LM_HEAD })?.dtype;

@@ -143,6 +143,30 @@ fn every_family_keeps_its_logits_under_every_operator_and_folded() {
     }
 }
 
+/// The embedding is multiplied by the root of the width: in bf16 no weight is, and the stream grows instead.
+#[test]
+fn gemma_grows_in_bf16_with_nothing_rounded_but_gains_to_f32() {
+    for config in families(SMALL, true) {
+        if !config.scales_embedding_by_width() {
+            continue;
+        }
+        let model = Model::random(config, Precision::Bf16, 5);
+        let plan = model.plan(&LARGER, &loud()).unwrap();
+        let Preservation::Rounded { relative: rounding, .. } = plan.preservation() else {
+            panic!("{:?}", plan.preservation())
+        };
+        assert!(rounding < 1e-7, "{rounding}");
+        assert_eq!(plan.config.rms_norm_eps, model.config.rms_norm_eps);
+        // eps alone is off, in the norms of what sub-layers write
+        let error = error(&model, &LARGER, &loud());
+        assert!(error < 1e-3, "{error:e}");
+        let mut without = model.clone();
+        without.config.rms_norm_eps = 0.0;
+        let error = self::error(&without, &LARGER, &loud());
+        assert!(error < 1e-6, "{error:e}");
+    }
+}
+
 #[test]
 fn other_multipliers_are_made_up_for() {
     let multipliers = Multipliers { input_mult: Some(0.7), output_pair: Some((2.0, 80.0)) };

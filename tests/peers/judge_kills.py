@@ -15,7 +15,8 @@ times each, at random moments, then run to their end, until there were --kills k
 A second pair of evaluations begins with one good answer and goes on with twelve that are cut: after a kill behind
 the first row, the rest has to come all the same.
 
-Exit status 1 where one of these fails. --plant loses the last row after each kill, or repeats it, to see it fail."""
+Exit status 1 where one of these fails. --plant loses the last row after each kill, repeats it, or changes one in the
+end, to see it fail."""
 
 import argparse
 import json
@@ -35,14 +36,14 @@ p.add_argument("--work", required=True, type=Path)
 p.add_argument("--kills", type=int, default=50)
 p.add_argument("--questions", type=int, default=60)
 p.add_argument("--seed", type=int, default=1)
-p.add_argument("--plant", choices=["lose", "repeat"])
+p.add_argument("--plant", choices=["lose", "repeat", "change"])
 a = p.parse_args()
 
 CATEGORIES = ["数学计算", "逻辑推理", "基本任务", "中文理解", "综合问答", "文本写作", "角色扮演", "专业能力"]
 KINDS = ["good"] * 6 + ["slow"] * 4 + ["error once", "broken once", "no score", "400", "refusal", "filter", "cut"]
 random_ = random.Random(a.seed)
 failed = []
-kinds, asked, seen, run = {}, [], {}, 0
+kinds, asked, seen, known, run = {}, [], {}, set(), 0
 lock = threading.Lock()
 
 
@@ -169,7 +170,8 @@ def killed(answers, out, moment):
     was_running = process.poll() is None
     process.kill()
     process.communicate()
-    if a.plant and was_running and out.exists():
+    known.update(row["question_id"] for row in rows_of(out))
+    if a.plant in ("lose", "repeat") and was_running and out.exists():
         lines = out.read_text(encoding="utf8").splitlines(keepends=True)
         lines = lines[:-1] if a.plant == "lose" else lines + lines[-1:]
         out.write_text("".join(lines), encoding="utf8")
@@ -216,19 +218,23 @@ while total < a.kills:
     evaluation += 1
     out, kills, begun, first_run = a.work / f"killed-{evaluation}.jsonl", 0, {}, run + 1
     seen.clear()
+    known.clear()
     for _ in range(random_.randint(3, 6)):
-        begun[run + 1] = {row["question_id"] for row in rows_of(out)}
+        begun[run + 1] = set(known)
         # up to half the time of the whole: some runs are killed before their first row
         if total + kills < a.kills and killed(answers, out, random_.uniform(0.01, took / 2)):
             kills += 1
     total += kills
-    begun[run + 1] = {row["question_id"] for row in rows_of(out)}
+    begun[run + 1] = set(known)
     failures, error = to_the_end(answers, out)
     label = f"evaluation {evaluation}, {kills} kills, rows before each run {[len(b) for b in begun.values()]}"
     if error:
         check(f"{label}: {error}", False)
         continue
-    compare(label, rows_of(out), wanted, failures, wanted_failures)
+    found = rows_of(out)
+    if a.plant == "change":
+        found[-1]["judgment"] += " "
+    compare(label, found, wanted, failures, wanted_failures)
     again = asked_again(first_run, begun)
     check(f"  asked for in spite of a row: {again or 'none'}", not again)
 check(f"{total} kills", total == a.kills)

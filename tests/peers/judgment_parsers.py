@@ -125,10 +125,15 @@ FORMS = [
     ("open brace after the dict", lambda n, m, t: f"{{{dims(n)}}}\n补充：集合 {{1, 2", None),
     ("Windows lines", lambda n, m, t: f"{t}\r\n{{\r\n'清晰度': 7,\r\n'综合得分': {n}\r\n}}\r\n", None),
 ]
+def near(n):
+    """How far two numbers on the scale can be from n."""
+    return min(n - 1, 10 - n, 2)
+
+
 # forms of which a reader may make nothing, but no other number
 ODD = [
-    ("weighed sum", lambda n, m, t: f"{t}\n综合得分：{m} × 0.5 + {2 * n - m} × 0.5 = {n}", None),
-    ("weighed sum with stars", lambda n, m, t: f"{t}\n综合得分 = {m}*0.5+{2 * n - m}*0.5={n}", None),
+    ("weighed sum", lambda n, m, t: f"{t}\n综合得分：{n - near(n)} × 0.5 + {n + near(n)} × 0.5 = {n}", None),
+    ("weighed sum with stars", lambda n, m, t: f"{t}\n综合得分 = {n - near(n)}*0.5+{n + near(n)}*0.5={n}", None),
     ("sum", lambda n, m, t: f"{t}\n综合得分：{max(n, 2) - 1} + 1 = {max(n, 2)}", lambda n, m: max(n, 2)),
     ("arrow", lambda n, m, t: f"{t}\n综合得分：{m}→{n}", None),
     ("one or the other", lambda n, m, t: f"{t}\n综合得分：{n}或{m}", lambda n, m: AMBIGUOUS),
@@ -352,11 +357,11 @@ mean = lambda values: sum(values) / len(values)  # noqa: E731
 means = {name: mean(values) for name, values in by_category.items()}
 half = [mean([means[name] for name in names]) for names in (REASONING, LANGUAGE)]
 told = scores["released"]
-near = lambda x, y: abs(x - y) <= 1e-12 * abs(y)  # noqa: E731
-check("means of the categories, halves, overall", all(near(told["categories"][k], v) for k, v in means.items())
-      and near(told["reasoning"], half[0]) and near(told["language"], half[1]) and near(told["overall"], mean(half)))
+close = lambda x, y: abs(x - y) <= 1e-12 * abs(y)  # noqa: E731
+check("means of the categories, halves, overall", all(close(told["categories"][k], v) for k, v in means.items())
+      and close(told["reasoning"], half[0]) and close(told["language"], half[1]) and close(told["overall"], mean(half)))
 check("means and counts of the dimensions", told["dimensions"].keys() == by_dimension.keys()
-      and all(near(told["dimensions"][k][0], mean(v)) and told["dimensions"][k][1] == len(v) for k, v in by_dimension.items()))
+      and all(close(told["dimensions"][k][0], mean(v)) and told["dimensions"][k][1] == len(v) for k, v in by_dimension.items()))
 
 print("strict, and what the judge said")
 print(f"  {'form':<46}{'rows':>5}{'released':>9}{'strict':>7}{'right':>6}{'as here':>8}")

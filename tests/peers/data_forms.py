@@ -38,7 +38,9 @@ def chat(*turns, system=None, but=()):
     """A conversation: the turns' texts in order, the user first; `but` are answers that are not learned."""
     messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
-    return messages, {id(m) for n, m in enumerate(messages) if m["role"] == "assistant" and m["content"] not in but}
+    return messages, {
+        id(m) for n, m in enumerate(messages) if m["role"] == "assistant" and m["content"] not in but
+    }
 
 
 def read(name, file, rows, expected, *options, said=None):
@@ -55,7 +57,9 @@ def count(conversation):
         ids = tokenizer(conversation, add_special_tokens=False).input_ids
         return len(ids) + 1, len(ids)
     messages, learned = conversation
-    render = lambda m, prompt=False: tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=prompt)  # noqa: E731
+    render = lambda m, prompt=False: tokenizer.apply_chat_template(
+        m, tokenize=False, add_generation_prompt=prompt
+    )  # noqa: E731
     text = render(messages)
     spans = []
     for n, message in enumerate(messages):
@@ -111,7 +115,12 @@ openai = [{"messages": m} for m, _ in (LONG, PAIRS[2])]
 read("OpenAI's chat", "toy_chat.jsonl", openai, [LONG, PAIRS[2]])
 weighed = json.loads(json.dumps(openai[:1]))
 weighed[0]["messages"][1]["weight"], weighed[0]["messages"][3]["weight"] = 0, 1
-read("OpenAI's chat with weight", "weight.jsonl", weighed, [chat(Q[0], A[0], "And dry sand?", "In between.", but=[A[0]])])
+read(
+    "OpenAI's chat with weight",
+    "weight.jsonl",
+    weighed,
+    [chat(Q[0], A[0], "And dry sand?", "In between.", but=[A[0]])],
+)
 legacy = [{"prompt": q, "completion": r} for q, r in zip(Q, A)]
 read("prompt and completion", "completion.jsonl", legacy, PAIRS)
 share = [
@@ -139,9 +148,21 @@ dpo = [
     for q, r in zip(Q, A)
 ]
 read("DPO, LLaMA-Factory (chosen is an object)", "dpo_en_demo.json", dpo, PAIRS, said="chosen")
-longer = {"conversations": [{"from": "human", "value": Q[0]}, {"from": "gpt", "value": A[0]}, {"from": "human", "value": Q[1]}]}
+longer = {
+    "conversations": [
+        {"from": "human", "value": Q[0]},
+        {"from": "gpt", "value": A[0]},
+        {"from": "human", "value": Q[1]},
+    ]
+}
 longer.update(chosen={"from": "gpt", "value": A[1]}, rejected={"from": "gpt", "value": "No idea."})
-read("DPO, LLaMA-Factory, after an answer", "dpo_zh_demo.json", [longer], [chat(Q[0], A[0], Q[1], A[1], but=[A[0]])], said="chosen")
+read(
+    "DPO, LLaMA-Factory, after an answer",
+    "dpo_zh_demo.json",
+    [longer],
+    [chat(Q[0], A[0], Q[1], A[1], but=[A[0]])],
+    said="chosen",
+)
 read(
     "DPO, prompt and texts",
     "dpo_text.jsonl",
@@ -159,19 +180,40 @@ read(
     PAIRS,
     said="chosen",
 )
-hh = [{"chosen": f"\n\nHuman: {q}\n\nAssistant: {r}", "rejected": f"\n\nHuman: {q}\n\nAssistant: No."} for q, r in zip(Q, A)]
+hh = [
+    {"chosen": f"\n\nHuman: {q}\n\nAssistant: {r}", "rejected": f"\n\nHuman: {q}\n\nAssistant: No."}
+    for q, r in zip(Q, A)
+]
 refused("HH-RLHF (dialogues in one text)", "hh.jsonl.gz", hh, "chosen")
 
 
 def node(number, parent, role, text, *replies):
-    found = {"message_id": f"m{number}", "parent_id": f"m{parent}" if parent else None, "role": role, "text": text, "lang": "en"}
+    found = {
+        "message_id": f"m{number}",
+        "parent_id": f"m{parent}" if parent else None,
+        "role": role,
+        "text": text,
+        "lang": "en",
+    }
     return dict(found, replies=list(replies)) if replies != (None,) else found
 
 
-tree = node(1, 0, "prompter", Q[0], node(2, 1, "assistant", A[0], node(4, 2, "prompter", Q[1], node(5, 4, "assistant", A[1]))), node(3, 1, "assistant", OTHERS["r"]))
+tree = node(
+    1,
+    0,
+    "prompter",
+    Q[0],
+    node(2, 1, "assistant", A[0], node(4, 2, "prompter", Q[1], node(5, 4, "assistant", A[1]))),
+    node(3, 1, "assistant", OTHERS["r"]),
+)
 ways = [chat(Q[0], A[0], Q[1], A[1]), chat(Q[0], OTHERS["r"])]
 read("OASST, first messages with replies", "oasst_message.jsonl", [tree], ways)
-read("OASST, trees", "oasst_tree.jsonl.gz", [{"message_tree_id": "m1", "tree_state": "ready_for_export", "prompt": tree}], ways)
+read(
+    "OASST, trees",
+    "oasst_tree.jsonl.gz",
+    [{"message_tree_id": "m1", "tree_state": "ready_for_export", "prompt": tree}],
+    ways,
+)
 flat = [
     node(1, 0, "prompter", Q[0], None),
     node(2, 1, "assistant", A[0], None),
@@ -182,8 +224,20 @@ flat = [
 read("OASST, a row a message", "oasst_flat.jsonl", flat, ways)
 read("OASST, Parquet", "oasst_flat.parquet", flat, ways)
 dolly = [{"instruction": Q[0], "context": "", "response": A[0], "category": "open_qa"}]
-dolly += [{"instruction": "Which river is meant?", "context": "It ends in Mozambique.", "response": "The Zambezi.", "category": "closed_qa"}]
-read("Dolly", "dolly.jsonl", dolly, [PAIRS[0], chat("Which river is meant?\n\nIt ends in Mozambique.", "The Zambezi.")])
+dolly += [
+    {
+        "instruction": "Which river is meant?",
+        "context": "It ends in Mozambique.",
+        "response": "The Zambezi.",
+        "category": "closed_qa",
+    }
+]
+read(
+    "Dolly",
+    "dolly.jsonl",
+    dolly,
+    [PAIRS[0], chat("Which river is meant?\n\nIt ends in Mozambique.", "The Zambezi.")],
+)
 read("Firefly", "firefly.jsonl", [{"kind": "QA", "input": q, "target": r} for q, r in zip(Q, A)], PAIRS)
 moss = {
     "conversation_id": "1",
@@ -203,23 +257,54 @@ read("MOSS 003", "moss3.jsonl", [moss], [chat(Q[1], A[1], system="You are kind."
 searched = json.loads(json.dumps(moss))
 searched["chat"]["turn_1"]["Commands"] = '<|Commands|>: Search("river")<eoc>\n'
 refused("MOSS 003 with a tool", "moss3_tool.jsonl", [searched], "Commands")
-moss2 = {"id": 1, "prefix": "You are kind.", "num_turns": 2, "plain_text": f"[Human]: {Q[0]}<eoh> [MOSS]: {A[0]}<eoa> [Human]: {Q[3]}<eoh> [MOSS]: {A[3]}<eoa>"}
+moss2 = {
+    "id": 1,
+    "prefix": "You are kind.",
+    "num_turns": 2,
+    "plain_text": f"[Human]: {Q[0]}<eoh> [MOSS]: {A[0]}<eoa> [Human]: {Q[3]}<eoh> [MOSS]: {A[3]}<eoa>",
+}
 read("MOSS 002", "moss2.jsonl", [moss2], [chat(Q[0], A[0], Q[3], A[3], system="You are kind.")])
-read("UltraChat", "ultrachat.jsonl", [{"id": "0", "data": [Q[0], A[0], Q[1], A[1]]}], [chat(Q[0], A[0], Q[1], A[1])])
+read(
+    "UltraChat",
+    "ultrachat.jsonl",
+    [{"id": "0", "data": [Q[0], A[0], Q[1], A[1]]}],
+    [chat(Q[0], A[0], Q[1], A[1])],
+)
 read("UltraChat, zstd", "ultrachat.jsonl.zst", [{"id": "0", "data": [Q[0], A[0]]}], [PAIRS[0]])
-coig = [{"task_id": "1", "trans_instruction": q, "trans_input": "", "trans_output": r, "old_instruction": "x"} for q, r in zip(Q, A)]
+coig = [
+    {"task_id": "1", "trans_instruction": q, "trans_input": "", "trans_output": r, "old_instruction": "x"}
+    for q, r in zip(Q, A)
+]
 read("COIG, translated", "coig_translated.jsonl", coig, PAIRS)
-exam = {"textbox_q_instruction": "选一个。", "textbox_q_context": "", "textbox_question": Q[2], "textbox_answer": A[2], "textbox_answer_analysis": "略"}
+exam = {
+    "textbox_q_instruction": "选一个。",
+    "textbox_q_context": "",
+    "textbox_question": Q[2],
+    "textbox_answer": A[2],
+    "textbox_answer_analysis": "略",
+}
 read("COIG, exam", "coig_exam.jsonl", [exam], [chat("选一个。\n\n" + Q[2], A[2])])
 refused("COIG, exam without an answer", "coig_exam_empty.jsonl", [dict(exam, textbox_answer=None)], "answer")
-counter = {"instruction": "谈话", "conversations": [{"question": Q[0], "answer": A[0]}, {"question": Q[2], "answer": A[2]}]}
+counter = {
+    "instruction": "谈话",
+    "conversations": [{"question": Q[0], "answer": A[0]}, {"question": Q[2], "answer": A[2]}],
+}
 read("COIG, conversations", "coig_chat.jsonl", [counter], [chat(Q[0], A[0], Q[2], A[2], system="谈话")])
 read("LIMA", "lima.jsonl", [{"conversations": [q, r], "source": "web"} for q, r in zip(Q, A)], PAIRS)
 tele = {"dialog": [{"role": "user", "content": Q[2]}, {"role": "bot", "content": A[2]}]}
 read("TeleChat, dialog", "telechat.jsonl", [tele], [PAIRS[2]])
-belle = {"id": "b1", "conversations": [{"from": "human", "value": Q[0]}, {"from": "assistant", "value": A[0]}]}
+belle = {
+    "id": "b1",
+    "conversations": [{"from": "human", "value": Q[0]}, {"from": "assistant", "value": A[0]}],
+}
 read("BELLE, conversations", "belle_multi.json", [belle], [PAIRS[0]])
-seed = {"id": "seed_1", "name": "weigh", "instruction": Q[0], "instances": [{"input": "", "output": A[0]}], "is_classification": False}
+seed = {
+    "id": "seed_1",
+    "name": "weigh",
+    "instruction": Q[0],
+    "instances": [{"input": "", "output": A[0]}],
+    "is_classification": False,
+}
 refused("Stanford's seed tasks", "seed_tasks.jsonl", [seed], "instances")
 refused("BELLE's seed tasks", "zh_seed_tasks.json", [dict(seed, name="称重", instruction=Q[2])], "instances")
 tool = {
@@ -233,10 +318,19 @@ tool = {
 }
 refused("Glaive's tool calls, ShareGPT", "glaive_toolcall.json", [tool], "function_call")
 call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
-calls = [{"role": "user", "content": "What time is it?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
-calls += [{"role": "tool", "content": "12:00", "tool_call_id": "c1"}, {"role": "assistant", "content": "Noon."}]
+calls = [
+    {"role": "user", "content": "What time is it?"},
+    {"role": "assistant", "content": None, "tool_calls": [call]},
+]
+calls += [
+    {"role": "tool", "content": "12:00", "tool_call_id": "c1"},
+    {"role": "assistant", "content": "Noon."},
+]
 refused("OpenAI's tool calls", "tool_calls.jsonl", [{"messages": calls}], "tool_calls")
-parts = [{"role": "user", "content": [{"type": "text", "text": Q[0]}]}, {"role": "assistant", "content": [{"type": "text", "text": A[0]}]}]
+parts = [
+    {"role": "user", "content": [{"type": "text", "text": Q[0]}]},
+    {"role": "assistant", "content": [{"type": "text", "text": A[0]}]},
+]
 read("content in parts of text", "parts.jsonl", [{"messages": parts}], [PAIRS[0]])
 parts = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, PAIRS[0][0][1]]
 refused("content with a picture", "mllm_parts.json", [{"messages": parts}], "image_url")
@@ -244,11 +338,24 @@ seen = [{"messages": [{"role": "user", "content": "<image>" + Q[0]}, PAIRS[0][0]
 refused("pictures beside messages", "mllm_demo.json", seen, "images")
 thought = [{"messages": [PAIRS[3][0][0], dict(PAIRS[3][0][1], reasoning_content="7 + 5 is 12.")]}]
 refused("reasoning_content", "reasoning.jsonl", thought, "reasoning_content")
-read("reasoning_content, ignored by choice", "reasoning.jsonl", thought, [PAIRS[3]], 'data.unrendered="ignore"')
+read(
+    "reasoning_content, ignored by choice", "reasoning.jsonl", thought, [PAIRS[3]], 'data.unrendered="ignore"'
+)
 swift = json.loads(json.dumps(openai[:1]))
 swift[0]["messages"][1]["loss"] = False
-read("ms-swift, loss false", "swift.jsonl", swift, [chat(Q[0], A[0], "And dry sand?", "In between.", but=[A[0]])])
-read("web text with its source", "c4_demo.jsonl", [{"text": A[1], "url": "x", "timestamp": "1"}], [A[1]], said="url")
+read(
+    "ms-swift, loss false",
+    "swift.jsonl",
+    swift,
+    [chat(Q[0], A[0], "And dry sand?", "In between.", but=[A[0]])],
+)
+read(
+    "web text with its source",
+    "c4_demo.jsonl",
+    [{"text": A[1], "url": "x", "timestamp": "1"}],
+    [A[1]],
+    said="url",
+)
 read("plain text", "wiki_demo.txt", A[1] + "\n\n" + A[2], [A[1] + "\n\n" + A[2]])
 null = [{"instruction": Q[0], "input": "", "output": None, "text": Q[0] + A[0]}]
 refused("Alpaca with output null beside text", "null_output.jsonl", null, "output")
@@ -260,7 +367,16 @@ refused("questions of AlignBench", "alignbench.jsonl", align, "reference")
 
 def run(path, options):
     settings = [f'data.files=["{path}"]', f'model="{a.model}"', f'output="{a.work / "out"}"', *options]
-    command = [a.flm, "sft", a.work / "recipe.toml", *settings, "--dry-run", "--tokens-per-second", "100", "--json"]
+    command = [
+        a.flm,
+        "sft",
+        a.work / "recipe.toml",
+        *settings,
+        "--dry-run",
+        "--tokens-per-second",
+        "100",
+        "--json",
+    ]
     done = subprocess.run([*map(str, command), "--no-source-digests"], capture_output=True, text=True)
     return (json.loads(done.stdout)["data"] if done.returncode == 0 else None), done.stderr.strip()
 
@@ -294,13 +410,18 @@ for name, file, rows, expected, options, said in forms:
             good = False
             print(f"| {name} | {told} | | | | {len(expected)}: {tokens}, {learned} BAD |", flush=True)
         else:
-            notes = json.dumps({k: found[k] for k in ("left_out", "unread", "chosen") if k in found}, ensure_ascii=False)
+            notes = json.dumps(
+                {k: found[k] for k in ("left_out", "unread", "chosen") if k in found}, ensure_ascii=False
+            )
             kept = found["samples"] - found["dropped"]
             good = (kept, found["tokens"], found["targets"]) == (len(expected), tokens, learned)
             good = good and (said is None or said in notes)
             what = "read" + ("" if notes == "{}" else f", said: {notes}")
             wanted = f"{tokens}, {learned}" + ("" if good else f" in {len(expected)} BAD")
-            print(f"| {name} | {what} | {kept} | {found['tokens']} | {found['targets']} | {wanted} |", flush=True)
+            print(
+                f"| {name} | {what} | {kept} | {found['tokens']} | {found['targets']} | {wanted} |",
+                flush=True,
+            )
     failed += not good
 print(f"{len(forms)} forms, {failed} wrong", file=sys.stderr)
 sys.exit(1 if failed else 0)

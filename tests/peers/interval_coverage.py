@@ -13,8 +13,8 @@ of scores are drawn from a joint distribution that is written down, so that all 
 
 `flm eval score A --baseline B --json` gives the intervals of A and of the paired difference. Counted are how
 often there is an interval, and how often it covers the truth where there is one: of the overall score, of
-the halves, of the categories (all eight together). Right is 93 to 97 %, give or take two standard errors of the count, or
-no interval.
+the halves, of the categories (all eight together). Right is 93 to 97 %, give or take two standard errors of the
+count, or no interval.
 
 Exit status 1 where one is wrong. --plant adds 0.6 to every truth, to see it fail."""
 
@@ -143,5 +143,8 @@ for kind in a.kinds:
             told = "–" if share is None else f"{100 * share:.1f} %"
             off = "" if share is None else f"{100 * error:.1f}"
             given = f"{100 * given / asked:.0f} %"
-            print(f"{kind:<11}{rows:>5}  {what + ', ' + part:<22}{given:>8}{told:>9}{off:>6}{'' if good else '  BAD'}", flush=True)
+            print(
+                f"{kind:<11}{rows:>5}  {what + ', ' + part:<22}{given:>8}{told:>9}{off:>6}{'' if good else '  BAD'}",
+                flush=True,
+            )
 sys.exit(1 if failed else 0)

@@ -40,7 +40,9 @@ p.add_argument("--plant", choices=["lose", "repeat", "change"])
 a = p.parse_args()
 
 CATEGORIES = ["数学计算", "逻辑推理", "基本任务", "中文理解", "综合问答", "文本写作", "角色扮演", "专业能力"]
-KINDS = ["good"] * 6 + ["slow"] * 4 + ["error once", "broken once", "no score", "400", "refusal", "filter", "cut"]
+KINDS = (
+    ["good"] * 6 + ["slow"] * 4 + ["error once", "broken once", "no score", "400", "refusal", "filter", "cut"]
+)
 random_ = random.Random(a.seed)
 failed = []
 kinds, asked, seen, known, run = {}, [], {}, set(), 0
@@ -48,7 +50,11 @@ lock = threading.Lock()
 
 
 def completion(content, finish="stop", **message):
-    choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": content, **message},
+        "finish_reason": finish,
+    }
     usage = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
     return {"object": "chat.completion", "model": "critic-1", "choices": [choice], "usage": usage}
 
@@ -82,7 +88,9 @@ class Judge(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.connection.close()
         if kind == "400":
-            return self.send(400, {"error": {"code": "content_filter", "message": f"prompt {number} filtered"}})
+            return self.send(
+                400, {"error": {"code": "content_filter", "message": f"prompt {number} filtered"}}
+            )
         if kind == "refusal":
             return self.send(200, completion(None, refusal="I will not"))
         if kind == "filter":
@@ -240,7 +248,11 @@ while total < a.kills:
 check(f"{total} kills", total == a.kills)
 
 print("one good answer, twelve that are cut, twenty good ones")
-answers, first, out = a.work / "front.jsonl", a.work / "front-undisturbed.jsonl", a.work / "front-killed.jsonl"
+answers, first, out = (
+    a.work / "front.jsonl",
+    a.work / "front-undisturbed.jsonl",
+    a.work / "front-killed.jsonl",
+)
 write_answers(answers, 33)
 kinds.clear()
 kinds.update({n: "cut" if 2 <= n <= 13 else "slow" for n in range(1, 34)})
@@ -253,9 +265,11 @@ before = len(rows_of(out))
 failures, error = to_the_end(answers, out)
 label = f"killed with {before} rows"
 if error:
-    for again in range(3):
+    for _ in range(3):
         to_the_end(answers, out)
-    check(f"{label}: {error}; {len(rows_of(out))} rows after three more runs, {len(wanted)} undisturbed", False)
+    check(
+        f"{label}: {error}; {len(rows_of(out))} rows after three more runs, {len(wanted)} undisturbed", False
+    )
 else:
     compare(label, rows_of(out), wanted, failures, wanted_failures)
 sys.exit(1 if failed else 0)

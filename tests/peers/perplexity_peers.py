@@ -80,7 +80,8 @@ ENGLISH = " ".join(
 failed = []
 tokenizer = AutoTokenizer.from_pretrained(a.model)
 single, double = (
-    AutoModelForCausalLM.from_pretrained(a.model, dtype=dtype).eval() for dtype in (torch.float32, torch.float64)
+    AutoModelForCausalLM.from_pretrained(a.model, dtype=dtype).eval()
+    for dtype in (torch.float32, torch.float64)
 )
 bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
@@ -217,7 +218,12 @@ def one_window():
 
 
 a.work.mkdir(parents=True, exist_ok=True)
-cases = [("short lines", LINES), ("Chinese", [CHINESE]), ("one token", [" river"]), ("one window", [one_window()])]
+cases = [
+    ("short lines", LINES),
+    ("Chinese", [CHINESE]),
+    ("one token", [" river"]),
+    ("one window", [one_window()]),
+]
 assert len(encode(" river")) == 1
 cases.append(("one window and a token", [cases[-1][1][0] + " river"]))
 if a.long:

@@ -12,8 +12,8 @@ times each, at random moments, then run to their end, until there were --kills k
 - what failed is what failed there, with the same reasons;
 - no run asks for a question that had a row when it began.
 
-A second pair of evaluations begins with one good answer and goes on with twelve that are cut: after a kill behind
-the first row, the rest has to come all the same.
+Two more evaluations begin with one good answer and go on with twelve whose judgments are cut, or empty. The rest
+has to come all the same, undisturbed and after a kill behind the first row.
 
 Exit status 1 where one of these fails. --plant loses the last row after each kill, repeats it, or changes one in the
 end, to see it fail."""
@@ -95,6 +95,8 @@ class Judge(BaseHTTPRequestHandler):
             return self.send(200, completion(None, refusal="I will not"))
         if kind == "filter":
             return self.send(200, completion("这个", finish="content_filter"))
+        if kind == "empty":
+            return self.send(200, completion(""))
         if kind == "cut":
             return self.send(200, completion(good[:-3], finish="length"))
         self.send(200, completion("难以评价。" if kind == "no score" else good))
@@ -247,29 +249,26 @@ while total < a.kills:
     check(f"  asked for in spite of a row: {again or 'none'}", not again)
 check(f"{total} kills", total == a.kills)
 
-print("one good answer, twelve that are cut, twenty good ones")
-answers, first, out = (
-    a.work / "front.jsonl",
-    a.work / "front-undisturbed.jsonl",
-    a.work / "front-killed.jsonl",
-)
-write_answers(answers, 33)
-kinds.clear()
-kinds.update({n: "cut" if 2 <= n <= 13 else "slow" for n in range(1, 34)})
-kinds[1] = "good"
-wanted_failures, error = to_the_end(answers, first)
-wanted = rows_of(first)
-check(f"undisturbed: {error or f'{len(wanted)} rows, {len(wanted_failures)} failed'}", error is None)
-killed(answers, out, -1)
-before = len(rows_of(out))
-failures, error = to_the_end(answers, out)
-label = f"killed with {before} rows"
-if error:
-    for _ in range(3):
-        to_the_end(answers, out)
-    check(
-        f"{label}: {error}; {len(rows_of(out))} rows after three more runs, {len(wanted)} undisturbed", False
-    )
-else:
-    compare(label, rows_of(out), wanted, failures, wanted_failures)
+for kind, what in (("cut", "that are cut"), ("empty", "whose judgment is empty")):
+    print(f"one good answer, twelve {what}, twenty good ones")
+    answers, first = a.work / f"front-{kind}.jsonl", a.work / f"front-{kind}-undisturbed.jsonl"
+    out = a.work / f"front-{kind}-killed.jsonl"
+    write_answers(answers, 33)
+    kinds.clear()
+    kinds.update({n: kind if 2 <= n <= 13 else "slow" for n in range(1, 34)})
+    kinds[1] = "good"
+    wanted_failures, error = to_the_end(answers, first)
+    wanted = rows_of(first)
+    found = f"{len(wanted)} rows, {len(wanted_failures or {})} failed"
+    check(f"undisturbed: {error or found}", error is None and len(wanted) == 21)
+    killed(answers, out, -1)
+    before = len(rows_of(out))
+    failures, error = to_the_end(answers, out)
+    label = f"killed with {before} rows"
+    if error:
+        for _ in range(3):
+            to_the_end(answers, out)
+        check(f"{label}: {error}; {len(rows_of(out))} rows after three more runs, not 21", False)
+    else:
+        compare(label, rows_of(out), wanted, failures, wanted_failures)
 sys.exit(1 if failed else 0)

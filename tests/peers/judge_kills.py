@@ -231,8 +231,8 @@ while total < a.kills:
     known.clear()
     for _ in range(random_.randint(3, 6)):
         begun[run + 1] = set(known)
-        # up to half the time of the whole: some runs are killed before their first row
-        if total + kills < a.kills and killed(answers, out, random_.uniform(0.01, took / 2)):
+        # at most half the time of the whole, and a second: some runs are killed before their first row
+        if total + kills < a.kills and killed(answers, out, random_.uniform(0.01, min(took / 2, 1.0))):
             kills += 1
     total += kills
     begun[run + 1] = set(known)

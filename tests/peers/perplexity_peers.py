@@ -37,6 +37,7 @@ p.add_argument("--work", required=True, type=Path)
 p.add_argument("--context", type=int, default=512)
 p.add_argument("--long", type=Path)
 p.add_argument("--long-bytes", type=int, default=2_000_000)
+p.add_argument("--only", default="", help="texts whose name has this in it")
 p.add_argument("--harness", type=Path)
 p.add_argument("--plant", choices=["byte", "token"])
 a = p.parse_args()
@@ -230,6 +231,8 @@ if a.long:
     text = a.long.read_bytes()[: a.long_bytes].decode("utf8", errors="ignore")
     cases.append((f"{len(text.encode())} bytes of {a.long.name}", [text]))
 for number, (name, texts) in enumerate(cases):
+    if a.only not in name:
+        continue
     path = a.work / (f"{number}.jsonl" if len(texts) > 1 else f"{number}.txt")
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     path.write_text(lines if len(texts) > 1 else texts[0], encoding="utf8", newline="")

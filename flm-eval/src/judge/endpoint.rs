@@ -171,9 +171,10 @@ impl Endpoint {
                 Err(Problem::Passing { why, after }) => {
                     failures += 1;
                     if failures >= self.options.attempts.min(most) {
-                        return Err(Problem::Passing {
-                            why: format!("{why} ({failures} tries)"),
-                            after: None,
+                        let why = format!("{why} ({failures} tries)");
+                        return Err(match most {
+                            2 => Problem::Doubtful(why),
+                            _ => Problem::Passing { why, after: None },
                         });
                     }
                     let chance =
@@ -234,7 +235,7 @@ impl Judge for Endpoint {
         details
     }
 
-    fn judge(&self, cases: &[Case], sink: &mut Sink<'_>) -> anyhow::Result<()> {
+    fn judge(&self, cases: &[Case], proved: bool, sink: &mut Sink<'_>) -> anyhow::Result<()> {
         let workers = self.options.concurrency.clamp(1, cases.len().max(1));
         // a server that fails for every answer is down, or does not know what it is asked
         let give_up_after = workers + 4;
@@ -254,7 +255,7 @@ impl Judge for Endpoint {
                 });
             }
             drop(send);
-            let (mut in_a_row, mut judged) = (0, false);
+            let (mut in_a_row, mut judged) = (0, proved);
             let mut result = Ok(());
             for (index, verdict) in receive {
                 if result.is_err() {
@@ -268,7 +269,7 @@ impl Judge for Endpoint {
                 // once some answers were judged, what is wrong with one says nothing of the others
                 in_a_row = match &verdict {
                     Ok(_) => 0,
-                    Err(Problem::Hopeless(_)) if judged => in_a_row,
+                    Err(Problem::Hopeless(_) | Problem::Doubtful(_)) if judged => in_a_row,
                     Err(_) => in_a_row + 1,
                 };
                 result =

@@ -30,7 +30,7 @@ impl Judge for LocalJudge {
         serde_json::Map::from_iter([("judge_digest".to_owned(), self.model.digest.clone().into())])
     }
 
-    fn judge(&self, cases: &[Case], sink: &mut Sink<'_>) -> anyhow::Result<()> {
+    fn judge(&self, cases: &[Case], _proved: bool, sink: &mut Sink<'_>) -> anyhow::Result<()> {
         let job = |case: &Case| -> anyhow::Result<Job> {
             Ok(Job { prompt: self.model.prompt(&self.prompt.render(case)?)?, temperature: 0.0, seed: 0 })
         };

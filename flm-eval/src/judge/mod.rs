@@ -65,8 +65,9 @@ pub trait Judge {
     fn prompt(&self) -> Option<&Prompt>;
 
     /// Judges every case once, in any order. A case that cannot be judged is handed over as an error;
-    /// an error of the whole stops the run.
-    fn judge(&self, cases: &[Case], sink: &mut Sink<'_>) -> anyhow::Result<()>;
+    /// an error of the whole stops the run. `proved` says that an earlier run has judgments of this judge:
+    /// what it cannot judge is then no sign that it judges nothing.
+    fn judge(&self, cases: &[Case], proved: bool, sink: &mut Sink<'_>) -> anyhow::Result<()>;
 
     /// More of what it is, for every row.
     fn details(&self) -> serde_json::Map<String, serde_json::Value> {

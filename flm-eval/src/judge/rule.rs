@@ -21,7 +21,7 @@ impl Judge for RuleJudge {
         None
     }
 
-    fn judge(&self, cases: &[Case], sink: &mut Sink<'_>) -> anyhow::Result<()> {
+    fn judge(&self, cases: &[Case], _proved: bool, sink: &mut Sink<'_>) -> anyhow::Result<()> {
         for (index, case) in cases.iter().enumerate() {
             let verdict = if case.reference.trim().is_empty() {
                 Err("there is no reference to compare with".to_owned())
@@ -151,7 +151,7 @@ mod tests {
             score = crate::score::parse::parse(&verdict.unwrap().judgment).score.strict();
             Ok(())
         };
-        RuleJudge.judge(&[case], &mut sink).unwrap();
+        RuleJudge.judge(&[case], false, &mut sink).unwrap();
         score.unwrap() as u64
     }
 

@@ -223,7 +223,7 @@ pub fn run(
         ("prompt_sha256".to_owned(), prompt_sha256.clone().into()),
         ("flm".to_owned(), version().into()),
     ]);
-    judge.judge(&cases, &mut |index, verdict| {
+    judge.judge(&cases, !before.is_empty(), &mut |index, verdict| {
         progress(Progress::One);
         let (answer, verdict) = match verdict {
             Ok(verdict) => (todo[index], verdict),

@@ -3,8 +3,10 @@
 //! Few questions a category make a plain percentile interval too narrow twice over: a resample's spread is
 //! that of n values about their own mean, not of n − 1, and normal quantiles know nothing of a spread that is
 //! itself uncertain. So drawn deviations are widened by √(n/(n−1)), and the quantiles' distance from the mean
-//! by Student's t over the normal quantile, with Welch and Satterthwaite's degrees of freedom. Below
-//! [`FEWEST`] rows, or where all rows are alike, even that promises too much, and there is no interval.
+//! by Student's t over the normal quantile, with Welch and Satterthwaite's degrees of freedom. Where most rows
+//! are alike, quantiles of resamples are still too near on one side: each end is the farther one of theirs and
+//! of Student's own interval. Below [`FEWEST`] rows a category or [`FREEDOM`] in all, or where all rows are
+//! alike, even that promises too much, and there is no interval.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +18,9 @@ use crate::score::aggregate::{Halves, Reading, Rules, mean};
 
 /// Rows that a category needs for an interval.
 pub(crate) const FEWEST: usize = 7;
+
+/// Degrees of freedom that a mean needs if its categories vary alike: a few rows seldom show a rare low score.
+const FREEDOM: f64 = 18.0;
 
 /// The normal distribution's 97.5 % quantile.
 const NORMAL: f64 = 1.959_963_984_540_054;
@@ -101,6 +106,7 @@ pub(super) fn intervals(readings: &[Reading<'_>], rules: Rules, resamples: usize
 /// The interval of a weighed sum of categories' means; `None` with too few rows or without any spread.
 fn interval(centre: f64, parts: &[(f64, &[f64])], draws: Vec<f64>) -> Option<[f64; 2]> {
     let (mut variance, mut fourth) = (0.0, 0.0);
+    let (mut alike, mut alike_fourth) = (0.0, 0.0);
     for (weight, scores) in parts {
         if scores.len() < FEWEST {
             return None;
@@ -111,13 +117,17 @@ fn interval(centre: f64, parts: &[(f64, &[f64])], draws: Vec<f64>) -> Option<[f6
         let part = weight.powi(2) * squares / (n - 1.0) / n;
         variance += part;
         fourth += part.powi(2) / (n - 1.0);
+        let share = weight.powi(2) / n;
+        alike += share;
+        alike_fourth += share.powi(2) / (n - 1.0);
     }
-    if variance <= 0.0 {
+    if variance <= 0.0 || alike.powi(2) / alike_fourth < FREEDOM - 1e-9 {
         return None;
     }
-    let widen = student(variance.powi(2) / fourth) / NORMAL;
+    let student = student(variance.powi(2) / fourth);
     let [low, high] = middle(draws)?;
-    Some([centre + (low - centre) * widen, centre + (high - centre) * widen])
+    let (widen, half) = (student / NORMAL, student * variance.sqrt());
+    Some([centre + ((low - centre) * widen).min(-half), centre + ((high - centre) * widen).max(half)])
 }
 
 /// Student's 97.5 % quantile, by the normal one's expansion (Abramowitz and Stegun 26.7.5).
@@ -244,7 +254,9 @@ mod tests {
             }
             let share = |covered: u64| covered as f64 / WORLDS as f64;
             assert_eq!(given, WORLDS);
-            for (what, share) in [("overall", share(overall)), ("a category", share(category))] {
+            // a category by itself has fewer degrees of freedom than rows
+            let one = if rows > 18 { share(category) } else { share(overall) };
+            for (what, share) in [("overall", share(overall)), ("a category", one)] {
                 assert!((0.93..=0.97).contains(&share), "{rows} rows: {what} covered in {share}");
             }
         }

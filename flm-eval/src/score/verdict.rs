@@ -282,10 +282,11 @@ impl Text {
         let (value, end) = self.number(index)?;
         let end = self.of_ten(end)?;
         let next = self.skip(end, |c| c == ' ');
-        let range = matches!(self.at(next), Some('-' | '~' | '–' | '—' | '到' | '至' | '～'))
+        // 6-7, 6或7, 8 × 0.5 + 6 × 0.5, 8→6, 1e1, | 10 | 6 |: it goes on, or the next number may be the one
+        let range = self.at(next).is_some_and(|c| "-~–—−到至或、+×*→^|eE".contains(c))
             && self.at(self.skip(next + 1, |c| c == ' ')).is_some_and(|c| c.is_ascii_digit());
         // 综合得分：1 分是最低: said of the scale, not of the answer
-        let of_scale = matches!(self.at(next), Some('是' | '为'));
+        let of_scale = ["是", "为", "中的", "表示", "代表"].iter().any(|word| self.starts_with(next, word));
         (!range && !of_scale).then_some((value, end))
     }
 

@@ -270,6 +270,20 @@ impl Rows<'_> {
                 row.entry("system").or_insert(text.into());
             }
             let (mut messages, mut learned) = self.turns(list, key)?;
+            let apart = messages.last().is_some_and(|last| last.role != "assistant") && has(row, "chosen");
+            if apart {
+                // LLaMA-Factory: both answers to the last turn stand beside the conversation
+                let answer = match row.shift_remove("chosen").unwrap_or_default() {
+                    Value::String(text) => serde_json::json!([{"role": "assistant", "content": text}]),
+                    one @ Value::Object(_) => Value::Array(vec![one]),
+                    list => list,
+                };
+                let (answer, learns) = self.turns(answer, "chosen")?;
+                // as after a `prompt`: what was said before is not learned
+                learned.fill(false);
+                learned.extend(learns);
+                messages.extend(answer);
+            }
             if key == "chosen" {
                 // what was asked may stand beside both sides
                 let asked = row.shift_remove("prompt").filter(|value| !value.is_null());
@@ -287,7 +301,7 @@ impl Rows<'_> {
                     _ => {}
                 }
             }
-            self.preference(row, key);
+            self.preference(row, if apart { "chosen" } else { key });
             if let Some(text) = string(row, "system")? {
                 match messages.first() {
                     Some(first) if first.role == "system" && first.content != text => {

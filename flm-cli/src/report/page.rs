@@ -84,6 +84,7 @@ fn series(index: usize, series: &flm_eval::Series) -> Json {
         "reasoning": fixed(s.strict.reasoning),
         "language": fixed(s.strict.language),
         "released": fixed(s.released.overall),
+        "few_alone": s.intervals.strict.needed_alone,
         "few": (!s.intervals.strict.too_few.is_empty()).then_some(s.intervals.strict.needed),
         "ratio": series.ratio.as_ref().and_then(|r| r.overall).map(|r| format!("{:.1} %", 100.0 * r)),
         "ledger": s.ledger,

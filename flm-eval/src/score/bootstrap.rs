@@ -36,6 +36,8 @@ pub struct Intervals {
     pub too_few: BTreeMap<String, usize>,
     /// Rows that each of them would need.
     pub needed: usize,
+    /// Rows that a category needs for an interval of its own.
+    pub needed_alone: usize,
     /// Draws that they come from.
     pub resamples: usize,
     /// Seed of the draws.
@@ -98,6 +100,7 @@ pub(super) fn intervals(readings: &[Reading<'_>], rules: Rules, resamples: usize
             .map(|(name, scores)| ((*name).to_owned(), scores.len()))
             .collect(),
         needed: FEWEST,
+        needed_alone: FREEDOM as usize + 1,
         resamples,
         seed,
     }

@@ -83,7 +83,10 @@ impl Comparison {
             Some([low, high]) if low > 0.0 || high < 0.0 => format!(" (95 % {low:+.2} to {high:+.2})"),
             Some([low, high]) => format!(" (95 % {low:+.2} to {high:+.2}: may be chance)"),
             None if self.questions == self.ties => String::new(),
-            None => format!(" (no interval: it takes {} questions a category)", self.intervals.needed),
+            None => format!(
+                " (no interval: it takes {} questions a category, {} of one alone)",
+                self.intervals.needed, self.intervals.needed_alone
+            ),
         };
         text += &format!(
             " over the {} questions that both have: {} higher, {} alike, {} lower",

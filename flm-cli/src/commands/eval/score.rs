@@ -205,8 +205,9 @@ pub(crate) fn tables(s: &Scores, identity: &Identity, ratio: Option<&Ratios>) ->
     if !intervals.too_few.is_empty() {
         let few = intervals.too_few.iter().map(|(name, rows)| format!("{name} {rows}"));
         text += &format!(
-            "\nno interval with fewer than {} rows a category: {}",
+            "\nno interval with fewer than {} rows a category, nor of a category alone with fewer than {}: {}",
             intervals.needed,
+            intervals.needed_alone,
             few.collect::<Vec<_>>().join(", ")
         );
     }

@@ -118,28 +118,37 @@ const OLMO2: Family = Family {
     ..LLAMA
 };
 
-const GEMMA2: Family = Family {
-    model_type: ModelType::Gemma2,
-    name: "gemma2",
-    architecture: "Gemma2ForCausalLM",
+const GEMMA: Family = Family {
+    model_type: ModelType::Gemma,
+    name: "gemma",
+    architecture: "GemmaForCausalLM",
     mlp_bias_key: false,
-    norms: NormPlacement::Around,
-    activation: ("hidden_activation", Activation::GeluTanh),
+    activation: ("hidden_act", Activation::GeluTanh),
     gain_offset: 1.0,
     embedding_by_width: true,
-    query_scalar: Some(256.0),
-    softcaps: Some([Some(50.0), Some(30.0)]),
-    windows: Windows::AllBut { key: "sliding_window_pattern", every: 2 },
     head_dim: Some(256),
-    num_key_value_heads: Some(4),
+    num_key_value_heads: Some(16),
     max_position_embeddings: 8192,
-    sliding_window: Some(4096),
     tie_word_embeddings: true,
     ..LLAMA
 };
 
+const GEMMA2: Family = Family {
+    model_type: ModelType::Gemma2,
+    name: "gemma2",
+    architecture: "Gemma2ForCausalLM",
+    norms: NormPlacement::Around,
+    activation: ("hidden_activation", Activation::GeluTanh),
+    query_scalar: Some(256.0),
+    softcaps: Some([Some(50.0), Some(30.0)]),
+    windows: Windows::AllBut { key: "sliding_window_pattern", every: 2 },
+    num_key_value_heads: Some(4),
+    sliding_window: Some(4096),
+    ..GEMMA
+};
+
 /// In the order of [`ModelType`].
-static FAMILIES: [Family; 14] = [
+static FAMILIES: [Family; 15] = [
     Family {
         model_type: ModelType::TeleFlm,
         name: "TeleFLM",
@@ -222,6 +231,7 @@ static FAMILIES: [Family; 14] = [
         rms_norm_eps: 1e-5,
         ..LLAMA
     },
+    GEMMA,
     GEMMA2,
     Family {
         model_type: ModelType::Gemma3,

@@ -88,6 +88,8 @@ pub enum ModelType {
     Exaone4,
     /// Phi 3 and 4: Llama with fused matrices, part of each head turned, and two sets of frequencies.
     Phi3,
+    /// Gemma: Llama with GeGLU, gains stored less 1 and an embedding multiplied by the root of the width.
+    Gemma,
     /// Gemma 2: norms around the sub-layers, GeGLU, soft caps, a window in every second layer.
     Gemma2,
     /// Gemma 3, text: Gemma 2 with norms of heads, without soft caps, with two rotary bases.
@@ -251,6 +253,8 @@ impl TeleFlmConfig {
             None => default,
             Some((_, Some("silu" | "swish"))) => Activation::Silu,
             Some((_, Some("gelu_pytorch_tanh" | "gelu_new"))) => Activation::GeluTanh,
+            // what Gemma's files say and never meant
+            Some((_, Some("gelu"))) if model_type == ModelType::Gemma => Activation::GeluTanh,
             Some((name, _)) => return Err(ConfigError::Unsupported(format!("`{key}` = {}", short(name)))),
         };
         refused::check(&raw, family)?;
@@ -457,8 +461,7 @@ impl TeleFlmConfig {
 
     /// What the embedding's output is multiplied by: `input_mult` under µP, and what the family has besides.
     pub fn input_scale(&self) -> f64 {
-        let width =
-            if self.scales_embedding_by_width() { (self.hidden_size as f64).sqrt() } else { 1.0 };
+        let width = if self.scales_embedding_by_width() { (self.hidden_size as f64).sqrt() } else { 1.0 };
         let mup = if self.use_mup { self.input_mult } else { 1.0 };
         mup * width * self.embedding_multiplier
     }

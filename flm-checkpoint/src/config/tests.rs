@@ -310,6 +310,7 @@ fn families_have_their_parts_and_defaults() {
         "olmo3",
         "exaone4",
         "phi3",
+        "gemma",
         "gemma2",
         "gemma3_text",
     ] {

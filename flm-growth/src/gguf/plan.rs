@@ -402,6 +402,7 @@ pub fn gguf_architecture(family: ModelType) -> (&'static str, &'static str) {
         ModelType::Olmo3 => ("olmo2", "if the context is within the window"),
         ModelType::Exaone4 => ("exaone4", "if there is no window"),
         ModelType::Phi3 => ("phi3", "without the window"),
+        ModelType::Gemma => ("gemma", ""),
         ModelType::Gemma2 => ("gemma2", "if query_pre_attn_scalar is head_dim"),
         ModelType::Gemma3 => ("gemma3", "if query_pre_attn_scalar is head_dim"),
     }
@@ -441,7 +442,10 @@ impl Architecture {
             ModelType::Gemma2 | ModelType::Gemma3 if own_scale => {
                 Some("query_pre_attn_scalar other than head_dim")
             }
-            ModelType::Gemma2 | ModelType::Gemma3 if !config.tie_word_embeddings => Some("a head of its own"),
+            ModelType::Gemma | ModelType::Gemma2 | ModelType::Gemma3 if !config.tie_word_embeddings => {
+                Some("a head of its own")
+            }
+            ModelType::Gemma => None,
             ModelType::Gemma2 if config.attention_softcap.is_none() || config.logit_softcap.is_none() => {
                 Some("unbounded scores or logits")
             }
@@ -472,7 +476,7 @@ impl Architecture {
         Ok(Self {
             name,
             pairs: ["llama", "granite", "smollm3"].contains(&name),
-            scales: ["granite", "gemma2", "gemma3"].contains(&name),
+            scales: ["granite", "gemma", "gemma2", "gemma3"].contains(&name),
             fused: name == "phi3",
         })
     }

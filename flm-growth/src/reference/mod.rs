@@ -80,6 +80,7 @@ pub(crate) fn families(shape: Shape, tied: bool) -> Vec<TeleFlmConfig> {
         serde_json::json!({"model_type": "phi3", "partial_rotary_factor": 0.7, "sliding_window": 5,
             "original_max_position_embeddings": 4, "rope_scaling": {"type": "longrope",
             "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}}),
+        serde_json::json!({"model_type": "gemma", "hidden_act": "gelu"}),
         serde_json::json!({"model_type": "gemma2", "sliding_window": 4, "query_pre_attn_scalar": 10,
             "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0}),
         serde_json::json!({"model_type": "gemma3_text", "sliding_window": 3, "sliding_window_pattern": 2,

@@ -27,9 +27,9 @@ impl Rotary {
         let rotary = |rope: LayerRope| match rope {
             LayerRope::Model => Some(Self {
                 scaling: config.rope_scaling.clone(),
-                ..Self::new(config.rotary_dim, config.rope_theta)
+                ..Self::new(config.rotary_dim(), config.rope_theta)
             }),
-            LayerRope::Local { theta } => Some(Self::new(config.rotary_dim, theta)),
+            LayerRope::Local { theta } => Some(Self::new(config.rotary_dim(), theta)),
             LayerRope::None => None,
         };
         config.layers.kinds().iter().map(|kind| rotary(kind.rope)).collect()

@@ -18,7 +18,7 @@ impl TeleFlmConfig {
             && (self.qk_norm, self.norms) == (QkNorm::None, NormPlacement::Before)
             && (self.activation, self.gain_offset()) == (Activation::Silu, 0.0)
             && self.layers == LayerKinds::default()
-            && self.rotary_dim == self.head_dim
+            && self.partial_rotary_factor == 1.0
     }
 
     /// The config of a `LlamaForCausalLM` of the same shape: no multipliers, no code of its own.

@@ -180,8 +180,8 @@ pub struct TeleFlmConfig {
     pub activation: Activation,
     /// Which blocks attend how.
     pub layers: LayerKinds,
-    /// How many of a head's entries are turned by their position, the first ones; even.
-    pub rotary_dim: usize,
+    /// The part of a head that is turned by its position, its first entries.
+    pub partial_rotary_factor: f64,
     /// What scores are multiplied by; `None` for `1/√head_dim`.
     pub attention_multiplier: Option<f64>,
     /// What each sub-layer's output is multiplied by.
@@ -310,7 +310,6 @@ impl TeleFlmConfig {
         if turned != 1.0 && !family.partial_rotary || !(0.0..=1.0).contains(&turned) {
             return Err(ConfigError::Unsupported(format!("`partial_rotary_factor` = {turned}")));
         }
-        let rotary_dim = (head_dim as f64 * turned) as usize;
         let scalar = |key| if family.scalars { keys.number(key) } else { Ok(None) };
         // absent in transformers' GraniteConfig: 1, not the root
         let attention_multiplier = match (family.scalars, family.query_scalar) {
@@ -348,7 +347,7 @@ impl TeleFlmConfig {
             norms: family.norms,
             activation,
             layers: LayerKinds::read(&raw, family, num_hidden_layers)?,
-            rotary_dim,
+            partial_rotary_factor: turned,
             attention_multiplier,
             residual_multiplier: scalar("residual_multiplier")?.unwrap_or(1.0),
             embedding_multiplier: scalar("embedding_multiplier")?.unwrap_or(1.0),
@@ -391,7 +390,7 @@ impl TeleFlmConfig {
                 "num_attention_heads {h} is not a multiple of num_key_value_heads {kv}"
             )));
         }
-        let turned = self.rotary_dim;
+        let turned = self.rotary_dim();
         if !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::Inconsistent(format!(
                 "head_dim {} is odd: rotary needs pairs",
@@ -497,6 +496,11 @@ impl TeleFlmConfig {
     /// What is added to the stored gains of norms.
     pub fn gain_offset(&self) -> f64 {
         self.model_type.family().gain_offset
+    }
+
+    /// How many of a head's entries are turned by their position, the first ones.
+    pub fn rotary_dim(&self) -> usize {
+        (self.head_dim as f64 * self.partial_rotary_factor) as usize
     }
 
     /// Width of all query heads together.

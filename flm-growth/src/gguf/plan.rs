@@ -546,7 +546,7 @@ fn rope_factors(config: &TeleFlmConfig) -> Vec<GgufTensor> {
     let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
     match &config.rope_scaling {
         RopeScaling::Llama3 { .. } => {
-            let (width, theta) = (config.rotary_dim, config.rope_theta);
+            let (width, theta) = (config.rotary_dim(), config.rope_theta);
             let divisor = |i| config.rope_scaling.divisor(i, width, theta, 0) as f32;
             vec![tensor("rope_freqs.weight", (0..width / 2).map(divisor).collect())]
         }
@@ -620,7 +620,7 @@ fn metadata(
         ("attention.head_count_kv", "num_key_value_heads", config.num_key_value_heads),
         ("attention.key_length", "head_dim", config.head_dim),
         ("attention.value_length", "head_dim", config.head_dim),
-        ("rope.dimension_count", "head_dim", config.rotary_dim),
+        ("rope.dimension_count", "head_dim", config.rotary_dim()),
     ] {
         let number = u32::try_from(value).map_err(|_| ExportError::TooLarge { key: of, value })?;
         put(&format!("{}.{key}", architecture.name), Value::U32(number));

@@ -22,7 +22,7 @@ fn rotate(head: &mut [f64], position: usize, length: usize, rope: LayerRope, c: 
         LayerRope::Local { theta } => (theta, false),
         LayerRope::None => return,
     };
-    let (half, width) = (c.rotary_dim / 2, c.rotary_dim);
+    let (half, width) = (c.rotary_dim() / 2, c.rotary_dim());
     for i in 0..half {
         let frequency = theta.powf(-2.0 * i as f64 / width as f64);
         let divisor = if scaled { c.rope_scaling.divisor(i, width, theta, length) } else { 1.0 };

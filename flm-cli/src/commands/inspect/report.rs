@@ -297,8 +297,8 @@ fn attention(config: &TeleFlmConfig) -> Vec<String> {
             lines.push(format!("{} in {of_kind} of {layers} layers", what.join(", ")));
         }
     }
-    if config.rotary_dim != config.head_dim {
-        lines.push(format!("{} of {} entries of a head are turned", config.rotary_dim, config.head_dim));
+    if config.rotary_dim() != config.head_dim {
+        lines.push(format!("{} of {} entries of a head are turned", config.rotary_dim(), config.head_dim));
     }
     if let Some(multiplier) = config.attention_multiplier {
         lines.push(format!("scores × {multiplier}"));

@@ -59,7 +59,7 @@ pub enum CheckpointError {
         first: String,
     },
     /// An output that would lie inside its own source.
-    #[error("{dst} lies inside the source {src}: choose a directory beside it")]
+    #[error("{dst} is or lies inside the source {src}: choose a place beside it")]
     InsideSource { dst: PathBuf, src: PathBuf },
     /// The directory holds no weights in a known form.
     #[error(

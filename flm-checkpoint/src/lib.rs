@@ -42,6 +42,7 @@ pub use crate::format::{Source, is_skipped};
 pub use crate::hex::hex;
 pub use crate::identity::{RunKey, content_digest, fingerprint};
 pub use crate::machine::{available_memory, peak_memory};
+pub use crate::read::check::require_outside;
 pub use crate::read::file::{LFS_POINTER, read_json_file};
 pub use crate::read::open::parse_index;
 pub use crate::read::remote::RemoteFiles;

@@ -677,6 +677,43 @@ fn a_damaged_state_is_named_with_the_whole_one_beside_it() {
 }
 
 #[test]
+fn an_output_in_the_models_own_folder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path());
+    let files = || fs::read_dir(&model).unwrap().count();
+    let before = files();
+    for output in [model.clone(), model.join("tuned"), model.join("new/tuned")] {
+        let change = format!("output={output:?}");
+        let said = Plan::new(recipe(dir.path(), &LINES, &[&change]).unwrap()).unwrap_err().to_string();
+        assert!(said.contains("is or lies inside the source"), "{said}");
+    }
+    assert_eq!(files(), before);
+}
+
+#[test]
+fn a_finished_model_of_another_dtype_is_not_passed_off_as_the_one_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = run(&mut start(dir.path(), &LINES, &[]).unwrap(), None).0.unwrap().model;
+    let bf16 = ["save.dtype=bf16"];
+    let again = || run(&mut start(dir.path(), &LINES, &bf16).unwrap(), None).0;
+    let said = again().unwrap_err().to_string();
+    assert!(said.contains("its weights are f32, save.dtype asks for bf16"), "{said}");
+    // as the message says
+    fs::rename(&model, dir.path().join("moved")).unwrap();
+    let written = again().unwrap().model;
+    assert!(Checkpoint::open(&written).unwrap().entries().all(|e| e.dtype == DType::BF16));
+    assert_eq!(again().unwrap().model, written);
+    // without the checkpoints of its steps too
+    for step in fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().path()) {
+        if step.file_name().unwrap().to_string_lossy().starts_with("step-") {
+            fs::remove_dir_all(step).unwrap();
+        }
+    }
+    assert!(run(&mut start(dir.path(), &LINES, &[]).unwrap(), None).0.is_err());
+    assert_eq!(again().unwrap().model, written);
+}
+
+#[test]
 fn results_have_digests_and_tell_where_they_come_from() {
     let dir = tempfile::tempdir().unwrap();
     let growth = serde_json::json!({ "tool": "x", "source": "y", "growth": { "seed": 1 }, "earlier": [{ "seed": 0 }] });

@@ -34,6 +34,15 @@ pub enum CheckpointError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// checksums.json is of a version that is not known here.
+    #[error("{path} is of version {version}, and 1 and 2 are known: its digests cannot be compared")]
+    ChecksumsVersion { path: PathBuf, version: u32 },
+    /// checksums.json holds no digests.
+    #[error(
+        "{path} holds no digests, so that nothing can be compared: fetch or make the checkpoint again, or remove \
+         that file to use it without"
+    )]
+    NoDigests { path: PathBuf },
     /// checksums.json names what is not a file of its own directory.
     #[error("{path} names {name:?}, which is not a file of its directory: refused")]
     ForeignFile { path: PathBuf, name: String },

@@ -191,6 +191,49 @@ fn damage_is_found_by_checksums() {
 }
 
 #[test]
+fn digests_that_cover_no_weights_certify_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let path = source.join("checksums.json");
+    let whole = json(&path);
+    let made = dir.path().join("made");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut changed = whole.clone();
+        change(&mut changed);
+        std::fs::write(&path, changed.to_string()).unwrap();
+        let out = flm(["verify", text(&source)]);
+        assert_eq!(out.status.code(), Some(1));
+        let converted = stderr_of_failure(&["convert", text(&source), text(&made)]);
+        assert!(!made.exists());
+        let said = [out.stdout, out.stderr].concat();
+        (String::from_utf8(said).unwrap(), converted)
+    };
+    let (said, converted) = with(&|sums| {
+        for key in ["files", "weights", "tensors"] {
+            sums[key] = serde_json::json!({});
+        }
+    });
+    assert!(said.contains("holds no digests") && converted.contains("holds no digests"), "{said}{converted}");
+    let (said, converted) = with(&|sums| sums["version"] = 9.into());
+    assert!(said.contains("version 9") && converted.contains("version 9"), "{said}{converted}");
+    let shard = "model-00002-of-00003.safetensors";
+    let (said, converted) = with(&|sums| {
+        sums["weights"].as_object_mut().unwrap().remove(shard).unwrap();
+    });
+    let unlisted = format!("{shard} holds weights and has no digest");
+    assert!(said.contains(&unlisted) && converted.contains(&unlisted), "{said}{converted}");
+    // what holds no weights is told, and no weights that no reader opens stand in the way of a conversion
+    std::fs::write(&path, whole.to_string()).unwrap();
+    std::fs::write(source.join("notes.txt"), "mine").unwrap();
+    let report = flm_json(["verify", text(&source)]);
+    assert_eq!((&report["passed"], &report["unlisted"]), (&true.into(), &serde_json::json!(["notes.txt"])));
+    std::fs::write(source.join("pytorch_model.bin"), "x").unwrap();
+    let said = String::from_utf8(flm(["verify", text(&source)]).stdout).unwrap();
+    assert!(said.contains("pytorch_model.bin holds weights and has no digest"), "{said}");
+    flm_json(["convert", text(&source), text(&made)]);
+}
+
+#[test]
 fn checksums_name_files_of_their_directory_only_and_headers_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let source = nano(dir.path());

@@ -78,7 +78,7 @@ pub fn copy_side_files(src: &Path, dst: &Path, card: Card) -> Result<Vec<String>
 }
 
 /// The names in a directory that are UTF-8.
-fn names_in(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(io("list", dir))? {
         names.extend(entry.map_err(io("list", dir))?.file_name().into_string());
@@ -94,6 +94,12 @@ pub(crate) fn named_templates(dir: &Path) -> Result<Vec<String>> {
     }
     let inside = names_in(&templates)?.into_iter().filter(|name| name.ends_with(".jinja"));
     Ok(inside.map(|name| format!("{TEMPLATES}/{name}")).collect())
+}
+
+/// Whether files of this name hold a checkpoint's weights.
+pub(crate) fn is_weight_name(name: &str) -> bool {
+    ["model", "pytorch_model"].iter().any(|start| name.starts_with(start))
+        && [".safetensors", ".bin"].iter().any(|end| name.ends_with(end))
 }
 
 /// Whether `path` lies in a checkpoint's directory and has a name that readers of checkpoints look for
@@ -114,8 +120,7 @@ pub fn is_place_of_checkpoint(path: &Path) -> bool {
         ]
         .contains(&name)
         || name.ends_with(".index.json")
-        || ["model", "pytorch_model"].iter().any(|start| name.starts_with(start))
-            && [".safetensors", ".bin"].iter().any(|end| name.ends_with(end));
+        || is_weight_name(name);
     // the folder itself, or optimizer/ and the like in it
     reserved && parent.ancestors().take(2).any(|dir| dir.join("config.json").is_file())
 }

@@ -394,6 +394,11 @@ fn settings_that_would_be_ignored_or_cannot_be_are_refused_before_any_work() {
     for std in ["nan", "inf", "-1"] {
         assert!(grow(&["--layers", "17", &format!("--std={std}")]).contains("finite"), "{std}");
     }
+    // as the checkpoint stores weights: before any of them is drawn, and in a plan too
+    for more in [&[][..], &["--dry-run"]] {
+        let said = grow(&[&["--layers", "17", "--ffn", "320", "--std", "1e39"][..], more].concat());
+        assert!(said.contains("standard deviation 1e39") && said.contains("4.33"), "{said}");
+    }
     for mup in ["1e308/1e-308", "1e-40/1", "nan/1"] {
         assert!(grow(&["--ffn", "320", "--mup", mup]).contains("output_mult/mup_scale_factor"), "{mup}");
     }

@@ -4,6 +4,8 @@ use flm_candle::ModelError;
 use flm_checkpoint::CheckpointError;
 use flm_checkpoint::ConfigError;
 
+use crate::precision::Precision;
+
 /// Result of this crate's functions.
 pub(crate) type Result<T> = std::result::Result<T, GrowthError>;
 
@@ -106,6 +108,11 @@ pub enum GrowthError {
     /// A standard deviation is not usable.
     #[error("standard deviation {0}: it must be a finite number ≥ 0")]
     Std(f64),
+    /// A standard deviation with which drawn values become infinite.
+    #[error(
+        "standard deviation {std:e}: {dtype} does not hold values of 4.33 times that, which are drawn: give less"
+    )]
+    StdTooLarge { std: f64, dtype: Precision },
     /// The standard deviation was to be measured where there is nothing to measure.
     #[error("tensor {0} has no source to measure the standard deviation of: give a number")]
     StdWithoutSource(String),

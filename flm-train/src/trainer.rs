@@ -24,10 +24,10 @@ use crate::recipe::{Moments, OptimizerSettings, Placement};
 use crate::state::{Origin, TrainingState};
 use crate::store::disk::DiskStore;
 use crate::store::memory::MemoryStore;
-use crate::store::{ParameterStore, load_weights};
+use crate::store::{Array, ParameterStore, Place, load_weights};
 use crate::tensorboard::EventFile;
 use crate::{report, state};
-use flm_checkpoint::{DirectoryLock, peak_memory};
+use flm_checkpoint::{Checkpoint, DirectoryLock, EMBED_TOKENS, peak_memory};
 
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -197,6 +197,9 @@ impl Trainer {
         let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
         let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
         let model = self.plan.recipe.output.join("final");
+        if model.exists() {
+            require_dtype(&model, self.plan.save_dtype()?)?;
+        }
         if self.resumed.is_none() && model.exists() {
             // the marker said that this very run made it; its checkpoints are gone, their work is not
             state::check(&model)?;
@@ -405,6 +408,18 @@ fn claim(output: &Path, begun: bool, identity: &Value) -> Result<(), TrainError>
     }
     let marker = serde_json::json!({ "version": 1, "identity": identity });
     Ok(flm_checkpoint::durable::replace(&path, format!("{marker:#}\n").as_bytes())?)
+}
+
+/// Fails where the trained model that is there holds another dtype than is asked for.
+fn require_dtype(model: &Path, asked: DType) -> Result<(), TrainError> {
+    let other = Checkpoint::open(model)?.entries().map(|entry| entry.dtype).find(|&dtype| dtype != asked);
+    let Some(dtype) = other else { return Ok(()) };
+    let (dtype, asked) = (dtype.as_str(), asked.as_str());
+    let message = format!(
+        "its weights are {dtype}, save.dtype asks for {asked}: `flm convert --dtype {asked}` makes such a copy, or \
+         move it away to have it written again"
+    );
+    Err(TrainError::State { path: model.into(), message })
 }
 
 /// Fails where two runs differ, and says in what.

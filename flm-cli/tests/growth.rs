@@ -408,9 +408,41 @@ fn settings_that_would_be_ignored_or_cannot_be_are_refused_before_any_work() {
     for threads in ["0", "100000"] {
         assert!(grow(&["--ffn", "320", "--threads", threads]).contains("--threads"), "{threads}");
     }
+    for (setting, says) in [
+        (&["--new-rows", "zero"][..], "--new-rows is about new rows of the vocabulary"),
+        (&["--place", "uniform"], "--place is about new layers"),
+        (&["--untie"], "--untie writes out a head that is tied"),
+    ] {
+        let said = grow(&[&["--ffn", "320"][..], setting].concat());
+        assert!(said.contains(says) && said.contains("drop it"), "{said}");
+    }
     for layers in ["20000", "1000000", "1000000000000"] {
         assert!(grow(&["--layers", layers]).contains("num_hidden_layers"), "{layers}");
     }
+}
+
+#[test]
+fn what_a_target_has_besides_sizes_is_told_to_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = nano(dir.path()).join("config.json");
+    let mut to = json(&from);
+    let path = dir.path().join("to.json");
+    let plan = |to: &Value| {
+        std::fs::write(&path, to.to_string()).unwrap();
+        let out = flm(["grow", "--from-config", text(&from), "--to", text(&path), "--dry-run"]);
+        assert!(out.status.success());
+        String::from_utf8(out.stderr).unwrap()
+    };
+    to["intermediate_size"] = 320.into();
+    assert!(!plan(&to).contains("only the sizes"), "{}", plan(&to));
+    let theta = to["rope_theta"].as_f64().unwrap_or(10_000.0);
+    to["rope_theta"] = (theta * 2.0).into();
+    to["rms_norm_eps"] = 0.125.into();
+    let said = plan(&to);
+    let theirs = format!("rope_theta stays {theta} ({} there)", theta * 2.0);
+    assert!(said.contains(&theirs) && said.contains("rms_norm_eps stays"), "{said}");
+    let presets = ["grow", "--from-config", "tele-flm-52b", "--to", "tele-flm-102b", "--dry-run"];
+    assert!(!String::from_utf8(flm(presets).stderr).unwrap().contains("only the sizes"));
 }
 
 /// Whenever a source is written to, the output is that of what it was before, or there is none.

@@ -1,6 +1,7 @@
 //! A run: steps, validation, checkpoints, and going on from them.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
@@ -263,7 +264,8 @@ impl Trainer {
         for (what, value) in [("loss", got.loss), ("gradient norm", got.gradient_norm)] {
             if !value.is_finite() {
                 let batch = self.plan.dataset.describe(&rows);
-                return Err(TrainError::NotFinite { what, step: index + 1, value, batch });
+                let zero_tokens = self.zero_tokens(&rows)?;
+                return Err(TrainError::NotFinite { what, step: index + 1, value, batch, zero_tokens });
             }
         }
         let learning_rate = self.plan.learning_rate(index);
@@ -293,6 +295,27 @@ impl Trainer {
             seconds,
             peak_memory: peak_memory(),
         })
+    }
+
+    /// Tokens of these rows whose row of the embedding is zero.
+    fn zero_tokens(&self, rows: &[usize]) -> Result<Vec<u32>, TrainError> {
+        let layout = self.store.layout();
+        let Some((unit, parameter, embedding)) = layout.parameters().find(|(.., p)| p.name == EMBED_TOKENS)
+        else {
+            return Ok(Vec::new());
+        };
+        let place = Place { unit, parameter, array: Array::Weights };
+        let ids: BTreeSet<u32> =
+            rows.iter().flat_map(|&row| self.plan.dataset.rows[row].packed.ids.iter().copied()).collect();
+        let mut values = vec![0f32; embedding.shape.last().copied().unwrap_or(0)];
+        let mut zero = Vec::new();
+        for id in ids {
+            self.store.read(place, id as usize * values.len(), &mut values)?;
+            if values.iter().all(|&value| value == 0.0) {
+                zero.push(id);
+            }
+        }
+        Ok(zero)
     }
 
     /// Validates, and tells everyone.

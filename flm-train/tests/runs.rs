@@ -480,6 +480,33 @@ fn a_loss_that_is_no_number_stops_and_names_the_batch() {
 }
 
 #[test]
+fn tokens_of_zeros_in_a_batch_without_a_loss_are_named() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path());
+    let ids = Tokenizer::from_dir(&model).unwrap().encode("春眠不觉晓").unwrap();
+    let set = |name: &str, value: usize, bytes: &[u8]| {
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        let entry = checkpoint.entry(name).unwrap();
+        let file = fs::File::options().write(true).open(&checkpoint.files()[entry.file].path).unwrap();
+        file.write_all_at(bytes, entry.offset + 4 * value as u64).unwrap();
+    };
+    set("model.norm.weight", 0, &f32::NAN.to_le_bytes());
+    let (zero, width) = (*ids.last().unwrap(), config().hidden_size);
+    set("model.embed_tokens.weight", zero as usize * width, &vec![0; 4 * width]);
+    let line = [r#"{"text":"春眠不觉晓"}"#];
+    let said = |lines: &[&str]| {
+        let mut trainer = start(dir.path(), lines, &["data.packing=false"]).unwrap();
+        run(&mut trainer, None).0.unwrap_err().to_string()
+    };
+    assert!(said(&line).contains(&format!("zeros, which can be the cause: ids {zero};")), "{}", said(&line));
+    // another batch has no such token
+    fs::remove_dir_all(dir.path().join("out")).unwrap();
+    let other = said(&[r#"{"text":"hello"}"#]);
+    assert!(other.contains("is NaN: stopped") && !other.contains("zeros"), "{other}");
+}
+
+#[test]
 fn texts_are_cut_into_rows_and_wholly_learned() {
     let dir = tempfile::tempdir().unwrap();
     let text = "天地玄黄，宇宙洪荒。".repeat(40);
@@ -648,35 +675,6 @@ fn files_of_the_users_in_the_output_directory_stay() {
 }
 
 #[test]
-fn two_runs_do_not_share_an_output_directory() {
-    let dir = tempfile::tempdir().unwrap();
-    let first = start(dir.path(), &LINES, &[]).unwrap();
-    let said = refusal(dir.path(), &LINES, &[]);
-    assert!(said.contains("in use"), "{said}");
-    drop(first);
-    assert!(start(dir.path(), &LINES, &[]).is_ok());
-}
-
-#[test]
-fn a_damaged_state_is_named_with_the_whole_one_beside_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (out, changes) = (dir.path().join("out"), ["save.every_steps=1"]);
-    run(&mut start(dir.path(), &LINES, &changes).unwrap(), Some(3)).0.unwrap();
-    let newest = out.join("step-00000003");
-    for name in ["model.safetensors", "optimizer/model.safetensors", "training_state.json", "config.json"] {
-        let whole = fs::read(newest.join(name)).unwrap();
-        flip(&newest.join(name));
-        let said = refusal(dir.path(), &LINES, &changes);
-        assert!(said.contains("step-00000003") && said.contains("step-00000002 is whole"), "{name}: {said}");
-        fs::write(newest.join(name), &whole[..whole.len() - 5]).unwrap();
-        let said = refusal(dir.path(), &LINES, &changes);
-        assert!(said.contains("step-00000002 is whole"), "{name}: {said}");
-        fs::write(newest.join(name), whole).unwrap();
-    }
-    assert!(start(dir.path(), &LINES, &changes).is_ok());
-}
-
-#[test]
 fn an_output_in_the_models_own_folder_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let model = model(dir.path());
@@ -711,6 +709,35 @@ fn a_finished_model_of_another_dtype_is_not_passed_off_as_the_one_asked_for() {
     }
     assert!(run(&mut start(dir.path(), &LINES, &[]).unwrap(), None).0.is_err());
     assert_eq!(again().unwrap().model, written);
+}
+
+#[test]
+fn two_runs_do_not_share_an_output_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = start(dir.path(), &LINES, &[]).unwrap();
+    let said = refusal(dir.path(), &LINES, &[]);
+    assert!(said.contains("in use"), "{said}");
+    drop(first);
+    assert!(start(dir.path(), &LINES, &[]).is_ok());
+}
+
+#[test]
+fn a_damaged_state_is_named_with_the_whole_one_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, changes) = (dir.path().join("out"), ["save.every_steps=1"]);
+    run(&mut start(dir.path(), &LINES, &changes).unwrap(), Some(3)).0.unwrap();
+    let newest = out.join("step-00000003");
+    for name in ["model.safetensors", "optimizer/model.safetensors", "training_state.json", "config.json"] {
+        let whole = fs::read(newest.join(name)).unwrap();
+        flip(&newest.join(name));
+        let said = refusal(dir.path(), &LINES, &changes);
+        assert!(said.contains("step-00000003") && said.contains("step-00000002 is whole"), "{name}: {said}");
+        fs::write(newest.join(name), &whole[..whole.len() - 5]).unwrap();
+        let said = refusal(dir.path(), &LINES, &changes);
+        assert!(said.contains("step-00000002 is whole"), "{name}: {said}");
+        fs::write(newest.join(name), whole).unwrap();
+    }
+    assert!(start(dir.path(), &LINES, &changes).is_ok());
 }
 
 #[test]

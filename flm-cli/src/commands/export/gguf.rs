@@ -66,7 +66,7 @@ struct Summary {
     notes: Vec<String>,
     /// Finite values that became infinite in a narrower dtype.
     overflowed: u64,
-    /// Quantised tensors that lost more than rounding explains.
+    /// Tensors with values that are no numbers, or that lost more than rounding explains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     damaged: Vec<DamagedTensor>,
     seconds: f64,

@@ -122,6 +122,13 @@ pub enum CheckpointError {
         /// The file that holds it.
         second: PathBuf,
     },
+    /// Another kind of file under the name of weights.
+    #[error("{path} is {what}")]
+    OtherKind {
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: &'static str,
+    },
     /// A safetensors header is malformed.
     #[error("{path}: {source}")]
     Header { path: PathBuf, source: HeaderError },

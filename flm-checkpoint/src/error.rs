@@ -39,8 +39,8 @@ pub enum CheckpointError {
     ChecksumsVersion { path: PathBuf, version: u32 },
     /// checksums.json holds no digests.
     #[error(
-        "{path} holds no digests, so that nothing can be compared: fetch or make the checkpoint again, or remove \
-         that file to use it without"
+        "{path} holds no digests, so that nothing can be compared: fetch or make the checkpoint again, or \
+         remove that file to use it without"
     )]
     NoDigests { path: PathBuf },
     /// checksums.json names what is not a file of its own directory.

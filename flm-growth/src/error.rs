@@ -110,7 +110,7 @@ pub enum GrowthError {
     Std(f64),
     /// A standard deviation with which drawn values become infinite.
     #[error(
-        "standard deviation {std:e}: {dtype} does not hold values of 4.33 times that, which are drawn: give less"
+        "standard deviation {std:e}: {dtype} does not hold 4.33 times that, the largest that is drawn: give less"
     )]
     StdTooLarge { std: f64, dtype: Precision },
     /// The standard deviation was to be measured where there is nothing to measure.

@@ -78,8 +78,8 @@ impl Shape {
         }
     }
 
-    /// The keys of config.json besides sizes in which a source and the config of a target differ, each with what
-    /// both have: a growth takes sizes alone, and the source's value stays.
+    /// The keys of config.json besides sizes in which a source and the config of a target differ, each with
+    /// what both have: a growth takes sizes alone, and the source's value stays.
     pub fn not_taken(source: &TeleFlmConfig, to: &TeleFlmConfig) -> Vec<(&'static str, String, String)> {
         let of = |c: &TeleFlmConfig| {
             [

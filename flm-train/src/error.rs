@@ -58,7 +58,10 @@ pub enum TrainError {
     #[error("step {0} has no target tokens: all its labels are masked")]
     NoTargets(u64),
     /// The loss or the gradient is not a number.
-    #[error("{what} of step {step} is {value}: stopped before the update; batch: {batch}{}", cause(.zero_tokens))]
+    #[error(
+        "{what} of step {step} is {value}: stopped before the update; batch: {batch}{}",
+        cause(.zero_tokens)
+    )]
     NotFinite {
         /// `loss` or `gradient norm`.
         what: &'static str,
@@ -130,8 +133,8 @@ fn cause(zero_tokens: &[u32]) -> String {
     let ids: Vec<String> = zero_tokens.iter().take(8).map(u32::to_string).collect();
     let more = if zero_tokens.len() > ids.len() { ", …" } else { "" };
     format!(
-        "; it holds tokens whose rows of the embedding are zeros, which can be the cause: ids {}{more}; give them \
-         values, or leave such texts out",
+        "; it holds tokens whose rows of the embedding are zeros, which can be the cause: ids {}{more}; \
+         give them values, or leave such texts out",
         ids.join(", ")
     )
 }

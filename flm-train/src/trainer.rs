@@ -439,8 +439,8 @@ fn require_dtype(model: &Path, asked: DType) -> Result<(), TrainError> {
     let Some(dtype) = other else { return Ok(()) };
     let (dtype, asked) = (dtype.as_str(), asked.as_str());
     let message = format!(
-        "its weights are {dtype}, save.dtype asks for {asked}: `flm convert --dtype {asked}` makes such a copy, or \
-         move it away to have it written again"
+        "its weights are {dtype}, save.dtype asks for {asked}: `flm convert --dtype {asked}` makes such a \
+         copy, or move it away to have it written again"
     );
     Err(TrainError::State { path: model.into(), message })
 }

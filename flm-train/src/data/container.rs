@@ -58,8 +58,8 @@ pub(super) fn open(path: &Path) -> Result<DataFile, TrainError> {
     }
     if ["csv", "tsv"].iter().any(|end| inner.ends_with(&format!(".{end}"))) {
         return Err(TrainError::Data(format!(
-            "{}: a table of separated values; expected JSON lines, a JSON array, Parquet or .txt: pandas or DuckDB \
-             write JSON lines from it",
+            "{}: a table of separated values; expected JSON lines, a JSON array, Parquet or .txt: pandas or \
+             DuckDB write JSON lines from it",
             path.display()
         )));
     }

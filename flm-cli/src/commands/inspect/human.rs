@@ -137,7 +137,8 @@ fn values_lines(v: &Values) -> Vec<(&'static str, String)> {
         rows.push((
             "zero tokens",
             format!(
-                "{} tokens have rows of zeros in the embedding, ids {}{more}: training on them can end in NaN",
+                "{} tokens have rows of zeros in the embedding, ids {}{more}: training on them may end in \
+                 NaN",
                 count(zero.count as u64),
                 ids.join(", ")
             ),

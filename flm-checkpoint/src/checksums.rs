@@ -14,13 +14,12 @@ use crate::error::CheckpointError;
 use crate::error::{Result, io};
 use crate::format::RawTensor;
 use crate::format::Source;
-use crate::format::index::is_own_file_name;
+use crate::format::index::{is_own_file_name, is_weight_name};
 
 use crate::format::safetensors::{HeaderError, MAX_HEADER};
 use crate::format::zip::ZipEntry;
-use crate::read::file::{OpenFile, read_json_file};
+use crate::read::file::{OpenFile, names_in, read_json_file};
 use crate::read::{Checkpoint, TensorEntry};
-use crate::write::sidecar::{is_weight_name, names_in};
 
 /// Name of the file in a checkpoint that holds its digests.
 pub const CHECKSUMS_FILE: &str = "checksums.json";

@@ -4,8 +4,6 @@ use flm_candle::ModelError;
 use flm_checkpoint::CheckpointError;
 use flm_checkpoint::ConfigError;
 
-use crate::precision::Precision;
-
 /// Result of this crate's functions.
 pub(crate) type Result<T> = std::result::Result<T, GrowthError>;
 
@@ -112,7 +110,7 @@ pub enum GrowthError {
     #[error(
         "standard deviation {std:e}: {dtype} does not hold 4.33 times that, the largest that is drawn: give less"
     )]
-    StdTooLarge { std: f64, dtype: Precision },
+    StdTooLarge { std: f64, dtype: String },
     /// The standard deviation was to be measured where there is nothing to measure.
     #[error("tensor {0} has no source to measure the standard deviation of: give a number")]
     StdWithoutSource(String),

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::read::file::LFS_POINTER;
+use crate::format::LFS_POINTER;
 
 /// What can be wrong with an index.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,12 @@ pub(crate) const TEMPLATES: &str = "additional_chat_templates";
 pub(crate) fn is_own_file_name(name: &str) -> bool {
     let plain = name.strip_prefix(TEMPLATES).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
     is_plain_file_name(plain)
+}
+
+/// Whether files of this name hold a checkpoint's weights.
+pub(crate) fn is_weight_name(name: &str) -> bool {
+    ["model", "pytorch_model"].iter().any(|start| name.starts_with(start))
+        && [".safetensors", ".bin"].iter().any(|end| name.ends_with(end))
 }
 
 #[derive(serde::Deserialize)]

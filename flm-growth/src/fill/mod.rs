@@ -88,7 +88,7 @@ pub(crate) fn check_std(std: f64, precision: Precision) -> Result<()> {
         return Err(GrowthError::Std(std));
     }
     if !precision.holds(REACH * std) {
-        return Err(GrowthError::StdTooLarge { std, dtype: precision });
+        return Err(GrowthError::StdTooLarge { std, dtype: precision.to_string() });
     }
     Ok(())
 }

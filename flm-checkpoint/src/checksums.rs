@@ -14,11 +14,11 @@ use crate::error::CheckpointError;
 use crate::error::{Result, io};
 use crate::format::RawTensor;
 use crate::format::Source;
-use crate::format::index::is_own_file_name;
+use crate::format::index::{is_own_file_name, is_weight_name};
 
 use crate::format::safetensors::{HeaderError, MAX_HEADER};
 use crate::format::zip::ZipEntry;
-use crate::read::file::{OpenFile, read_json_file};
+use crate::read::file::{OpenFile, names_in, read_json_file};
 use crate::read::{Checkpoint, TensorEntry};
 
 /// Name of the file in a checkpoint that holds its digests.
@@ -123,6 +123,10 @@ impl TensorSource {
     }
 }
 
+fn no_digest(name: &str) -> String {
+    format!("{name} holds weights and has no digest in {CHECKSUMS_FILE}")
+}
+
 /// The last part of a path.
 pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
@@ -183,6 +187,9 @@ pub struct ChecksumReport {
     pub bytes: u64,
     /// What is wrong, in words.
     pub problems: Vec<String>,
+    /// Files without a digest that hold no weights of the checkpoint.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unlisted: Vec<String>,
     /// Whether nothing is.
     pub passed: bool,
 }
@@ -197,10 +204,19 @@ impl Checksums {
     }
 
     /// Reads the digests of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// Where there are none, or of a version that is not known.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CHECKSUMS_FILE);
         let found: Self = serde_json::from_slice(&read_json_file(&path)?)
             .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
+        if !(1..=2).contains(&found.version) {
+            return Err(CheckpointError::ChecksumsVersion { path, version: found.version });
+        }
+        if found.files.is_empty() && found.weights.is_empty() {
+            return Err(CheckpointError::NoDigests { path });
+        }
         match found.files.keys().chain(found.weights.keys()).find(|name| !is_own_file_name(name)) {
             Some(name) => Err(CheckpointError::ForeignFile { path, name: name.clone() }),
             None => Ok(found),
@@ -214,11 +230,38 @@ impl Checksums {
     }
 
     /// Compares every file in `dir` with its digest; of a damaged weight file the damaged tensors are
-    /// named. `progress` is called, from several threads, with the bytes read since its last call.
+    /// named, and weight files that have no digest are. `progress` is called, from several threads, with the
+    /// bytes read since its last call.
     ///
     /// # Errors
     /// Only where a file that is there cannot be read.
     pub fn check(&self, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<ChecksumReport> {
+        let mut report = self.compare(dir, progress)?;
+        for name in names_in(dir)? {
+            let hidden = name == CHECKSUMS_FILE || name.starts_with('.');
+            if hidden || self.lists(&name) || !dir.join(&name).is_file() {
+                continue;
+            }
+            // what a pull has converted may lie beside its conversion
+            let converted = self.sources.values().any(|source| source.file == name);
+            if is_weight_name(&name) && !converted {
+                report.problems.push(no_digest(&name));
+            } else {
+                report.unlisted.push(name);
+            }
+        }
+        report.unlisted.sort();
+        report.passed = report.problems.is_empty();
+        Ok(report)
+    }
+
+    /// Whether there is a digest of the file `name`.
+    fn lists(&self, name: &str) -> bool {
+        self.files.contains_key(name) || self.weights.contains_key(name)
+    }
+
+    /// [`Checksums::check`] of what is listed.
+    fn compare(&self, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<ChecksumReport> {
         let files: Vec<_> = self.files.iter().collect();
         let found: Vec<(u64, Option<(&str, String)>)> = files
             .par_iter()
@@ -251,7 +294,8 @@ impl Checksums {
             bytes += self.check_weight_files(dir, progress, &mut problems);
         }
         let files = files.len() + self.weights.len();
-        Ok(ChecksumReport { files, bytes, passed: problems.is_empty(), problems })
+        let unlisted = Vec::new();
+        Ok(ChecksumReport { files, bytes, passed: problems.is_empty(), problems, unlisted })
     }
 
     /// The damaged tensors of a file, in so far as the checkpoint can still be opened.
@@ -331,9 +375,12 @@ impl Checkpoint {
         if self.dir().join(CHECKSUMS_FILE).is_file() {
             let mut checksums = Checksums::read(self.dir())?;
             // what is not there is not passed on; weights must be there
-            let is_weights = |name: &str| self.files.iter().any(|f| file_name(&f.path) == name);
-            checksums.files.retain(|name, _| is_weights(name) || self.dir().join(name).exists());
-            let report = checksums.check(self.dir(), &|_| ())?;
+            let names: Vec<String> = self.files.iter().map(|f| file_name(&f.path)).collect();
+            if let Some(name) = names.iter().find(|name| !checksums.lists(name)) {
+                return Err(damaged(no_digest(name)));
+            }
+            checksums.files.retain(|name, _| names.contains(name) || self.dir().join(name).exists());
+            let report = checksums.compare(self.dir(), &|_| ())?;
             return report.problems.into_iter().next().map_or(Ok(true), |problem| Err(damaged(problem)));
         }
         let entries: Vec<(usize, &ZipEntry)> = self

@@ -34,6 +34,15 @@ pub enum CheckpointError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// checksums.json is of a version that is not known here.
+    #[error("{path} is of version {version}, and 1 and 2 are known: its digests cannot be compared")]
+    ChecksumsVersion { path: PathBuf, version: u32 },
+    /// checksums.json holds no digests.
+    #[error(
+        "{path} holds no digests, so that nothing can be compared: fetch or make the checkpoint again, or \
+         remove that file to use it without"
+    )]
+    NoDigests { path: PathBuf },
     /// checksums.json names what is not a file of its own directory.
     #[error("{path} names {name:?}, which is not a file of its directory: refused")]
     ForeignFile { path: PathBuf, name: String },
@@ -59,7 +68,7 @@ pub enum CheckpointError {
         first: String,
     },
     /// An output that would lie inside its own source.
-    #[error("{dst} lies inside the source {src}: choose a directory beside it")]
+    #[error("{dst} is or lies inside the source {src}: choose a place beside it")]
     InsideSource { dst: PathBuf, src: PathBuf },
     /// The directory holds no weights in a known form.
     #[error(
@@ -112,6 +121,13 @@ pub enum CheckpointError {
         first: PathBuf,
         /// The file that holds it.
         second: PathBuf,
+    },
+    /// Another kind of file under the name of weights.
+    #[error("{path} is {what}")]
+    OtherKind {
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: &'static str,
     },
     /// A safetensors header is malformed.
     #[error("{path}: {source}")]

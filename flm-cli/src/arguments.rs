@@ -462,8 +462,11 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The first `limit` bytes of a UTF-8 file, or of standard input for `-`, cut at a character; and whether
-/// that is all of it.
+/// What editors of other systems begin UTF-8 files with; no part of the text.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// The first `limit` bytes of a UTF-8 file, or of standard input for `-`, cut at a character and without its
+/// byte order mark; and whether that is all of it.
 pub(crate) fn read_start(path: &Path, limit: u64) -> anyhow::Result<(String, bool)> {
     let mut bytes = Vec::new();
     let read = if path.as_os_str() == "-" {
@@ -480,6 +483,9 @@ pub(crate) fn read_start(path: &Path, limit: u64) -> anyhow::Result<(String, boo
         _ => bytes.len(),
     };
     bytes.truncate(cut);
+    if bytes.starts_with(BOM) {
+        bytes.drain(..BOM.len());
+    }
     let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
     Ok((text, whole))
 }
@@ -492,6 +498,21 @@ pub(crate) const RECIPE_BYTES: u64 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_no_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("prompt.txt");
+        for (bytes, limit, expected) in [
+            ("\u{feff}天地", 100, Some("天地")),
+            ("天\u{feff}地", 100, Some("天\u{feff}地")),
+            ("\u{feff}", 100, Some("")),
+            ("\u{feff}天地", 8, None),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(read_text(&path, limit).ok().as_deref(), expected, "{bytes:?}");
+        }
+    }
 
     #[test]
     fn sizes_and_ids_are_parsed_or_named() {

@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     Page,
     /// An SVG picture of flm.
     Picture,
+    /// scores.json of `flm eval alignbench`.
+    Scores,
 }
 
 /// What a page and a picture of flm begin with, somewhere in [`HEAD`] bytes.
@@ -31,6 +33,13 @@ impl Kind {
         match self {
             Self::Page => holds(GENERATOR),
             Self::Picture => head.starts_with(PICTURE.as_bytes()),
+            // as it is written: what was answered comes first, with the digests that belong to it
+            Self::Scores => {
+                head.starts_with(b"{\n  \"answers\": {\n")
+                    && [r#""model_digest": "#, r#""data_sha256": "#, r#""settings_digest": "#]
+                        .iter()
+                        .all(|key| holds(key))
+            }
             // eight bytes of length, then a header whose only tensors are these
             Self::Logits => {
                 let header = head.get(8..).unwrap_or_default();
@@ -108,12 +117,19 @@ mod tests {
             std::fs::read(file).unwrap()
         };
         let (ours, weights) = (bytes("logits"), bytes("model.norm.weight"));
+        let scores = br#"{
+  "answers": {
+    "model": "m",
+    "model_digest": "0",
+    "data_sha256": "0",
+    "settings_digest": "0","#;
         for (kind, own) in [
             (Kind::Page, page.as_bytes()),
             (Kind::Picture, format!("{PICTURE}<svg/>").as_bytes()),
             (Kind::Logits, &ours),
+            (Kind::Scores, scores),
         ] {
-            for other in [&b"mine"[..], &weights, b"<svg/>", b"<!doctype html>"] {
+            for other in [&b"mine"[..], &weights, b"<svg/>", b"<!doctype html>", b"{\n  \"answers\": {\n"] {
                 std::fs::write(&path, other).unwrap();
                 assert!(write(&path, kind, b"new", false).is_err(), "{kind:?}");
                 assert_eq!(std::fs::read(&path).unwrap(), other);

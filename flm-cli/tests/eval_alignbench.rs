@@ -160,3 +160,27 @@ fn a_raised_limit_asks_only_what_is_new() {
     assert_eq!(report["answers"]["model"], "my model");
     assert!(report["answers"]["cut"].as_u64() <= Some(7) && report["answers"]["cut"].is_u64());
 }
+
+#[test]
+fn scores_replace_earlier_scores_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, questions) = checkpoint_and_questions(dir.path());
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let scores = out.join("scores.json");
+    std::fs::write(&scores, "{\"mine\": 1}").unwrap();
+    let run = |more: &[&str]| {
+        let judge = ["--judge", "rule", "--limit", "2"];
+        alignbench(&model, &questions, &out, &[&judge[..], more].concat())
+    };
+    let (ok, _, error) = run(&[]);
+    assert!(!ok && error.contains("scores.json exists and is no earlier result"), "{error}");
+    assert_eq!(std::fs::read_to_string(&scores).unwrap(), "{\"mine\": 1}");
+    assert!(!out.join("answers.jsonl").exists(), "refused before any work");
+    for more in [&["--force"][..], &[]] {
+        let (ok, _, error) = run(more);
+        assert!(ok, "{error}");
+        let written: Value = serde_json::from_slice(&std::fs::read(&scores).unwrap()).unwrap();
+        assert_eq!(written["scores"]["ledger"]["rows"], json!(2));
+    }
+}

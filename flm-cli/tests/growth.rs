@@ -191,6 +191,49 @@ fn damage_is_found_by_checksums() {
 }
 
 #[test]
+fn digests_that_cover_no_weights_certify_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = nano(dir.path());
+    let path = source.join("checksums.json");
+    let whole = json(&path);
+    let made = dir.path().join("made");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut changed = whole.clone();
+        change(&mut changed);
+        std::fs::write(&path, changed.to_string()).unwrap();
+        let out = flm(["verify", text(&source)]);
+        assert_eq!(out.status.code(), Some(1));
+        let converted = stderr_of_failure(&["convert", text(&source), text(&made)]);
+        assert!(!made.exists());
+        let said = [out.stdout, out.stderr].concat();
+        (String::from_utf8(said).unwrap(), converted)
+    };
+    let (said, converted) = with(&|sums| {
+        for key in ["files", "weights", "tensors"] {
+            sums[key] = serde_json::json!({});
+        }
+    });
+    assert!(said.contains("holds no digests") && converted.contains("holds no digests"), "{said}{converted}");
+    let (said, converted) = with(&|sums| sums["version"] = 9.into());
+    assert!(said.contains("version 9") && converted.contains("version 9"), "{said}{converted}");
+    let shard = "model-00002-of-00003.safetensors";
+    let (said, converted) = with(&|sums| {
+        sums["weights"].as_object_mut().unwrap().remove(shard).unwrap();
+    });
+    let unlisted = format!("{shard} holds weights and has no digest");
+    assert!(said.contains(&unlisted) && converted.contains(&unlisted), "{said}{converted}");
+    // what holds no weights is told, and no weights that no reader opens stand in the way of a conversion
+    std::fs::write(&path, whole.to_string()).unwrap();
+    std::fs::write(source.join("notes.txt"), "mine").unwrap();
+    let report = flm_json(["verify", text(&source)]);
+    assert_eq!((&report["passed"], &report["unlisted"]), (&true.into(), &serde_json::json!(["notes.txt"])));
+    std::fs::write(source.join("pytorch_model.bin"), "x").unwrap();
+    let said = String::from_utf8(flm(["verify", text(&source)]).stdout).unwrap();
+    assert!(said.contains("pytorch_model.bin holds weights and has no digest"), "{said}");
+    flm_json(["convert", text(&source), text(&made)]);
+}
+
+#[test]
 fn checksums_name_files_of_their_directory_only_and_headers_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let source = nano(dir.path());
@@ -351,6 +394,11 @@ fn settings_that_would_be_ignored_or_cannot_be_are_refused_before_any_work() {
     for std in ["nan", "inf", "-1"] {
         assert!(grow(&["--layers", "17", &format!("--std={std}")]).contains("finite"), "{std}");
     }
+    // as the checkpoint stores weights: before any of them is drawn, and in a plan too
+    for more in [&[][..], &["--dry-run"]] {
+        let said = grow(&[&["--layers", "17", "--ffn", "320", "--std", "1e39"][..], more].concat());
+        assert!(said.contains("standard deviation 1e39") && said.contains("4.33"), "{said}");
+    }
     for mup in ["1e308/1e-308", "1e-40/1", "nan/1"] {
         assert!(grow(&["--ffn", "320", "--mup", mup]).contains("output_mult/mup_scale_factor"), "{mup}");
     }
@@ -360,9 +408,41 @@ fn settings_that_would_be_ignored_or_cannot_be_are_refused_before_any_work() {
     for threads in ["0", "100000"] {
         assert!(grow(&["--ffn", "320", "--threads", threads]).contains("--threads"), "{threads}");
     }
+    for (setting, says) in [
+        (&["--new-rows", "zero"][..], "--new-rows is about new rows of the vocabulary"),
+        (&["--place", "uniform"], "--place is about new layers"),
+        (&["--untie"], "--untie writes out a head that is tied"),
+    ] {
+        let said = grow(&[&["--ffn", "320"][..], setting].concat());
+        assert!(said.contains(says) && said.contains("drop it"), "{said}");
+    }
     for layers in ["20000", "1000000", "1000000000000"] {
         assert!(grow(&["--layers", layers]).contains("num_hidden_layers"), "{layers}");
     }
+}
+
+#[test]
+fn what_a_target_has_besides_sizes_is_told_to_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = nano(dir.path()).join("config.json");
+    let mut to = json(&from);
+    let path = dir.path().join("to.json");
+    let plan = |to: &Value| {
+        std::fs::write(&path, to.to_string()).unwrap();
+        let out = flm(["grow", "--from-config", text(&from), "--to", text(&path), "--dry-run"]);
+        assert!(out.status.success());
+        String::from_utf8(out.stderr).unwrap()
+    };
+    to["intermediate_size"] = 320.into();
+    assert!(!plan(&to).contains("only the sizes"), "{}", plan(&to));
+    let theta = to["rope_theta"].as_f64().unwrap_or(10_000.0);
+    to["rope_theta"] = (theta * 2.0).into();
+    to["rms_norm_eps"] = 0.125.into();
+    let said = plan(&to);
+    let theirs = format!("rope_theta stays {theta} ({} there)", theta * 2.0);
+    assert!(said.contains(&theirs) && said.contains("rms_norm_eps stays"), "{said}");
+    let presets = ["grow", "--from-config", "tele-flm-52b", "--to", "tele-flm-102b", "--dry-run"];
+    assert!(!String::from_utf8(flm(presets).stderr).unwrap().contains("only the sizes"));
 }
 
 /// Whenever a source is written to, the output is that of what it was before, or there is none.

@@ -126,6 +126,28 @@ fn padding_rows_are_told_apart_from_tokens() {
     assert!(shown.contains("all zero") && shown.contains("all the same, not zero"), "{shown}");
 }
 
+#[test]
+fn tokens_whose_rows_are_zero_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = altered(&dir.path().join("m"), &json!({}), |name, values| {
+        if name == EMBED_TOKENS {
+            // 64 wide: tokens 5 and 20 to 29, and padding
+            for row in [5..6, 20..30, 310..384] {
+                values[row.start * 64..row.end * 64].fill(0.0);
+            }
+        }
+        DType::F32
+    });
+    std::fs::write(model.join("tokenizer.json"), words(300)).unwrap();
+    let seen = flm_json(["inspect", text(&model), "--values=all"]);
+    let first = [5, 20, 21, 22, 23, 24, 25, 26];
+    assert_eq!(seen["values"]["zero_tokens"], json!({ "count": 11, "first": first }));
+    let shown = String::from_utf8(flm(["inspect", text(&model), "--values=all"]).stdout).unwrap();
+    assert!(shown.contains("11 tokens have rows of zeros") && shown.contains("ids 5, 20, 21"), "{shown}");
+    // a sample does not look
+    assert!(flm_json(["inspect", text(&model), "--values"])["values"].get("zero_tokens").is_none());
+}
+
 /// A tokenizer.json of so many words.
 fn words(count: usize) -> Vec<u8> {
     let vocab: serde_json::Map<String, Value> = (0..count).map(|i| (format!("w{i}"), i.into())).collect();

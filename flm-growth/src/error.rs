@@ -106,6 +106,11 @@ pub enum GrowthError {
     /// A standard deviation is not usable.
     #[error("standard deviation {0}: it must be a finite number ≥ 0")]
     Std(f64),
+    /// A standard deviation with which drawn values become infinite.
+    #[error(
+        "standard deviation {std:e}: {dtype} does not hold 4.33 times that, the largest that is drawn: give less"
+    )]
+    StdTooLarge { std: f64, dtype: String },
     /// The standard deviation was to be measured where there is nothing to measure.
     #[error("tensor {0} has no source to measure the standard deviation of: give a number")]
     StdWithoutSource(String),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::Writer;
-use flm_checkpoint::{Card, copy_side_files};
+use flm_checkpoint::{Card, copy_side_files, require_outside};
 use flm_checkpoint::{EMBED_TOKENS, TensorSpec};
 
 use crate::error::Result;
@@ -28,7 +28,7 @@ const CHUNK: usize = 4 << 20;
 /// and index only. `progress` hears the bytes that were written since its last call.
 ///
 /// # Errors
-/// When a file cannot be written, or `dst` is taken.
+/// When a file cannot be written, or `dst` is taken or lies inside `side_files`.
 pub fn init(
     config: &TeleFlmConfig,
     dst: &Path,
@@ -38,6 +38,7 @@ pub fn init(
     max_shard_bytes: u64,
     progress: &dyn Fn(u64),
 ) -> Result<()> {
+    side_files.map_or(Ok(()), |dir| require_outside(dir, dst))?;
     let specs: Vec<TensorSpec> = config
         .tensors()
         .map(|tensor| TensorSpec { name: tensor.name, dtype: precision.into(), shape: tensor.shape })

@@ -57,6 +57,14 @@ impl Precision {
         matches!(self, Self::F32 | Self::F64) || is_power_of_two(factor.abs())
     }
 
+    /// Whether `value` is finite when it is stored.
+    pub fn holds(self, value: f64) -> bool {
+        let mut bytes = [0; 8];
+        let bytes = &mut bytes[..self.bytes()];
+        self.encode(value, bytes);
+        self.decode(bytes).is_finite()
+    }
+
     /// Reads one value; `bytes` holds exactly one.
     pub fn decode(self, bytes: &[u8]) -> f64 {
         match self {

@@ -78,6 +78,27 @@ impl Shape {
         }
     }
 
+    /// The keys of config.json besides sizes in which a source and the config of a target differ, each with
+    /// what both have: a growth takes sizes alone, and the source's value stays.
+    pub fn not_taken(source: &TeleFlmConfig, to: &TeleFlmConfig) -> Vec<(&'static str, String, String)> {
+        let of = |c: &TeleFlmConfig| {
+            [
+                ("model_type", c.model_type.as_str().to_owned()),
+                ("rms_norm_eps", c.rms_norm_eps.to_string()),
+                ("rope_theta", c.rope_theta.to_string()),
+                ("rope_scaling", format!("{:?}", c.rope_scaling)),
+                ("max_position_embeddings", c.max_position_embeddings.to_string()),
+                ("hidden_act", format!("{:?}", c.activation)),
+                ("attention_bias", c.qkv_bias.to_string()),
+                ("mlp_bias", c.mlp_bias.to_string()),
+                ("qk_norm", format!("{:?}", c.qk_norm)),
+                ("tie_word_embeddings", c.tie_word_embeddings.to_string()),
+            ]
+        };
+        let pairs = of(source).into_iter().zip(of(to));
+        pairs.filter(|(a, b)| a.1 != b.1).map(|((key, a), (_, b))| (key, a, b)).collect()
+    }
+
     /// What can grow, by the names that people use, in this shape and in `other`.
     pub fn beside(&self, other: &Self) -> [(&'static str, usize, usize); 6] {
         [

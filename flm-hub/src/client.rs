@@ -84,8 +84,16 @@ const MAX_LISTING: u64 = 64 << 20;
 
 impl Hub {
     /// With HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME and HF_HUB_CACHE.
+    ///
+    /// # Errors
+    /// [`HubError::Offline`] where HF_HUB_OFFLINE is set; a token or an endpoint that is none.
     pub fn from_env(access: Access) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        // as the Python client reads it
+        let offline = variable("HF_HUB_OFFLINE").map(|value| value.to_uppercase());
+        if offline.is_some_and(|value| matches!(value.as_str(), "1" | "ON" | "YES" | "TRUE")) {
+            return Err(HubError::Offline);
+        }
         let environment = Environment { variable: &variable, home: std::env::home_dir() };
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         let transport = Transport::new(&endpoint, environment.token()?, access.timeout)?;

@@ -70,6 +70,9 @@ pub enum HubError {
     /// The lock is of another repository or revision.
     #[error("{path} holds this directory to {held}, not {asked}: choose another directory with --to")]
     Locked { path: PathBuf, held: String, asked: String },
+    /// HF_HUB_OFFLINE is set.
+    #[error("HF_HUB_OFFLINE is set: nothing is asked of the Hub; unset it, or use a folder on this machine")]
+    Offline,
     /// HF_ENDPOINT is no place to send requests to.
     #[error("HF_ENDPOINT {endpoint}: {reason}; it is to be like https://huggingface.co")]
     Endpoint { endpoint: String, reason: &'static str },

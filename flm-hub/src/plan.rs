@@ -67,6 +67,9 @@ pub struct Plan {
     pub absent: Vec<String>,
     /// Weights of the repository that are not of the model, and not fetched.
     pub left_out: Vec<LeftOut>,
+    /// Files that the repository lacks and without which nobody opens the model.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<String>,
     /// Files that are not flm's where converted ones would go.
     pub in_the_way: Vec<String>,
     #[serde(skip)]
@@ -138,7 +141,8 @@ impl Plan {
             }
             shards_of(hub, &repository, &listing.commit, &request.dir, &file)
         };
-        let Selection { names, left_out } = select(&listing, &known, &request.globs, &repository, &index)?;
+        let Selection { names, left_out, lacking } =
+            select(&listing, &known, &request.globs, &repository, &index)?;
         for name in names {
             let from_manifest = known.iter().find(|f| f.name == name);
             let Some(remote) = remote.get(name.as_str()) else {
@@ -180,6 +184,7 @@ impl Plan {
             files,
             absent,
             left_out,
+            lacking,
             in_the_way,
             lock,
         })
@@ -306,7 +311,7 @@ fn select(
     };
     names.sort();
     names.dedup();
-    Ok(Selection { names, left_out: Vec::new() })
+    Ok(Selection { names, ..Selection::default() })
 }
 
 /// The files that an index names: of the index on disk where it is the right one, else of the Hub's.

@@ -10,6 +10,8 @@ use crate::error::{HubError, Result};
 pub(crate) struct Selection {
     pub names: Vec<String>,
     pub left_out: Vec<LeftOut>,
+    /// Files that the repository lacks and without which nobody opens the model.
+    pub lacking: Vec<String>,
 }
 
 /// Weights that are not of the model, or of a form that flm does not read.
@@ -35,7 +37,7 @@ impl Selection {
         index: &dyn Fn(&str) -> Result<Vec<String>>,
     ) -> Result<Self> {
         let has = |name: &str| files.iter().any(|f| f.name == name);
-        let mut names = Vec::new();
+        let (mut names, mut lacking) = (Vec::new(), Vec::new());
         for (stem, extension) in FORMS {
             let (one, index_name) = (format!("{stem}.{extension}"), format!("{stem}.{extension}.index.json"));
             if has(&one) {
@@ -46,6 +48,7 @@ impl Selection {
             } else {
                 let shards = files.iter().filter(|f| is_numbered(&f.name, stem, extension));
                 names.extend(shards.map(|f| f.name.clone()));
+                lacking.extend((!names.is_empty()).then_some(index_name));
             }
             if !names.is_empty() {
                 break;
@@ -63,7 +66,8 @@ impl Selection {
             let there = if there.is_empty() { String::new() } else { format!(", only {}", there.join(", ")) };
             return Err(HubError::NoWeights { repository: repository.into(), there });
         }
-        Ok(Self { names, left_out })
+        lacking.extend((!has("config.json")).then(|| "config.json".to_owned()));
+        Ok(Self { names, left_out, lacking })
     }
 }
 
@@ -129,6 +133,18 @@ mod tests {
         .unwrap();
         assert_eq!(names, ["odd.safetensors", "pytorch_model-1-of-1.bin", "pytorch_model.bin.index.json"]);
         assert_eq!(left, ["adapter_model.safetensors"]);
+        let file = |n: &&str| RemoteFile { name: (*n).into(), bytes: None, digest: None };
+        let lacking = |names: &[&str]| {
+            let files: Vec<RemoteFile> = names.iter().map(file).collect();
+            Selection::of_model(&files, "o/r", &|_| Ok(vec!["model-1-of-1.safetensors".into()]))
+                .unwrap()
+                .lacking
+        };
+        let shards = ["model-1-of-2.safetensors", "model-2-of-2.safetensors"];
+        assert_eq!(lacking(&shards), ["model.safetensors.index.json", "config.json"]);
+        assert_eq!(lacking(&["config.json", shards[0]]), ["model.safetensors.index.json"]);
+        assert_eq!(lacking(&["model.safetensors"]), ["config.json"]);
+        assert!(lacking(&["config.json", "model.safetensors.index.json"]).is_empty());
         let (names, left) =
             of(&["model-1-of-2.safetensors", "model-2-of-2.safetensors", "model-x.bin"]).unwrap();
         assert_eq!((names.len(), left), (2, vec!["model-x.bin".to_owned()]));

@@ -58,7 +58,10 @@ pub enum TrainError {
     #[error("step {0} has no target tokens: all its labels are masked")]
     NoTargets(u64),
     /// The loss or the gradient is not a number.
-    #[error("{what} of step {step} is {value}: stopped before the update; batch: {batch}")]
+    #[error(
+        "{what} of step {step} is {value}: stopped before the update; batch: {batch}{}",
+        cause(.zero_tokens)
+    )]
     NotFinite {
         /// `loss` or `gradient norm`.
         what: &'static str,
@@ -68,6 +71,8 @@ pub enum TrainError {
         value: f64,
         /// The samples of the step.
         batch: String,
+        /// Tokens of the step whose row of the embedding is zero.
+        zero_tokens: Vec<u32>,
     },
     /// Something in a line of a data file.
     #[error("{path}:{line}: {message}")]
@@ -118,6 +123,20 @@ pub enum TrainError {
     /// The thread that reads or writes beside the computation died.
     #[error("the thread that moves parameters stopped without an answer")]
     Worker,
+}
+
+/// What rows of zeros have to do with it.
+fn cause(zero_tokens: &[u32]) -> String {
+    if zero_tokens.is_empty() {
+        return String::new();
+    }
+    let ids: Vec<String> = zero_tokens.iter().take(8).map(u32::to_string).collect();
+    let more = if zero_tokens.len() > ids.len() { ", …" } else { "" };
+    format!(
+        "; it holds tokens whose rows of the embedding are zeros, which can be the cause: ids {}{more}; \
+         give them values, or leave such texts out",
+        ids.join(", ")
+    )
 }
 
 impl TrainError {

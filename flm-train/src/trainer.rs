@@ -1,6 +1,7 @@
 //! A run: steps, validation, checkpoints, and going on from them.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
@@ -24,10 +25,10 @@ use crate::recipe::{Moments, OptimizerSettings, Placement};
 use crate::state::{Origin, TrainingState};
 use crate::store::disk::DiskStore;
 use crate::store::memory::MemoryStore;
-use crate::store::{ParameterStore, load_weights};
+use crate::store::{Array, ParameterStore, Place, load_weights};
 use crate::tensorboard::EventFile;
 use crate::{report, state};
-use flm_checkpoint::{DirectoryLock, peak_memory};
+use flm_checkpoint::{Checkpoint, DirectoryLock, EMBED_TOKENS, peak_memory};
 
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -197,6 +198,9 @@ impl Trainer {
         let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
         let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
         let model = self.plan.recipe.output.join("final");
+        if model.exists() {
+            require_dtype(&model, self.plan.save_dtype()?)?;
+        }
         if self.resumed.is_none() && model.exists() {
             // the marker said that this very run made it; its checkpoints are gone, their work is not
             state::check(&model)?;
@@ -260,7 +264,8 @@ impl Trainer {
         for (what, value) in [("loss", got.loss), ("gradient norm", got.gradient_norm)] {
             if !value.is_finite() {
                 let batch = self.plan.dataset.describe(&rows);
-                return Err(TrainError::NotFinite { what, step: index + 1, value, batch });
+                let zero_tokens = self.zero_tokens(&rows)?;
+                return Err(TrainError::NotFinite { what, step: index + 1, value, batch, zero_tokens });
             }
         }
         let learning_rate = self.plan.learning_rate(index);
@@ -290,6 +295,27 @@ impl Trainer {
             seconds,
             peak_memory: peak_memory(),
         })
+    }
+
+    /// Tokens of these rows whose row of the embedding is zero.
+    fn zero_tokens(&self, rows: &[usize]) -> Result<Vec<u32>, TrainError> {
+        let layout = self.store.layout();
+        let Some((unit, parameter, embedding)) = layout.parameters().find(|(.., p)| p.name == EMBED_TOKENS)
+        else {
+            return Ok(Vec::new());
+        };
+        let place = Place { unit, parameter, array: Array::Weights };
+        let ids: BTreeSet<u32> =
+            rows.iter().flat_map(|&row| self.plan.dataset.rows[row].packed.ids.iter().copied()).collect();
+        let mut values = vec![0f32; embedding.shape.last().copied().unwrap_or(0)];
+        let mut zero = Vec::new();
+        for id in ids {
+            self.store.read(place, id as usize * values.len(), &mut values)?;
+            if values.iter().all(|&value| value == 0.0) {
+                zero.push(id);
+            }
+        }
+        Ok(zero)
     }
 
     /// Validates, and tells everyone.
@@ -405,6 +431,18 @@ fn claim(output: &Path, begun: bool, identity: &Value) -> Result<(), TrainError>
     }
     let marker = serde_json::json!({ "version": 1, "identity": identity });
     Ok(flm_checkpoint::durable::replace(&path, format!("{marker:#}\n").as_bytes())?)
+}
+
+/// Fails where the trained model that is there holds another dtype than is asked for.
+fn require_dtype(model: &Path, asked: DType) -> Result<(), TrainError> {
+    let other = Checkpoint::open(model)?.entries().map(|entry| entry.dtype).find(|&dtype| dtype != asked);
+    let Some(dtype) = other else { return Ok(()) };
+    let (dtype, asked) = (dtype.as_str(), asked.as_str());
+    let message = format!(
+        "its weights are {dtype}, save.dtype asks for {asked}: `flm convert --dtype {asked}` makes such a \
+         copy, or move it away to have it written again"
+    );
+    Err(TrainError::State { path: model.into(), message })
 }
 
 /// Fails where two runs differ, and says in what.

@@ -480,6 +480,33 @@ fn a_loss_that_is_no_number_stops_and_names_the_batch() {
 }
 
 #[test]
+fn tokens_of_zeros_in_a_batch_without_a_loss_are_named() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path());
+    let ids = Tokenizer::from_dir(&model).unwrap().encode("春眠不觉晓").unwrap();
+    let set = |name: &str, value: usize, bytes: &[u8]| {
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        let entry = checkpoint.entry(name).unwrap();
+        let file = fs::File::options().write(true).open(&checkpoint.files()[entry.file].path).unwrap();
+        file.write_all_at(bytes, entry.offset + 4 * value as u64).unwrap();
+    };
+    set("model.norm.weight", 0, &f32::NAN.to_le_bytes());
+    let (zero, width) = (*ids.last().unwrap(), config().hidden_size);
+    set("model.embed_tokens.weight", zero as usize * width, &vec![0; 4 * width]);
+    let line = [r#"{"text":"春眠不觉晓"}"#];
+    let said = |lines: &[&str]| {
+        let mut trainer = start(dir.path(), lines, &["data.packing=false"]).unwrap();
+        run(&mut trainer, None).0.unwrap_err().to_string()
+    };
+    assert!(said(&line).contains(&format!("zeros, which can be the cause: ids {zero};")), "{}", said(&line));
+    // another batch has no such token
+    fs::remove_dir_all(dir.path().join("out")).unwrap();
+    let other = said(&[r#"{"text":"hello"}"#]);
+    assert!(other.contains("is NaN: stopped") && !other.contains("zeros"), "{other}");
+}
+
+#[test]
 fn texts_are_cut_into_rows_and_wholly_learned() {
     let dir = tempfile::tempdir().unwrap();
     let text = "天地玄黄，宇宙洪荒。".repeat(40);
@@ -645,6 +672,43 @@ fn files_of_the_users_in_the_output_directory_stay() {
     let said = refusal(dir.path(), &LINES, &[&format!("output={}", other.display())]);
     assert!(said.contains("metrics.jsonl"), "{said}");
     assert_eq!(fs::read_to_string(other.join("metrics.jsonl")).unwrap(), "mine\n");
+}
+
+#[test]
+fn an_output_in_the_models_own_folder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path());
+    let files = || fs::read_dir(&model).unwrap().count();
+    let before = files();
+    for output in [model.clone(), model.join("tuned"), model.join("new/tuned")] {
+        let change = format!("output={output:?}");
+        let said = Plan::new(recipe(dir.path(), &LINES, &[&change]).unwrap()).unwrap_err().to_string();
+        assert!(said.contains("is or lies inside the source"), "{said}");
+    }
+    assert_eq!(files(), before);
+}
+
+#[test]
+fn a_finished_model_of_another_dtype_is_not_passed_off_as_the_one_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = run(&mut start(dir.path(), &LINES, &[]).unwrap(), None).0.unwrap().model;
+    let bf16 = ["save.dtype=bf16"];
+    let again = || run(&mut start(dir.path(), &LINES, &bf16).unwrap(), None).0;
+    let said = again().unwrap_err().to_string();
+    assert!(said.contains("its weights are f32, save.dtype asks for bf16"), "{said}");
+    // as the message says
+    fs::rename(&model, dir.path().join("moved")).unwrap();
+    let written = again().unwrap().model;
+    assert!(Checkpoint::open(&written).unwrap().entries().all(|e| e.dtype == DType::BF16));
+    assert_eq!(again().unwrap().model, written);
+    // without the checkpoints of its steps too
+    for step in fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().path()) {
+        if step.file_name().unwrap().to_string_lossy().starts_with("step-") {
+            fs::remove_dir_all(step).unwrap();
+        }
+    }
+    assert!(run(&mut start(dir.path(), &LINES, &[]).unwrap(), None).0.is_err());
+    assert_eq!(again().unwrap().model, written);
 }
 
 #[test]

@@ -41,7 +41,8 @@ impl GenerationDefaults {
 
     fn from_json(text: &str) -> Result<Self, TokenizerError> {
         let bad = |message: String| TokenizerError::GenerationConfig(message);
-        let file: Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let file: Value =
+            serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| bad(e.to_string()))?;
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let eos = match &file["eos_token_id"] {
             Value::Null => Some(Vec::new()),
@@ -88,6 +89,8 @@ mod tests {
             repetition_penalty: Some(1.05),
         };
         assert_eq!(read(all).unwrap(), expected);
+        // as editors of other systems save it
+        assert_eq!(read(&format!("\u{feff}{all}")).unwrap(), expected);
         assert_eq!(read("{}").unwrap(), GenerationDefaults::default());
         assert_eq!(read(r#"{"eos_token_id":3,"top_k":-1}"#).unwrap().top_k, Some(0));
         for (text, named) in [

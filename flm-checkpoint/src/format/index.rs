@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use crate::format::LFS_POINTER;
+
 /// What can be wrong with an index.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,9 @@ pub enum IndexError {
     /// It is not JSON of the expected form.
     #[error("not an index: {0}")]
     Json(#[from] serde_json::Error),
+    /// Git LFS has not fetched it.
+    #[error("it is a Git LFS pointer, not the index itself: get the index from whoever has it whole")]
+    LfsPointer,
     /// It has no `weight_map`.
     #[error("not an index: it has no weight_map")]
     NoWeightMap,
@@ -36,6 +41,9 @@ pub(crate) type WeightMap = BTreeMap<String, String>;
 
 /// Reads the text of an index.
 pub(crate) fn parse(text: &[u8]) -> Result<WeightMap, IndexError> {
+    if text.starts_with(LFS_POINTER) {
+        return Err(IndexError::LfsPointer);
+    }
     let index: Index = serde_json::from_slice(text)?;
     let pairs = index.weight_map.ok_or(IndexError::NoWeightMap)?.0;
     let mut map = WeightMap::new();
@@ -66,6 +74,12 @@ pub(crate) const TEMPLATES: &str = "additional_chat_templates";
 pub(crate) fn is_own_file_name(name: &str) -> bool {
     let plain = name.strip_prefix(TEMPLATES).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
     is_plain_file_name(plain)
+}
+
+/// Whether files of this name hold a checkpoint's weights.
+pub(crate) fn is_weight_name(name: &str) -> bool {
+    ["model", "pytorch_model"].iter().any(|start| name.starts_with(start))
+        && [".safetensors", ".bin"].iter().any(|end| name.ends_with(end))
 }
 
 #[derive(serde::Deserialize)]

@@ -10,6 +10,9 @@ use candle_core::DType;
 
 use std::io;
 
+/// What Git LFS leaves in place of a file that was not fetched begins with this.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
+
 /// Something of known length that can be read at any position.
 pub trait Source {
     /// Length in bytes.

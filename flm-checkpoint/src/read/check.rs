@@ -80,19 +80,28 @@ impl Checkpoint {
 }
 
 impl Checkpoint {
-    /// Fails where `dst` lies inside this checkpoint's directory: a reader would find it there.
+    /// Fails where `dst` is this checkpoint's directory or lies inside it: see [`require_outside`].
     ///
     /// # Errors
     /// [`CheckpointError::InsideSource`].
     pub fn require_outside(&self, dst: &Path) -> Result<()> {
-        let src = self.dir().canonicalize().map_err(io("look at", self.dir()))?;
-        let parent = dst.ancestors().skip(1).find_map(|p| {
-            let p = if p.as_os_str().is_empty() { Path::new(".") } else { p };
-            p.canonicalize().ok()
-        });
-        if parent.is_some_and(|parent| parent.starts_with(&src)) {
-            return Err(CheckpointError::InsideSource { dst: dst.into(), src: self.dir().into() });
-        }
-        Ok(())
+        require_outside(self.dir(), dst)
     }
+}
+
+/// Fails where the output `dst` is the directory `src`, which is read, or lies inside it: a reader would find
+/// it there.
+///
+/// # Errors
+/// [`CheckpointError::InsideSource`].
+pub fn require_outside(src: &Path, dst: &Path) -> Result<()> {
+    let whole = src.canonicalize().map_err(io("look at", src))?;
+    let nearest = dst.ancestors().find_map(|p| {
+        let p = if p.as_os_str().is_empty() { Path::new(".") } else { p };
+        p.canonicalize().ok()
+    });
+    if nearest.is_some_and(|nearest| nearest.starts_with(&whole)) {
+        return Err(CheckpointError::InsideSource { dst: dst.into(), src: src.into() });
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::error::CheckpointError;
 use crate::error::Result;
 use crate::error::io;
-use crate::format::Source;
+use crate::format::{LFS_POINTER, Source};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -41,9 +41,6 @@ impl OpenFile {
     }
 }
 
-/// What Git LFS leaves in place of a file that was not fetched begins with this.
-pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
-
 impl Source for OpenFile {
     fn size(&self) -> u64 {
         self.size
@@ -52,6 +49,15 @@ impl Source for OpenFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
     }
+}
+
+/// The names in a directory that are UTF-8.
+pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io("list", dir))? {
+        names.extend(entry.map_err(io("list", dir))?.file_name().into_string());
+    }
+    Ok(names)
 }
 
 /// The largest JSON file that is read; the 1T's index has 110 kB.

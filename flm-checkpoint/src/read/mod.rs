@@ -7,7 +7,7 @@
 //! [`Checksums`] against digests where the source is gone.
 
 mod bytes;
-mod check;
+pub(crate) mod check;
 pub(crate) mod file;
 pub(crate) mod open;
 pub(crate) mod remote;

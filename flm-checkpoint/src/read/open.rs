@@ -246,7 +246,7 @@ pub(crate) fn read_headers(
     path: &Path,
     file: &impl Source,
 ) -> Result<(Vec<RawTensor>, Vec<ZipEntry>)> {
-    match format {
+    let read = match format {
         Format::Safetensors | Format::ShardedSafetensors => match safetensors_header::read(file) {
             Ok(tensors) => Ok((tensors, Vec::new())),
             Err(source) => Err(CheckpointError::Header { path: path.into(), source }),
@@ -256,6 +256,25 @@ pub(crate) fn read_headers(
             Err(PyTorchError::Zip(source)) => Err(CheckpointError::Zip { path: path.into(), source }),
             Err(PyTorchError::Pickle(source)) => Err(CheckpointError::Pickle { path: path.into(), source }),
         },
+    };
+    read.map_err(|error| match other_kind(file) {
+        Some(what) => CheckpointError::OtherKind { path: path.into(), what },
+        None => error,
+    })
+}
+
+/// What a file that holds no weights in a known form is by its first bytes, and what to do about it.
+fn other_kind(file: &impl Source) -> Option<&'static str> {
+    let head = file.bytes_at(0, 64.min(file.size()) as usize).ok()?;
+    let text = head.trim_ascii_start().to_ascii_lowercase();
+    if head.starts_with(b"GGUF") {
+        Some("a GGUF file, which flm writes and does not read: get the model's safetensors")
+    } else if head.starts_with(b"\x1f\x8b") {
+        Some("compressed with gzip: unpack it")
+    } else if text.starts_with(b"<!doctype html") || text.starts_with(b"<html") {
+        Some("an HTML page, such as a server's error or login page: download the file again")
+    } else {
+        None
     }
 }
 

@@ -195,6 +195,19 @@ impl Checkpoint {
         Ok(wide.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect())
     }
 
+    /// The rows before `end` of the matrix `entry` that are zero throughout.
+    pub fn zero_rows(&self, entry: &TensorEntry, end: u64) -> Result<Vec<u64>> {
+        let rows = entry.shape.first().map_or(0, |&n| n as u64);
+        let row = entry.nbytes / rows.max(1);
+        let zero = |&index: &u64| -> Result<Option<u64>> {
+            let values = self.values(entry, index * row, row)?;
+            Ok(values.iter().all(|&x| x == 0.0).then_some(index))
+        };
+        let all: Vec<u64> = (0..rows.min(end)).collect();
+        let found: Vec<Option<u64>> = all.par_iter().map(zero).collect::<Result<_>>()?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// Looks at the rows from `first` on of the matrix `entry`, all of them.
     pub fn padding_rows(&self, entry: &TensorEntry, first: u64) -> Result<PaddingRows> {
         let rows = entry.shape.first().map_or(0, |&n| n as u64);
@@ -299,6 +312,8 @@ mod tests {
             let c = checkpoint(&dir.path().join(name), &values, &[1.0]);
             let found = c.padding_rows(c.entry("embedding").unwrap(), 3).unwrap();
             assert_eq!(found, PaddingRows { rows: 2, zero, equal }, "{name}");
+            let end = |end| c.zero_rows(c.entry("embedding").unwrap(), end).unwrap();
+            assert_eq!((end(u64::MAX).len() as u64, end(3).len()), (zero, 0), "{name}");
         }
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::checksums::CHECKSUMS_FILE;
 use crate::error::{Result, io};
-use crate::format::index::TEMPLATES;
-use crate::read::file::OpenFile;
+use crate::format::index::{TEMPLATES, is_weight_name};
+use crate::read::file::{OpenFile, names_in};
 
 /// Tokenizers, chat templates and generation settings; code (`*.py`) is left behind.
 const NAMES: [&str; 13] = [
@@ -77,15 +77,6 @@ pub fn copy_side_files(src: &Path, dst: &Path, card: Card) -> Result<Vec<String>
     Ok(names)
 }
 
-/// The names in a directory that are UTF-8.
-fn names_in(dir: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io("list", dir))? {
-        names.extend(entry.map_err(io("list", dir))?.file_name().into_string());
-    }
-    Ok(names)
-}
-
 /// The named chat templates in a checkpoint's directory, as paths relative to it.
 pub(crate) fn named_templates(dir: &Path) -> Result<Vec<String>> {
     let templates = dir.join(TEMPLATES);
@@ -114,8 +105,7 @@ pub fn is_place_of_checkpoint(path: &Path) -> bool {
         ]
         .contains(&name)
         || name.ends_with(".index.json")
-        || ["model", "pytorch_model"].iter().any(|start| name.starts_with(start))
-            && [".safetensors", ".bin"].iter().any(|end| name.ends_with(end));
+        || is_weight_name(name);
     // the folder itself, or optimizer/ and the like in it
     reserved && parent.ancestors().take(2).any(|dir| dir.join("config.json").is_file())
 }

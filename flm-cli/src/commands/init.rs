@@ -1,9 +1,10 @@
 //! `flm init`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
+use flm_checkpoint::require_outside;
 use flm_growth::Precision;
 use flm_growth::init;
 use serde::Serialize;
@@ -44,6 +45,10 @@ struct Summary {
 impl Init {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let config = config(&self.config)?;
+        let shape = Path::new(&self.config);
+        if shape.is_dir() {
+            require_outside(shape, &self.dst)?;
+        }
         let precision = Precision::try_from(candle_core::DType::from(self.dtype))?;
         let parameters = config.parameter_count();
         let bytes = parameters * precision.bytes() as u64;

@@ -31,7 +31,8 @@ use flm_hub::{Plan, Request, State, default_dir};
 /// anywhere, the same command goes on. With --json each line of stdout is one JSON object.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Environment: HF_TOKEN, HF_TOKEN_PATH, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME.\n\n\
+    after_help = "Environment: HF_TOKEN, HF_TOKEN_PATH, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,\n\
+                        XDG_CACHE_HOME.\n\n\
                         Examples:\n  flm pull tele-flm-52b --dry-run\n  \
                         flm pull tele-flm-52b --to /data/52b --convert --delete-source\n  \
                         flm pull HuggingFaceTB/SmolLM2-135M --files '*.json' 'model.safetensors'"
@@ -128,13 +129,13 @@ impl Pull {
 
         let manifest = Manifest::load(self.manifest.as_deref())?;
         let dir = self.to.clone().unwrap_or_else(|| default_dir(&self.name));
-        let held = if self.dry_run { None } else { Some(self.hold(&dir, &interrupted, output)?) };
         let hub = Hub::from_env(Access {
             timeout: Duration::from_secs(self.timeout),
             retries: self.retries,
             interrupted: Arc::clone(&interrupted),
             tell: Arc::new(tell(*output)),
         })?;
+        let held = if self.dry_run { None } else { Some(self.hold(&dir, &interrupted, output)?) };
         let request = Request {
             name: self.name.clone(),
             dir,
@@ -147,6 +148,13 @@ impl Pull {
         };
         let plan = Plan::make(&hub, &manifest, &request)?;
         self.show(&plan, output)?;
+        if !plan.lacking.is_empty() {
+            output.warn(&format!(
+                "{} has no {}: what is fetched is not a whole checkpoint, and no command opens it as it is",
+                plan.repository,
+                plan.lacking.join(" and no ")
+            ));
+        }
         let Some(held) = held else {
             return Ok(plan.disk_needed <= plan.disk_free && plan.check_changed().is_ok());
         };

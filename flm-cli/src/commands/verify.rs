@@ -102,9 +102,13 @@ fn check(dir: &Path, output: &Output) -> anyhow::Result<bool> {
     bar.finish_and_clear();
     output.result(&report, |r: &ChecksumReport| {
         let what = format!("{} files, {}", count(r.files as u64), size(r.bytes));
-        match r.problems.as_slice() {
+        let text = match r.problems.as_slice() {
             [] => format!("{what}: all as their checksums say"),
             problems => format!("{what}: NOT as their checksums say\n  {}", problems.join("\n  ")),
+        };
+        match r.unlisted.as_slice() {
+            [] => text,
+            unlisted => format!("{text}\nwithout a checksum, not compared: {}", unlisted.join(", ")),
         }
     })?;
     Ok(report.passed)

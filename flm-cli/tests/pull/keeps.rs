@@ -3,7 +3,7 @@
 use std::{os::unix::fs::symlink, path::Path, process::Command};
 
 use crate::conversion::{checkpoint, tensors};
-use crate::run::pull;
+use crate::run::{command, pull, ran};
 use crate::{SHARD, complete, files, noise};
 use flm_tests::hub_server::{Fault, HubServer, Options};
 
@@ -155,4 +155,44 @@ fn impossible_sizes_are_refused_and_pipes_are_not_waited_for() {
         pull(&server, &target, &[]).failed(&[name, "remove it"]);
     }
     server.fault(|_| Fault::None);
+}
+
+#[test]
+fn what_a_repository_lacks_to_be_a_checkpoint_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = HubServer::start(&files(), Options::default());
+    let ran = pull(&server, &dir.path().join("t"), &[]);
+    assert_eq!(
+        ran.succeeded().events("plan")[0]["lacking"],
+        serde_json::json!(["pytorch_model.bin.index.json"])
+    );
+    assert!(ran.stderr.contains("has no pytorch_model.bin.index.json"), "{}", ran.stderr);
+    let bare = [("model.safetensors", noise(1, 500))];
+    let server = HubServer::start(&bare, Options::default());
+    let ran = pull(&server, &dir.path().join("b"), &[]);
+    assert!(ran.succeeded().stderr.contains("has no config.json"), "{}", ran.stderr);
+    // what is asked for by name is no checkpoint
+    let ran = pull(&server, &dir.path().join("n"), &["--files", "*.safetensors"]);
+    assert!(!ran.succeeded().stderr.contains("config.json"), "{}", ran.stderr);
+
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n".to_vec();
+    let index = "model.safetensors.index.json";
+    let served =
+        [("config.json", b"{}".to_vec()), (index, pointer), ("model-1-of-1.safetensors", noise(1, 500))];
+    let server = HubServer::start(&served, Options::default());
+    pull(&server, &dir.path().join("p"), &[]).failed(&[index, "Git LFS pointer"]);
+}
+
+#[test]
+fn nothing_is_asked_where_the_environment_says_offline() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = HubServer::start(&files(), Options::default());
+    let target = dir.path().join("t");
+    for value in ["1", "true"] {
+        let output = command(&server, &target, &[]).env("HF_HUB_OFFLINE", value).output().unwrap();
+        ran(output).failed(&["HF_HUB_OFFLINE is set"]);
+        assert!(!target.exists());
+    }
+    assert_eq!(server.content_requests(), 0);
+    ran(command(&server, &target, &[]).env("HF_HUB_OFFLINE", "0").output().unwrap()).succeeded();
 }

@@ -21,6 +21,7 @@ pub(crate) fn command(server: &HubServer, dir: &Path, more: &[&str]) -> Command 
         .env("HF_HOME", dir.with_extension("home"))
         .env("HF_TOKEN", "hf_secret")
         .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_HUB_OFFLINE")
         .env_remove("HTTP_PROXY")
         .env_remove("http_proxy")
         .env_remove("ALL_PROXY")

@@ -690,12 +690,16 @@ fn an_output_inside_its_source_is_refused() {
     let source = model().save(&dir.path().join("source"), 1 << 30);
     let plan = model().plan(&LARGER, &GrowthOptions::default()).unwrap();
     let before = std::fs::read_dir(source.dir()).unwrap().count();
-    for dst in ["source/grown", "source/new/grown"] {
+    std::os::unix::fs::symlink(source.dir(), dir.path().join("link")).unwrap();
+    for dst in ["source", "source/grown", "source/new/grown", "link", "link/grown"] {
         let dst = dir.path().join(dst);
         let error =
             execute(&plan, &source, &dst, &ExecuteOptions::default(), &|_| ()).unwrap_err().to_string();
         assert!(error.contains("lies inside the source"), "{error}");
         assert!(convert_to(&source, &dst, true).unwrap_err().to_string().contains("lies inside the source"));
+        let config = source.config();
+        let init = crate::init(config, &dst, Some(source.dir()), 0, crate::Precision::F32, 1 << 30, &|_| ());
+        assert!(init.unwrap_err().to_string().contains("lies inside the source"));
     }
     assert_eq!(std::fs::read_dir(source.dir()).unwrap().count(), before);
 }

@@ -51,9 +51,7 @@ enum Table {
 impl NormalFill {
     /// The generator of tensor `name` under `seed`, with mean 0 and standard deviation `std`.
     pub fn new(seed: u64, name: &str, precision: Precision, std: f64) -> Result<Self> {
-        if !std.is_finite() || std < 0.0 {
-            return Err(GrowthError::Std(std));
-        }
+        check_std(std, precision)?;
         let quantiles = normal_quantiles();
         let bits = |i: usize| {
             let mut bytes = [0; 8];
@@ -79,6 +77,20 @@ impl NormalFill {
             Table::Eight(table) => write::<8, 32, u64>(&self.mixer, table, first, out, u64::to_le_bytes),
         }
     }
+}
+
+/// Standard deviations that no drawn value is beyond.
+const REACH: f64 = 4.33;
+
+/// Fails where values drawn with this standard deviation are none, or infinite in the dtype.
+pub(crate) fn check_std(std: f64, precision: Precision) -> Result<()> {
+    if !std.is_finite() || std < 0.0 {
+        return Err(GrowthError::Std(std));
+    }
+    if !precision.holds(REACH * std) {
+        return Err(GrowthError::StdTooLarge { std, dtype: precision.to_string() });
+    }
+    Ok(())
 }
 
 fn boxed<T: Copy + Default>(entry: impl Fn(usize) -> T) -> Box<[T; QUANTILES]> {

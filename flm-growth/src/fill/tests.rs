@@ -169,6 +169,19 @@ fn a_std_that_is_no_number_is_refused() {
 }
 
 #[test]
+fn a_std_whose_values_become_infinite_is_refused_by_dtype() {
+    for (precision, most) in [(Precision::F16, 1.5e4), (Precision::Bf16, 7e37), (Precision::F32, 7e37)] {
+        let mut bytes = vec![0; 1 << 16];
+        NormalFill::new(1, "t", precision, most).unwrap().write(0, &mut bytes);
+        assert!(bytes.chunks(precision.bytes()).all(|b| precision.decode(b).is_finite()), "{precision}");
+        let error = NormalFill::new(1, "t", precision, most * 1.2).unwrap_err().to_string();
+        assert!(error.contains(&precision.to_string()) && error.contains("4.33"), "{error}");
+    }
+    assert!(NormalFill::new(1, "t", Precision::F64, 1e39).is_ok());
+    assert!(NormalFill::new(1, "t", Precision::F64, 1e308).is_err());
+}
+
+#[test]
 fn known_answers_of_an_independent_implementation() {
     // SplitMix64's published first output for seed 0
     assert_eq!(Mixer { start: 0, key: 0 }.mix(1), 0xe220_a839_7b1d_cdaf);

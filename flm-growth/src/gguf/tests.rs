@@ -582,6 +582,30 @@ fn what_blocks_cannot_hold_is_counted_by_tensor() {
 }
 
 #[test]
+fn values_that_are_no_numbers_are_counted_in_every_dtype() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = "model.layers.1.mlp.gate_proj.weight";
+    let src = altered("teleflm-f32-st", &dir.path().join("m"), &json!({}), |name, t| {
+        if name != gate {
+            return Some(t);
+        }
+        let shape = t.shape().clone();
+        let mut values: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
+        // the last is finite, and beyond f16
+        (values[0], values[33], values[40], values[50]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e6);
+        Some(Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    });
+    for dtype in [None, Some(GgmlDType::F32), Some(GgmlDType::BF16), Some(GgmlDType::F16)] {
+        let plan = GgufPlan::new(&src, None, &GgufOptions { dtype, ..GgufOptions::default() }).unwrap();
+        let report = plan.write(&src, &dir.path().join(format!("{dtype:?}.gguf")), &|_| ()).unwrap();
+        assert_eq!(report.damaged.len(), 1, "{dtype:?} {report:?}");
+        let found = &report.damaged[0];
+        assert_eq!((found.tensor.as_str(), found.not_finite), ("blk.1.ffn_gate.weight", 3), "{dtype:?}");
+        assert_eq!(report.overflowed, u64::from(dtype == Some(GgmlDType::F16)), "{dtype:?}");
+    }
+}
+
+#[test]
 fn several_files_hold_what_one_would() {
     let dir = tempfile::tempdir().unwrap();
     let src = altered("teleflm-f32-st", &dir.path().join("m"), &json!({}), |_, t| Some(t));

@@ -30,16 +30,16 @@ pub struct GgufReport {
     pub bytes: u64,
     /// Finite elements that became infinite, because the new dtype ends before them.
     pub overflowed: u64,
-    /// Tensors whose blocks do not hold what the source has.
+    /// Tensors with values that are no numbers, or whose blocks do not hold what the source has.
     pub damaged: Vec<DamagedTensor>,
 }
 
-/// A quantised tensor of which something is lost that quantisation does not explain.
+/// A tensor with values that are no numbers, or that lost more than quantisation explains.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DamagedTensor {
     /// Its name in the file.
     pub tensor: String,
-    /// Values of the source that are not finite: blocks hold none.
+    /// Values of the source that are not finite; blocks hold none.
     pub not_finite: u64,
     /// Blocks of finite values whose scale became infinite, and with it all that they hold.
     pub overflowed_blocks: u64,
@@ -53,9 +53,10 @@ impl GgufPlan {
     /// is overwritten. Memory is some tens of MiB. `progress` is told the bytes of the source that are done.
     ///
     /// # Errors
-    /// [`ExportError::DestinationExists`], [`ExportError::InUse`], and whatever reading and writing raise;
-    /// `dst` does not exist then.
+    /// [`ExportError::DestinationExists`], [`ExportError::InUse`], where `dst` lies inside `src`, and
+    /// whatever reading and writing raise; `dst` does not exist then.
     pub fn write(&self, src: &Checkpoint, dst: &Path, progress: &dyn Fn(u64)) -> Result<GgufReport> {
+        src.require_outside(dst)?;
         let mut encoder = Encoder::default();
         let mut damaged = Vec::new();
         let mut files: Vec<StagedFile> =
@@ -148,24 +149,39 @@ impl Encoder {
             GgmlDType::BF16 => DType::BF16,
             _ => DType::F32,
         };
-        if tensor.factor == 1.0 && tensor.added == 0.0 {
-            self.overflowed += cast(from, to, &self.source, &mut self.out);
+        let overflowed = if tensor.factor == 1.0 && tensor.added == 0.0 {
+            cast(from, to, &self.source, &mut self.out)
         } else {
             cast(from, DType::F64, &self.source, &mut self.wide);
             for bytes in self.wide.as_chunks_mut::<8>().0 {
                 *bytes = ((f64::from_le_bytes(*bytes) + tensor.added) * tensor.factor).to_le_bytes();
             }
-            self.overflowed += cast(DType::F64, to, &self.wide, &mut self.out);
-        }
+            cast(DType::F64, to, &self.wide, &mut self.out)
+        };
+        self.overflowed += overflowed;
+        self.not_finite += not_finite(to, &self.out) - overflowed;
         if tensor.dtype.block_size() > 1 {
             let values: Vec<f32> =
                 self.out.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-            self.not_finite += values.iter().filter(|value| !value.is_finite()).count() as u64;
             self.out = quantised(&values, columns, tensor.dtype)?;
             self.overflowed_blocks += overflowed_blocks(&self.out, &values, tensor.dtype);
         }
         Ok(())
     }
+}
+
+/// How many of these values are not finite: all bits of their exponent are set.
+fn not_finite(dtype: DType, bytes: &[u8]) -> u64 {
+    let two = |exponent: u16| {
+        let values = bytes.as_chunks::<2>().0.iter();
+        values.filter(|&&b| u16::from_le_bytes(b) & exponent == exponent).count()
+    };
+    let count = match dtype {
+        DType::F16 => two(0x7c00),
+        DType::BF16 => two(0x7f80),
+        _ => bytes.as_chunks::<4>().0.iter().filter(|&&b| !f32::from_le_bytes(b).is_finite()).count(),
+    };
+    count as u64
 }
 
 /// Rows of `columns` values as blocks.

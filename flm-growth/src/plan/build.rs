@@ -4,13 +4,14 @@ use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
 use flm_checkpoint::{NormPlacement, QkNorm, TeleFlmConfig};
 
 use crate::error::{GrowthError, Result};
+use crate::fill::check_std;
 use crate::operator::{Context, Operator, Role, Rule};
 use crate::placement::{LayerSource, Placement};
 use crate::plan::source::SourceModel;
 use crate::plan::{ConfigChange, GrowthOptions, GrowthPlan};
 use crate::shape::Shape;
 use crate::tensor_plan::Std;
-use crate::tensor_plan::{SourceTensor, TensorPlan, matrix};
+use crate::tensor_plan::{Fill, SourceTensor, TensorPlan, matrix};
 
 /// Most layers of a target: a plan has some 30 kB for each.
 const MAX_LAYERS: usize = 10_000;
@@ -75,6 +76,11 @@ pub(super) fn build(source: &SourceModel, target: &Shape, options: &GrowthOption
         let rule = options.operator.rule(role, new_layer, stored.dtype, &context);
         let offset = if role.is_gain() { config.gain_offset() } else { 0.0 };
         let tensor = tensor_plan(tensor.name, tensor.shape, stored, rule.with_offset(offset), offset);
+        for fill in [tensor.new_cols, tensor.new_rows, tensor.new_corner].into_iter().flatten() {
+            if let Fill::Normal(Std::Value(std)) | Fill::Mean { std: Some(Std::Value(std)), .. } = fill {
+                check_std(std, tensor.dtype)?;
+            }
+        }
         plan.tensors.push(TensorPlan { new_layer, ..tensor });
     }
     Ok(plan)

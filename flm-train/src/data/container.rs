@@ -8,6 +8,7 @@ use parquet::file::reader::SerializedFileReader;
 use serde_json::Value;
 
 use crate::error::TrainError;
+use flm_checkpoint::LFS_POINTER;
 
 /// A data file that is open.
 pub(super) enum DataFile {
@@ -48,6 +49,19 @@ pub(super) fn open(path: &Path) -> Result<DataFile, TrainError> {
                 path.display()
             )));
         }
+    }
+    if head.starts_with(LFS_POINTER) {
+        return Err(TrainError::Data(format!(
+            "{}: a Git LFS pointer, not the data itself: run `git lfs pull`, or download the file",
+            path.display()
+        )));
+    }
+    if ["csv", "tsv"].iter().any(|end| inner.ends_with(&format!(".{end}"))) {
+        return Err(TrainError::Data(format!(
+            "{}: a table of separated values; expected JSON lines, a JSON array, Parquet or .txt: pandas or \
+             DuckDB write JSON lines from it",
+            path.display()
+        )));
     }
     let reader: Box<dyn BufRead> = if head.starts_with(b"\x1f\x8b") {
         Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(reader)))

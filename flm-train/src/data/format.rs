@@ -30,6 +30,12 @@ impl Conversation {
         let learned = messages.iter().map(|message| message.role == "assistant").collect();
         Self { messages, learned, tools: None }
     }
+
+    /// Whether nothing stands in any of the turns that are learned: no text, no tool call, no thought.
+    fn says_nothing(&self) -> bool {
+        let mut turns = self.messages.iter().zip(&self.learned);
+        turns.all(|(turn, learned)| !learned || turn.content.trim().is_empty() && turn.rest.is_empty())
+    }
 }
 
 /// What a sample holds.
@@ -140,6 +146,7 @@ fn plain_text(path: &Path, mut reader: impl Read) -> Result<Samples, TrainError>
         let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
         TrainError::Line { path: path.into(), line, message: "not UTF-8 text".into() }
     })?;
+    let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     let samples = vec![Sample { line: 1, content: Content::Text(text) }];
     Ok(Samples { samples, ..Samples::default() })
 }
@@ -227,15 +234,16 @@ impl Rows<'_> {
         for key in row.keys() {
             self.unread(key);
         }
-        let learns = match &content {
-            Content::Chat(chat) => chat.learned.contains(&true),
-            Content::Text(_) => true,
+        let why = match &content {
+            Content::Chat(chat) if !chat.learned.contains(&true) => "conversations without a turn to learn",
+            // the end of a turn alone would be learned
+            Content::Chat(chat) if chat.says_nothing() => "rows with an empty answer",
+            Content::Chat(_) | Content::Text(_) => {
+                self.found.samples.push(Sample { line, content });
+                return Ok(());
+            }
         };
-        if learns {
-            self.found.samples.push(Sample { line, content });
-        } else {
-            *self.found.left_out.entry("conversations without a turn to learn".into()).or_default() += 1;
-        }
+        *self.found.left_out.entry(why.into()).or_default() += 1;
         Ok(())
     }
 
@@ -480,10 +488,12 @@ fn mark(object: &mut Object) -> Result<Option<(&'static str, bool)>, String> {
     for key in ["weight", "train", "training", "loss", "loss_mask", "label"] {
         let learns = match object.get(key) {
             Some(Value::Bool(learns)) => *learns,
-            // other labels are classes
-            Some(_) if key == "label" => continue,
+            // the label of a text is its class
+            Some(_) if key == "label" && object.contains_key("text") => continue,
             Some(Value::Number(number)) if number.as_f64() == Some(0.0) => false,
             Some(Value::Number(number)) if number.as_f64() == Some(1.0) => true,
+            // other labels are classes
+            Some(_) if key == "label" => continue,
             None | Some(Value::Null) => continue,
             Some(other) => {
                 return Err(format!("`{key}` is {other}: a turn or a row is learned or not, 1 or 0"));
@@ -707,6 +717,50 @@ mod tests {
             let error = read(line).unwrap_err();
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn empty_answers_are_left_out_with_their_reason() {
+        let found = data(
+            r#"{"instruction":"a","output":""}
+{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":" "}]}
+{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"","tool_calls":[{"name":"f"}]}]}
+{"instruction":"a","output":"b"}"#,
+        );
+        assert_eq!(found.samples.iter().map(|s| s.line).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(found.left_out, BTreeMap::from([("rows with an empty answer".into(), 2)]));
+    }
+
+    #[test]
+    fn labels_of_answers_are_0_or_1_too_and_those_of_texts_are_classes() {
+        let found = data(
+            r#"{"prompt":"a","completion":"b","label":0}
+{"prompt":"a","completion":"b","label":1}
+{"prompt":"a","completion":"b","label":3}
+{"text":"a","label":0}"#,
+        );
+        assert_eq!(found.samples.iter().map(|s| s.line).collect::<Vec<_>>(), [2, 3, 4]);
+        assert_eq!(found.left_out, BTreeMap::from([("rows whose `label` is false or 0".into(), 1)]));
+        assert_eq!(found.unread, BTreeMap::from([("label".into(), 2)]));
+    }
+
+    #[test]
+    fn what_is_no_data_is_named_and_a_byte_order_mark_is_no_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        for (name, text, says) in [
+            ("a.jsonl", pointer, "Git LFS pointer"),
+            ("a.txt", pointer, "Git LFS pointer"),
+            ("a.csv", "prompt,completion\na,b\n", "a table of separated values"),
+        ] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            let error = read_samples(&path).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains(name), "{error}");
+        }
+        let path = dir.path().join("b.txt");
+        std::fs::write(&path, "\u{feff}天地").unwrap();
+        assert_eq!(read_samples(&path).unwrap()[0].content, Content::Text("天地".into()));
     }
 
     #[test]

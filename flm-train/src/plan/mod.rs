@@ -113,6 +113,7 @@ impl Plan {
         recipe.validate()?;
         let machine = Machine::of(&recipe, device, dtype)?;
         let checkpoint = Arc::new(Checkpoint::open(&recipe.model)?);
+        checkpoint.require_outside(&recipe.output)?;
         // a run of days begins with weights that are what they were
         if !recipe.no_source_digests {
             checkpoint.verify_digests()?;

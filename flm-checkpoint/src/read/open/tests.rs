@@ -108,6 +108,23 @@ fn errors_in_headers_name_their_file() {
 }
 
 #[test]
+fn other_kinds_of_files_under_the_name_of_weights_are_named() {
+    let dir = empty();
+    for (bytes, says) in [
+        (&b"GGUF\x03\0\0\0"[..], "a GGUF file"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0", "compressed with gzip"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+    ] {
+        for name in ["pytorch_model.bin", "model.safetensors"] {
+            write(dir.path(), name, bytes);
+            let error = error(&dir).to_string();
+            assert!(error.contains(&format!("{name} is {says}")), "{error}");
+        }
+        fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    }
+}
+
+#[test]
 fn index_and_files_must_hold_the_same_names() {
     assert!(Checkpoint::open(sharded(json!({"a": "1.safetensors", "b": "2.safetensors"})).path()).is_ok());
     let dir = sharded(json!({"a": "1.safetensors", "c": "2.safetensors"}));

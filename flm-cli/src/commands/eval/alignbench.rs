@@ -10,11 +10,11 @@ use crate::arguments::{Asking, RawTextArgs, RunArgs, TemplateArgs, local_model};
 use crate::commands::eval::judge;
 use crate::commands::eval::judge::JudgeArgs;
 use crate::output::Output;
+use crate::output_file::{self, Kind};
 use flm_eval::Decoding;
 use flm_eval::Identity;
 use flm_eval::Questions;
 use flm_eval::read_rows;
-use flm_eval::write_whole;
 use flm_eval::{AnswerOptions, Answered, answer};
 use flm_eval::{Judged, read_answers, run};
 use flm_eval::{Reader, Scores, score};
@@ -65,6 +65,9 @@ pub(crate) struct AlignBench {
     /// Say how long answering would take and how much memory, and stop.
     #[arg(long)]
     dry_run: bool,
+    /// Replace a scores.json that is no earlier result of this command.
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
@@ -94,6 +97,11 @@ impl AlignBench {
             questions.limit(limit);
         }
         let answers_path = self.out.join("answers.jsonl");
+        let scores_path = self.out.join("scores.json");
+        let scored = self.judge.is_given() && !self.dry_run;
+        if scored {
+            output_file::check(&scores_path, Kind::Scores, self.force)?;
+        }
         let answers = {
             let asking = if self.plain {
                 self.template.refuse_without_chat("drop --plain")?;
@@ -121,7 +129,7 @@ impl AlignBench {
             )?
         };
         let mut report = Report { answers, judgments: None, identity: None, scores: None };
-        if self.judge.is_given() && !self.dry_run {
+        if scored {
             let list = read_answers(&answers_path, &questions.rubric)?;
             let judge = self.judge.open(&questions.rubric, &self.run, output)?;
             let path = self.out.join("judgments.jsonl");
@@ -141,7 +149,7 @@ impl AlignBench {
             }
             judge::warn(&judged, output);
             report.judgments = Some(judged);
-            write_whole(&self.out.join("scores.json"), &serde_json::to_vec_pretty(&report)?)?;
+            output_file::write(&scores_path, Kind::Scores, &serde_json::to_vec_pretty(&report)?, self.force)?;
         }
         let complete = report.judgments.as_ref().is_none_or(judge::succeeded);
         output.result(&report, |report| self.human(report))?;

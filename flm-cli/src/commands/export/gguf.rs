@@ -66,7 +66,7 @@ struct Summary {
     notes: Vec<String>,
     /// Finite values that became infinite in a narrower dtype.
     overflowed: u64,
-    /// Quantised tensors that lost more than rounding explains.
+    /// Tensors with values that are no numbers, or that lost more than rounding explains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     damaged: Vec<DamagedTensor>,
     seconds: f64,
@@ -132,6 +132,7 @@ impl Gguf {
             dry_run: self.dry_run,
         };
         if self.dry_run {
+            src.require_outside(&self.dst)?;
             if let Some(path) = paths.iter().find(|path| path.symlink_metadata().is_ok()) {
                 return Err(ExportError::DestinationExists { path: path.clone() }.into());
             }

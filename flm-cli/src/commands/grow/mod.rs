@@ -83,17 +83,17 @@ pub(crate) struct Grow {
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
     /// What the rows of new tokens are, in the embedding and in the head; padding rows beyond the source's
-    /// tokenizer do not count as old ones.
-    #[arg(long, value_enum, default_value_t = NewRowsName::Mean)]
-    new_rows: NewRowsName,
+    /// tokenizer do not count as old ones [default: mean].
+    #[arg(long, value_enum)]
+    new_rows: Option<NewRowsName>,
     /// What the new weights are. Of several stages msg is for the last: those before it are grown with
     /// zero, which is msg folded at masks of 0.
     #[arg(long, value_enum, default_value_t = DEFAULT_OPERATOR.into())]
     operator: OperatorName,
     /// Where new layers go: interpolate, uniform, after:3,7,…, distance (after the layers that do
-    /// least, measured on --text) or distance:FILE (of `flm distance --json`).
-    #[arg(long, default_value = "interpolate", value_name = "RULE")]
-    place: Place,
+    /// least, measured on --text) or distance:FILE (of `flm distance --json`) [default: interpolate].
+    #[arg(long, value_name = "RULE")]
+    place: Option<Place>,
     /// What --place distance goes by.
     #[arg(long, value_enum, default_value_t = MetricName::Angular)]
     metric: MetricName,
@@ -220,6 +220,7 @@ impl Grow {
         };
         let count = stages.len();
         let mut source = self.source(recipe.as_ref().and_then(|r| r.from.as_deref()))?;
+        refuse_without_effect(&stages, source.config())?;
         let mut reports = Vec::with_capacity(count);
         let mut between = Vec::new();
         for (number, stage) in (1..).zip(&stages) {
@@ -273,14 +274,14 @@ impl Grow {
     pub(crate) fn stages(&self) -> Vec<Stage> {
         let common = Stage {
             operator: Some(self.operator.into()),
-            place: Some(self.place.clone()),
+            place: self.place.clone(),
             metric: Some(self.metric.into()),
             keep_ends: Some(self.keep_ends),
             std: Some(self.std),
             noise: self.noise,
             mask_steps: Some(self.mask_steps),
             seed: Some(self.seed),
-            new_rows: Some(self.new_rows.into()),
+            new_rows: self.new_rows.map(NewRows::from),
             ..Stage::default()
         };
         let last = Stage {
@@ -319,7 +320,18 @@ impl Grow {
             Some(dir) => Some(tokenizer(dir)?.len()),
             None => None,
         };
-        let target = target(stage, source.config())?;
+        let target = target(stage, Shape::of(source.config()))?;
+        if let Some(name) = &stage.to {
+            let mut other = Shape::not_taken(source.config(), &config(name)?);
+            other.retain(|(key, ..)| *key != "tie_word_embeddings" || stage.untie != Some(true));
+            let other: Vec<String> = other
+                .iter()
+                .map(|(key, ours, theirs)| format!("{key} stays {ours} ({theirs} there)"))
+                .collect();
+            if !other.is_empty() {
+                output.warn(&format!("only the sizes of {name} are taken: {}", other.join(", ")));
+            }
+        }
         let added = target.num_hidden_layers.saturating_sub(source.config().num_hidden_layers);
         let options = GrowthOptions {
             operator: stage.operator.unwrap_or(DEFAULT_OPERATOR),
@@ -447,7 +459,32 @@ fn is_done(dst: &Path, plan: &GrowthPlan, source: &Checkpoint, restart: bool) ->
     Ok(true)
 }
 
-fn target(stage: &Stage, source: &TeleFlmConfig) -> anyhow::Result<Shape> {
+/// Refuses settings that would do nothing in any of the stages, as flags or keys of a recipe.
+fn refuse_without_effect(stages: &[Stage], source: &TeleFlmConfig) -> anyhow::Result<()> {
+    let mut from = Shape::of(source);
+    let (mut rows, mut layers) = (false, false);
+    for stage in stages {
+        let to = target(stage, from)?;
+        rows |= to.vocab_size != from.vocab_size;
+        layers |= to.num_hidden_layers != from.num_hidden_layers;
+        from = to;
+    }
+    ensure!(
+        rows || stages.iter().all(|stage| stage.new_rows.is_none()),
+        "--new-rows is about new rows of the vocabulary, and there are none here: give --vocab, or drop it"
+    );
+    ensure!(
+        layers || stages.iter().all(|stage| stage.place.is_none()),
+        "--place is about new layers, and there are none here: give --layers, or drop it"
+    );
+    ensure!(
+        source.tie_word_embeddings || stages.iter().all(|stage| stage.untie != Some(true)),
+        "--untie writes out a head that is tied to the embedding, and this model's is not: drop it"
+    );
+    Ok(())
+}
+
+fn target(stage: &Stage, source: Shape) -> anyhow::Result<Shape> {
     let base = match &stage.to {
         Some(name) => {
             let to = Shape::of(&config(name)?);
@@ -460,7 +497,7 @@ fn target(stage: &Stage, source: &TeleFlmConfig) -> anyhow::Result<Shape> {
             );
             to
         }
-        None => Shape::of(source),
+        None => source,
     };
     Ok(base.with(&ShapeOverrides {
         num_hidden_layers: stage.layers,

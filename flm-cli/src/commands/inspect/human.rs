@@ -131,6 +131,19 @@ fn values_lines(v: &Values) -> Vec<(&'static str, String)> {
         };
         rows.push(("padding rows", format!("{} of {}: {what}", p.rows, p.tensor)));
     }
+    if let Some(zero) = &v.zero_tokens {
+        let ids: Vec<String> = zero.first.iter().map(u64::to_string).collect();
+        let more = if zero.count > ids.len() { ", …" } else { "" };
+        rows.push((
+            "zero tokens",
+            format!(
+                "{} tokens have rows of zeros in the embedding, ids {}{more}: training on them may end in \
+                 NaN",
+                count(zero.count as u64),
+                ids.join(", ")
+            ),
+        ));
+    }
     rows
 }
 

@@ -88,16 +88,20 @@ impl Inspect {
     fn local(&self, output: &Output) -> anyhow::Result<Report> {
         let checkpoint = open(&self.checkpoint)?;
         let mut report = self.report(&checkpoint);
+        let mut own = None;
         if has_tokenizer(&self.checkpoint) {
             match tokenizer(&self.checkpoint) {
-                Ok(tokenizer) => report.add_tokenizer(tokenizer.len()),
+                Ok(tokenizer) => {
+                    report.add_tokenizer(tokenizer.len());
+                    own = Some(tokenizer);
+                }
                 Err(error) => report.problems.push(format!("{error:#}")),
             }
         }
         report.add_zero(&checkpoint.zero_tensors()?);
         if let Some(how) = self.values {
             let sample = (how == Values::Sample).then_some(SAMPLE);
-            crate::commands::inspect::values::add(&mut report, &checkpoint, sample, output)?;
+            crate::commands::inspect::values::add(&mut report, &checkpoint, own.as_ref(), sample, output)?;
         }
         Ok(report)
     }

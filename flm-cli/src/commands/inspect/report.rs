@@ -100,6 +100,17 @@ pub(crate) struct Values {
     pub(crate) sample: bool,
     pub(crate) all: Statistics,
     pub(crate) padding: Vec<Padding>,
+    /// Tokens whose row of the embedding is zero, where all values were read and there are such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) zero_tokens: Option<ZeroTokens>,
+}
+
+/// Tokens whose row of the embedding is zero throughout.
+#[derive(Debug, Serialize)]
+pub(crate) struct ZeroTokens {
+    pub(crate) count: usize,
+    /// The first ids.
+    pub(crate) first: Vec<u64>,
 }
 
 #[derive(Debug, Serialize)]

@@ -1,18 +1,21 @@
 //! What reading weights tells: extremes, values that are no numbers, padding rows.
 
-use crate::commands::inspect::report::Padding;
-
+use flm_candle::Tokenizer;
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::ValueStatistics;
 use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
 
-use crate::commands::inspect::report::{Report, Values, part_of};
+use crate::commands::inspect::report::{Padding, Report, Values, ZeroTokens, part_of};
 use crate::output::{Output, count};
+
+/// Ids of tokens that are told.
+const TOLD: usize = 8;
 
 /// Reads weights, `sample` bytes of each tensor or all, and adds what they tell to `report`.
 pub(crate) fn add(
     report: &mut Report,
     checkpoint: &Checkpoint,
+    tokenizer: Option<&Tokenizer>,
     sample: Option<u64>,
     output: &Output,
 ) -> anyhow::Result<()> {
@@ -47,6 +50,16 @@ pub(crate) fn add(
             padding.push(Padding { tensor, rows: found.rows, zero: found.zero, equal: found.equal });
         }
     }
-    report.values = Some(Values { sample: sample.is_some(), all: all.into(), padding });
+    let zero_tokens = match (tokenizer, checkpoint.find(EMBED_TOKENS)) {
+        (Some(tokenizer), Some(entry)) if sample.is_none() => {
+            let unused = tokenizer.unused_ids();
+            let mut zero = checkpoint.zero_rows(entry, first)?;
+            zero.retain(|&id| u32::try_from(id).is_ok_and(|id| unused.binary_search(&id).is_err()));
+            Some(ZeroTokens { count: zero.len(), first: zero.into_iter().take(TOLD).collect() })
+        }
+        _ => None,
+    };
+    let zero_tokens = zero_tokens.filter(|tokens| tokens.count > 0);
+    report.values = Some(Values { sample: sample.is_some(), all: all.into(), padding, zero_tokens });
     Ok(())
 }

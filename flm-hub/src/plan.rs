@@ -467,6 +467,7 @@ mod tests {
             disk_free: 2_000_000_000,
             absent: Vec::new(),
             left_out: Vec::new(),
+            lacking: Vec::new(),
             in_the_way: Vec::new(),
             lock: LockFile::new("o/r", "main", &"c".repeat(40)),
         };

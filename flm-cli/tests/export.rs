@@ -118,17 +118,12 @@ fn the_tokenizer_is_asked_for_and_has_to_fit() {
 }
 
 #[test]
-fn nothing_is_written_into_the_folder_that_is_read() {
+fn no_model_is_drawn_into_the_folder_that_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let src = zeros(&dir.path().join("src"), &json!({}));
     let files = || std::fs::read_dir(&src).unwrap().count();
     let before = files();
-    let (file, made) = (src.join("x.gguf"), src.join("made"));
-    for more in [&[][..], &["--dry-run"]] {
-        let export = ["export", "gguf", text(&src), text(&file), "--no-tokenizer"];
-        let said = error(&[&export[..], more].concat());
-        assert!(said.contains("x.gguf is or lies inside the source"), "{said}");
-    }
+    let made = src.join("made");
     for init in [
         &["init", text(&src), text(&made)][..],
         &["init", "nano-52b", text(&made), "--tokenizer", text(&src)],

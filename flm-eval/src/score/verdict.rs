@@ -394,6 +394,26 @@ mod tests {
         assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
     }
 
+    /// The first number is part of a sum, of a choice, of a table or of the scale: better no verdict than that one.
+    #[test]
+    fn a_number_that_goes_on_is_no_verdict() {
+        for (text, right) in [
+            ("综合得分：8 × 0.5 + 2 × 0.5 = 5", 5.0),
+            ("综合得分：8 + 1 = 9", 9.0),
+            ("综合得分：8→1", 1.0),
+            ("综合得分：8或1", f64::NAN),
+            ("综合得分 | 10 | 7", 7.0),
+            ("综合得分：10分中的6分", 6.0),
+            ("综合得分为10表示完美，本回答得4分", 4.0),
+            ("{'综合得分': 1e1}", 10.0),
+        ] {
+            let found = conclude(text, None).verdict;
+            let right = matches!(found, Verdict::Scored(score) if score == right);
+            assert!(right || !matches!(found, Verdict::Scored(_)), "{text}: {found:?}");
+        }
+        assert!(matches!(conclude("综合得分：8分", None).verdict, Verdict::Scored(score) if score == 8.0));
+    }
+
     #[test]
     fn dimensions_stand_beside_the_verdict() {
         let rating = |text: &str| Value::Object(conclude(text, None).rating);

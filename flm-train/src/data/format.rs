@@ -769,12 +769,23 @@ mod tests {
             r#"{"prompt":"a","chosen":"b","rejected":"c"}
 {"prompt":"a","chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"a"},{"role":"assistant","content":"c"}]}
 {"prompt":[{"role":"user","content":"a"}],"chosen":[{"role":"assistant","content":"b"}],"rejected":[{"role":"assistant","content":"c"}]}
+{"conversations":[{"from":"human","value":"a"}],"chosen":{"from":"gpt","value":"b"},"rejected":{"from":"gpt","value":"c"}}
 {"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected_response":"c"}"#,
         );
         let expected =
             Conversation::new(vec![ChatMessage::new("user", "a"), ChatMessage::new("assistant", "b")]);
         assert!(found.samples.iter().all(|sample| chat(sample) == &expected), "{found:?}");
-        assert_eq!(found.chosen.values().sum::<usize>(), 4);
+        assert_eq!(found.chosen.values().sum::<usize>(), 5);
+        // what was said before the two answers is not learned
+        let found = data(
+            r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"x"},{"from":"human","value":"y"}],
+            "chosen":{"from":"gpt","value":"b"},"rejected":{"from":"gpt","value":"c"}}"#
+                .replace('\n', "")
+                .as_str(),
+        );
+        let chat = chat(&found.samples[0]);
+        assert_eq!(chat.messages.last().unwrap().content, "b");
+        assert_eq!(chat.learned, [false, false, false, true]);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(crate) fn text(r: &Report) -> String {
         NormPlacement::After => rows.push(("norms", "of what sub-layers write".into())),
         NormPlacement::Around => rows.push(("norms", "of what sub-layers read and write".into())),
     }
-    rows.extend(c.attention.iter().map(|line| ("attention", line.clone())));
+    rows.extend(c.attention.iter().map(|line| ("attends with", line.clone())));
     match c.qk_norm {
         QkNorm::None => {}
         QkNorm::Heads => rows.push(("norms of heads", "of each query and key".into())),

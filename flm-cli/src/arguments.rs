@@ -200,7 +200,10 @@ impl RawTextArgs {
         if self.no_bos {
             tokenizer.set_add_bos(false);
         }
-        tokenizer.set_parse_special(!self.no_parse_special);
+        // otherwise as the folder says
+        if self.no_parse_special {
+            tokenizer.set_parse_special(false);
+        }
         tokenizer
     }
 }

@@ -121,7 +121,10 @@ impl Plan {
         let masks = MaskRise::new(&checkpoint)?;
         checkpoint.check()?;
         let mut tokenizer = Tokenizer::from_dir(&recipe.model)?;
-        tokenizer.set_parse_special(recipe.data.parse_special);
+        // otherwise as the folder says
+        if !recipe.data.parse_special {
+            tokenizer.set_parse_special(false);
+        }
         let config = checkpoint.config();
         let mut chat_template = None;
         let mut template = None;

@@ -51,10 +51,10 @@ pub(crate) enum Windows {
     None,
     /// Every block.
     All,
-    /// All but every n-th, n by the file's key or by default.
+    /// All but every n-th, n by the file's key, where the family reads one, or by default.
     AllBut {
         /// Key of config.json.
-        key: &'static str,
+        key: Option<&'static str>,
         /// Its default.
         every: usize,
     },
@@ -186,9 +186,10 @@ impl LayerKinds {
         };
         let first = keys.number("max_window_layers")?.map_or(28, |layer| layer.max(0.0) as usize);
         let every = match family.windows {
-            Windows::AllBut { key, every } if window.is_some() && types.is_none() => {
-                keys.optional_size(key)?.unwrap_or(every)
-            }
+            Windows::AllBut { key, every } if window.is_some() && types.is_none() => match key {
+                Some(key) => keys.optional_size(key)?.unwrap_or(every),
+                None => every,
+            },
             _ => 1,
         };
         let sliding = |layer: usize| -> Result<bool, ConfigError> {

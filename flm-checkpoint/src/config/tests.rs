@@ -371,6 +371,9 @@ fn layers_are_of_the_kinds_that_transformers_makes_them() {
         (r#""model_type":"phi3","sliding_window":9"#, 2, "WW"),
         (r#""model_type":"phi3""#, 2, "GG"),
         (r#""model_type":"gemma2""#, 5, "WGWGW"),
+        // Gemma 2 and OLMo 3 do not read it
+        (r#""model_type":"gemma2","sliding_window_pattern":3"#, 5, "WGWGW"),
+        (r#""model_type":"olmo3","sliding_window_pattern":3"#, 5, "wwwGw"),
         (r#""model_type":"gemma3_text""#, 7, "wwwwwGw"),
         (r#""model_type":"gemma3_text","sliding_window_pattern":2"#, 3, "wGw"),
         (

@@ -460,6 +460,10 @@ impl Architecture {
             }
             ModelType::Gemma3 => None,
             _ if window.is_some() => Some("a sliding window"),
+            // llama.cpp has one base and one scaling for all layers
+            ModelType::Olmo3 if !kinds.iter().all(|kind| same_positions(kind, config)) => {
+                Some("two kinds of rotary positions")
+            }
             ModelType::SmolLm3 if !every(4, |kind| kind.rope != LayerRope::None) => {
                 Some("other layers without positions than every fourth")
             }
@@ -479,6 +483,16 @@ impl Architecture {
             scales: ["granite", "gemma", "gemma2", "gemma3"].contains(&name),
             fused: name == "phi3",
         })
+    }
+}
+
+/// Whether a kind of layers turns by the model's own base and scaling, in effect.
+fn same_positions(kind: &LayerKind, config: &TeleFlmConfig) -> bool {
+    match kind.rope {
+        LayerRope::Local { theta } => {
+            theta == config.rope_theta && config.rope_scaling == RopeScaling::Default
+        }
+        LayerRope::Model | LayerRope::None => true,
     }
 }
 

@@ -733,7 +733,7 @@ fn families_have_llama_cpps_names_scalars_and_fused_tensors() {
     for (name, keys, what) in [
         ("gemma3", vec![("query_pre_attn_scalar", json!(12))], "query_pre_attn_scalar"),
         ("olmo2", vec![], "biases"),
-        ("olmo3", vec![], "a sliding window"),
+        ("olmo3", vec![("sliding_window", json!(128))], "two kinds of rotary positions"),
         ("exaone4", vec![], "a sliding window"),
         ("smollm3-window", vec![], "a sliding window"),
         ("llama-dynamic", vec![], "rotary scaling"),

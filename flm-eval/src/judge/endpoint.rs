@@ -16,6 +16,9 @@ use crate::judge::prompt::Prompt;
 use crate::judge::reply::{self, Unusable, excerpt, is_about_content};
 use crate::judge::{Case, Judge, Sink, Verdict};
 
+/// How often an answer is asked for whose reply can hardly be better next time.
+const DOUBTFUL_TRIES: u32 = 2;
+
 /// No judgment is longer.
 const LONGEST_BODY: u64 = 16 << 20;
 
@@ -163,18 +166,20 @@ impl Endpoint {
         let mut failures = 0;
         loop {
             let asked = self.ask(&prompt);
-            let (asked, most) = match asked {
-                Err(Problem::Doubtful(why)) => (Err(Problem::Passing { why, after: None }), 2),
-                asked => (asked, u32::MAX),
+            let doubtful = matches!(asked, Err(Problem::Doubtful(_)));
+            let asked = match asked {
+                Err(Problem::Doubtful(why)) => Err(Problem::Passing { why, after: None }),
+                asked => asked,
             };
+            let attempts = self.options.attempts.min(if doubtful { DOUBTFUL_TRIES } else { u32::MAX });
             match asked {
                 Err(Problem::Passing { why, after }) => {
                     failures += 1;
-                    if failures >= self.options.attempts.min(most) {
+                    if failures >= attempts {
                         let why = format!("{why} ({failures} tries)");
-                        return Err(match most {
-                            2 => Problem::Doubtful(why),
-                            _ => Problem::Passing { why, after: None },
+                        return Err(match doubtful {
+                            true => Problem::Doubtful(why),
+                            false => Problem::Passing { why, after: None },
                         });
                     }
                     let chance =

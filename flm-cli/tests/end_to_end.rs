@@ -57,6 +57,16 @@ fn demo_passes_every_step() {
     assert!(comparison["intervals"]["overall"][0].as_f64().unwrap() > 0.0, "{comparison:#}");
     let page = std::fs::read_to_string(demo.join("report.html")).unwrap();
     assert!(page.contains("nano-102b after SFT") && page.contains("nano-102b before SFT"));
+    // a second demo in its place leaves nothing of the first
+    let listed = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let fresh = dir.path().join("fresh");
+    for dir in [&demo, &fresh] {
+        flm_json(["demo", "--dir", text(dir), "--until", "inspect"]);
+    }
+    assert_eq!(listed(&demo), listed(&fresh));
 }
 
 #[test]

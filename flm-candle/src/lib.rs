@@ -32,6 +32,7 @@ pub use crate::model::masks::{BlockMasks, NormMask, hidden_mask, norm_mask};
 pub use crate::model::mlp::Mlp;
 pub use crate::model::rms_norm::RmsNorm;
 pub use crate::model::rotary::Rotary;
+pub use crate::model::weights::{candle_dtype, read_tensor};
 pub use crate::random::Stream;
 pub use crate::tokenizer::chat_policy::ChatPolicy;
 pub use crate::tokenizer::chat_template::{ChatMessage, ChatTemplate};

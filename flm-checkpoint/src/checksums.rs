@@ -9,7 +9,6 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::dtype;
 use crate::error::CheckpointError;
 use crate::error::{Result, io};
 use crate::format::RawTensor;
@@ -118,7 +117,7 @@ impl TensorSource {
 
     pub(crate) fn of_raw(file: String, entry: Option<String>, tensor: &RawTensor) -> Self {
         let (offset, bytes, shape) = (tensor.offset, tensor.nbytes, tensor.shape.clone());
-        let dtype = dtype::torch_name(tensor.dtype).into();
+        let dtype = tensor.dtype.torch_name().into();
         Self { file, entry, offset, bytes, dtype, shape, factor: None }
     }
 }

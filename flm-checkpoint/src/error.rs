@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 
 use crate::config::ConfigError;
 use crate::format::index::IndexError;
@@ -21,9 +21,6 @@ pub enum CheckpointError {
     /// A file beside the weights could not be made.
     #[error("{0}")]
     Sidecar(String),
-    /// candle refused.
-    #[error(transparent)]
-    Candle(#[from] candle_core::Error),
     /// The system refused to read, write or move a file.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -167,17 +164,17 @@ pub enum CheckpointError {
     #[error(
         "config.json declares torch_dtype {}, but {tensor} in {file} and all other matrices are not: \
          set torch_dtype to {}, or convert the checkpoint",
-        crate::dtype::torch_name(*declared),
-        crate::dtype::torch_name(*got)
+        declared.torch_name(),
+        got.torch_name()
     )]
     DTypeMismatch {
         tensor: String,
         /// Its file.
         file: PathBuf,
         /// What the config declares.
-        declared: DType,
+        declared: Dtype,
         /// What the matrix is.
-        got: DType,
+        got: Dtype,
     },
     /// There is no tensor of that name.
     #[error("{dir} has no tensor {tensor}")]
@@ -229,11 +226,18 @@ pub enum CheckpointError {
     /// The output has no name, for example `..`.
     #[error("{path} cannot be written: it has no file name")]
     BadDestination { path: PathBuf },
-    /// Another process writes the same output.
-    #[error("{path} is in use: another process is writing this checkpoint")]
+    /// The output file exists already.
+    #[error("{path} exists: remove it or choose another name")]
+    FileExists { path: PathBuf },
+    /// Something else has the name of a file of this program's own.
+    #[error("{path} is a link, a pipe or a directory where flm keeps a file of its own: remove it")]
+    NotAFile { path: PathBuf },
+    /// Another process works in the directory.
+    #[error("{path} is in use by process {}", holder.map_or("(number unknown)".into(), |n| n.to_string()))]
     InUse {
-        /// The staging directory.
         path: PathBuf,
+        /// Its number, where it has written it.
+        holder: Option<u32>,
     },
     /// A JSON file that this program wrote is malformed.
     #[error("{path} cannot be read: {source}")]
@@ -279,7 +283,7 @@ pub enum CheckpointError {
     BadSpec {
         tensor: String,
         /// Its dtype.
-        dtype: DType,
+        dtype: Dtype,
         /// Its shape.
         shape: Vec<usize>,
         /// Why.

@@ -7,14 +7,12 @@
 //! - `read`: [`Checkpoint`], one table of tensors whatever the files are; [`RemoteFiles`] for ranges of a server
 //! - `write`: [`Writer`], sharded safetensors in a staging directory, resumed by a [`Journal`]
 //! - `checksums`, `identity`: what was written, and whether this is the same run ([`RunKey`])
-//! - [`durable`], `atomic`: files that appear complete and fsynced, or not at all
+//! - [`atomic`]: files and directories that appear complete and fsynced, or not at all
 
-mod atomic;
-mod cast;
+pub mod atomic;
 mod checksums;
 mod config;
-pub mod dtype;
-pub mod durable;
+mod dtype;
 mod error;
 mod format;
 pub mod fuzzing;
@@ -26,8 +24,7 @@ mod read;
 mod tensor_id;
 mod write;
 
-pub use crate::atomic::{DirectoryLock, write_file};
-pub use crate::cast::{cast, scale};
+pub use crate::atomic::DirectoryLock;
 pub use crate::checksums::{
     CHECKSUMS_FILE, ChecksumReport, Checksums, FileDigest, TensorSource, WeightFileDigest, digest_of,
 };
@@ -36,12 +33,14 @@ pub use crate::config::masks::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSched
 pub use crate::config::preset::{PRESETS, preset};
 pub use crate::config::rope::RopeScaling;
 pub use crate::config::{Activation, ConfigError, ModelType, NormPlacement, QkNorm, TeleFlmConfig};
+pub use crate::dtype::{Dtype, Scaled, UnknownDtype, cast, is_power_of_two, scale};
 pub use crate::error::{CheckpointError, Result};
 pub use crate::format::zip::ZipEntry;
-pub use crate::format::{LFS_POINTER, Source, is_skipped};
+pub use crate::format::{LFS_POINTER, Source};
 pub use crate::hex::hex;
 pub use crate::identity::{RunKey, content_digest, fingerprint};
-pub use crate::machine::{available_memory, peak_memory};
+pub use crate::machine::{available_memory, free_disk, peak_memory};
+pub use crate::ranges::Ranges;
 pub use crate::read::check::require_outside;
 pub use crate::read::file::read_json_file;
 pub use crate::read::open::parse_index;

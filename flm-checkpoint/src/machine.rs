@@ -1,4 +1,7 @@
-//! What the machine has: memory that is free, memory that this process took.
+//! What the machine has: memory and disk that are free, memory that this process took.
+
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// Memory that the machine has free, if it says so.
 pub fn available_memory() -> Option<u64> {
@@ -8,6 +11,17 @@ pub fn available_memory() -> Option<u64> {
 /// The most memory that this process has held, if the system says so.
 pub fn peak_memory() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM:")
+}
+
+/// Bytes that are free where `path` is or will be: on the file system of its nearest directory that exists.
+///
+/// # Errors
+/// The system's, with the directory that was looked at.
+pub fn free_disk(path: &Path) -> Result<u64, (PathBuf, io::Error)> {
+    let absolute = std::path::absolute(path).map_err(|e| (path.into(), e))?;
+    let existing = absolute.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(existing).map_err(|e| (existing.into(), e.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 pub(crate) fn kilobytes(path: &str, key: &str) -> Option<u64> {

@@ -1,67 +1,124 @@
-//! Which bytes of a tensor are accounted for: disjoint, merged ranges.
+//! A set of bytes of a file, as ranges.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
-/// A set of bytes as disjoint ranges that do not touch.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Ranges {
-    /// Start → end.
-    map: BTreeMap<u64, u64>,
-}
+/// Disjoint ranges that do not touch: start → end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    /// Adds `start..end`; returns how many of its bytes were new.
-    pub(crate) fn insert(&mut self, start: u64, end: u64) -> u64 {
-        if start >= end {
-            return 0;
-        }
-        let (mut merged_start, mut merged_end) = (start, end);
-        let mut known = 0;
-        // Ranges that touch or overlap begin at or before `end`; they are disjoint, so walk back.
-        while let Some((&s, &e)) = self.map.range(..=merged_end).next_back() {
-            if e < merged_start {
-                break;
-            }
-            known += e.min(end).saturating_sub(s.max(start));
-            merged_start = merged_start.min(s);
-            merged_end = merged_end.max(e);
-            self.map.remove(&s);
-        }
-        self.map.insert(merged_start, merged_end);
-        end - start - known
+    /// The bytes 0..len.
+    pub fn all(len: u64) -> Self {
+        let mut ranges = Self::default();
+        ranges.insert(0..len);
+        ranges
     }
 
-    /// Number of bytes in the set.
-    pub(crate) fn len(&self) -> u64 {
-        self.map.iter().map(|(start, end)| end - start).sum()
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+
+    /// Adds the bytes of `range`; returns how many are new.
+    pub fn insert(&mut self, range: Range<u64>) -> u64 {
+        if range.is_empty() {
+            return 0;
+        }
+        let (mut start, mut end) = (range.start, range.end);
+        let mut known = 0;
+        let touching: Vec<u64> =
+            self.0.range(..=end).rev().take_while(|(_, e)| **e >= start).map(|(s, _)| *s).collect();
+        for old in touching {
+            if let Some(old_end) = self.0.remove(&old) {
+                known += old_end.min(range.end).saturating_sub(old.max(range.start));
+                start = start.min(old);
+                end = end.max(old_end);
+            }
+        }
+        self.0.insert(start, end);
+        range.end - range.start - known
+    }
+
+    /// Takes out the bytes of `range`.
+    pub fn remove(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let overlapping: Vec<u64> =
+            self.0.range(..range.end).rev().take_while(|(_, e)| **e > range.start).map(|(s, _)| *s).collect();
+        for start in overlapping {
+            if let Some(end) = self.0.remove(&start) {
+                self.insert(start..range.start.min(end));
+                self.insert(range.end.max(start)..end);
+            }
+        }
+    }
+
+    /// Takes out the first range, of at most `most` bytes.
+    pub fn take_first(&mut self, most: u64) -> Option<Range<u64>> {
+        let (&start, &end) = self.0.iter().next()?;
+        let taken = start..end.min(start + most);
+        self.remove(taken.clone());
+        Some(taken)
+    }
+
+    /// The parts of `range` that are in the set, in order.
+    pub fn within(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut found: Vec<_> = self
+            .0
+            .range(..range.end)
+            .rev()
+            .take_while(|(_, end)| **end > range.start)
+            .map(|(start, end)| (*start).max(range.start)..(*end).min(range.end))
+            .collect();
+        found.reverse();
+        found
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use super::*;
 
-    use crate::ranges::Ranges;
-
-    proptest! {
-        #[test]
-        fn equals_a_set_of_bytes(inserts in prop::collection::vec((0u64..60, 0u64..20), 0..40)) {
-            let mut ranges = Ranges::default();
-            let mut bytes = std::collections::BTreeSet::new();
-            for (start, len) in inserts {
-                let new = (start..start + len).filter(|b| bytes.insert(*b)).count() as u64;
-                prop_assert_eq!(ranges.insert(start, start + len), new);
-                prop_assert_eq!(ranges.len(), bytes.len() as u64);
-            }
-        }
-    }
-
+    /// Against a set of single bytes.
     #[test]
-    fn touching_ranges_are_one() {
-        let mut ranges = Ranges::default();
-        for start in [0, 20, 10] {
-            ranges.insert(start, start + 10);
+    fn ranges_are_a_set_of_bytes() {
+        let mut ranges = Ranges::all(40);
+        let mut model = [true; 40];
+        let mut seed = 12345u32;
+        let mut random = |n: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) % n
+        };
+        for _ in 0..2000 {
+            let start = u64::from(random(40));
+            let end = (start + u64::from(random(12))).min(40);
+            let put = random(2) == 0;
+            if put {
+                let new = model[start as usize..end as usize].iter().filter(|b| !**b).count();
+                assert_eq!(ranges.insert(start..end), new as u64);
+            } else {
+                ranges.remove(start..end);
+            }
+            model[start as usize..end as usize].fill(put);
+            assert_eq!(ranges.len(), model.iter().filter(|b| **b).count() as u64);
+            let mut again = [false; 40];
+            for r in ranges.within(0..40) {
+                again[r.start as usize..r.end as usize].fill(true);
+            }
+            assert_eq!(again, model);
         }
-        assert_eq!(ranges.map.into_iter().collect::<Vec<_>>(), [(0, 30)]);
+        let mut ranges = Ranges::all(10);
+        ranges.remove(4..6);
+        assert_eq!(ranges.within(3..8), [3..4, 6..8]);
+        assert_eq!(
+            [ranges.take_first(3), ranges.take_first(9), ranges.take_first(9), ranges.take_first(9)],
+            [Some(0..3), Some(3..4), Some(6..10), None]
+        );
     }
 }

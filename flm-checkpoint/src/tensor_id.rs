@@ -1,6 +1,6 @@
 //! What tensors a decoder has: their places, names and axes. Shapes, roles and export follow from these.
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 
 /// A tensor that a [`Writer`](crate::Writer) will write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub struct TensorSpec {
     /// Name.
     pub name: String,
     /// BF16, F16, F32 or F64.
-    pub dtype: DType,
+    pub dtype: Dtype,
     /// Shape.
     pub shape: Vec<usize>,
 }

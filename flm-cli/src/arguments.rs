@@ -8,35 +8,20 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use flm_candle::ChatPolicy;
 use flm_candle::Tokenizer;
-use flm_candle::{CausalLm, Residency};
+use flm_candle::{CausalLm, Residency, candle_dtype};
 use flm_candle::{GenerateOptions, GenerationDefaults};
-use flm_checkpoint::Checkpoint;
-use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{Checkpoint, Dtype, TeleFlmConfig};
 use flm_checkpoint::{PRESETS, preset};
 
 use crate::output::Output;
 
-/// A dtype of weights or arithmetic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Dtype {
-    F64,
-    F32,
-    F16,
-    Bf16,
-}
-
-impl From<Dtype> for DType {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F64 => Self::F64,
-            Dtype::F32 => Self::F32,
-            Dtype::F16 => Self::F16,
-            Dtype::Bf16 => Self::BF16,
-        }
-    }
+/// Reads a dtype of weights or arithmetic.
+pub(crate) fn dtypes() -> impl TypedValueParser<Value = Dtype> {
+    PossibleValuesParser::new(Dtype::ALL.map(Dtype::as_str)).try_map(|name| name.parse())
 }
 
 /// Where and how a model runs.
@@ -44,7 +29,7 @@ impl From<Dtype> for DType {
 #[command(next_help_heading = "How the model runs")]
 pub(crate) struct RunArgs {
     /// Dtype of the arithmetic: f32, bf16 or f64 [default: f32 on a CPU, bf16 on a GPU].
-    #[arg(long, value_name = "DTYPE", hide_possible_values = true)]
+    #[arg(long, value_parser = dtypes(), value_name = "DTYPE", hide_possible_values = true)]
     pub(crate) dtype: Option<Dtype>,
     /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
@@ -81,7 +66,7 @@ impl RunArgs {
     }
 
     pub(crate) fn dtype(&self, device: &Device) -> DType {
-        self.dtype.map_or(if device.is_cpu() { DType::F32 } else { DType::BF16 }, DType::from)
+        self.dtype.map_or(if device.is_cpu() { DType::F32 } else { DType::BF16 }, candle_dtype)
     }
 
     pub(crate) fn residency(&self) -> Residency {

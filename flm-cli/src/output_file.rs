@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use flm_checkpoint::{durable, is_place_of_checkpoint};
+use flm_checkpoint::{atomic, is_place_of_checkpoint};
 
 /// What a result file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub(crate) fn write(path: &Path, kind: Kind, bytes: &[u8], force: bool) -> anyho
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     }
-    durable::replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    atomic::replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

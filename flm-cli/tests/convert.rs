@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use flm_checkpoint::Checkpoint;
+use flm_checkpoint::Dtype;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
@@ -34,22 +35,22 @@ fn config(changes: &[(&str, Value)]) -> TeleFlmConfig {
     TeleFlmConfig::from_json(&json.to_string()).unwrap()
 }
 
-fn specs(config: &TeleFlmConfig, dtype: DType) -> Vec<TensorSpec> {
+fn specs(config: &TeleFlmConfig, dtype: Dtype) -> Vec<TensorSpec> {
     config.tensors().map(|t| TensorSpec { name: t.name, dtype, shape: t.shape }).collect()
 }
 
 /// Weights of a plausible size, from a counter.
-fn weights(spec: &TensorSpec, seed: &mut u64) -> Vec<u8> {
-    let gain = spec.shape.len() == 1;
+fn weights(dtype: Dtype, shape: &[usize], seed: &mut u64) -> Vec<u8> {
+    let gain = shape.len() == 1;
     let mut next = || {
         *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let unit = (*seed >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
         if gain { 1.0 + unit * 0.2 } else { unit * 0.3 }
     };
-    let count = spec.shape.iter().product();
+    let count = shape.iter().product();
     let values = (0..count).map(|_| next());
-    match spec.dtype {
-        DType::F32 => values.flat_map(f32::to_le_bytes).collect(),
+    match dtype {
+        Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
         // the upper half of an f32
         _ => values.flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
     }
@@ -57,23 +58,24 @@ fn weights(spec: &TensorSpec, seed: &mut u64) -> Vec<u8> {
 
 fn pytorch(dir: &Path, config: &TeleFlmConfig, max_shard_size: u64) {
     let mut seed = 1;
-    write_pytorch_checkpoint(dir, config, &specs(config, DType::BF16), max_shard_size, |spec, bytes| {
-        bytes.extend(weights(spec, &mut seed));
+    let tensors: Vec<_> = config.tensors().map(|t| (t.name, t.shape)).collect();
+    write_pytorch_checkpoint(dir, &config.to_json(), &tensors, max_shard_size, |shape, bytes| {
+        bytes.extend(weights(Dtype::BF16, shape, &mut seed));
     })
     .unwrap();
 }
 
-fn safetensors(dir: &Path, config: &TeleFlmConfig, dtype: DType) {
+fn safetensors(dir: &Path, config: &TeleFlmConfig, dtype: Dtype) {
     let specs = specs(config, dtype);
     let writer = Writer::create(dir, &specs, u64::MAX).unwrap();
     let mut seed = 1;
     for spec in &specs {
-        writer.write_at(&spec.name, 0, &weights(spec, &mut seed)).unwrap();
+        writer.write_at(&spec.name, 0, &weights(spec.dtype, &spec.shape, &mut seed)).unwrap();
     }
     writer.finish(config).unwrap();
 }
 
-fn tensors(dir: &Path) -> BTreeMap<String, (DType, Vec<u8>)> {
+fn tensors(dir: &Path) -> BTreeMap<String, (Dtype, Vec<u8>)> {
     let checkpoint = Checkpoint::open(dir).unwrap();
     checkpoint.check().unwrap();
     checkpoint.entries().map(|e| (e.name.clone(), (e.dtype, checkpoint.read(e).unwrap()))).collect()
@@ -197,7 +199,7 @@ fn memory_and_disk_do_not_follow_the_size() {
         ("num_hidden_layers", layers.into()),
     ];
     let config = config(&shape);
-    let specs = specs(&config, DType::BF16);
+    let specs = specs(&config, Dtype::BF16);
     let writer = Writer::create(&source, &specs, 12_000_000_000).unwrap();
     let bytes = |s: &TensorSpec| s.shape.iter().product::<usize>() as u64 * 2;
     for spec in &specs {
@@ -295,7 +297,7 @@ fn factors_go_where_they_cost_least() {
     ];
     for (number, (changes, folded, exact)) in cases.into_iter().enumerate() {
         let source = dir.path().join(format!("{number}"));
-        safetensors(&source, &config(&changes), DType::BF16);
+        safetensors(&source, &config(&changes), Dtype::BF16);
         let llama = dir.path().join(format!("{number}-llama"));
         let report = flm_json(["convert", text(&source), text(&llama), "--layout", "llama"]);
         let got: Vec<Folded<'_>> = report["folded"]
@@ -339,7 +341,7 @@ fn a_llama_becomes_a_neutral_tele_flm_bit_for_bit() {
         ("use_mup", false.into()),
         ("torch_dtype", "float32".into()),
     ]);
-    safetensors(&source, &llama, DType::F32);
+    safetensors(&source, &llama, Dtype::F32);
     let out = dir.path().join("tele");
     flm_json(["convert", text(&source), text(&out), "--layout", "tele-flm"]);
     assert!(tensors(&out) == tensors(&source));
@@ -373,7 +375,7 @@ fn what_cannot_be_written_as_another_layout_is_refused() {
         refused(&arguments, "run `flm fold` first");
     }
     let zero = dir.path().join("zero");
-    safetensors(&zero, &config(&[("output_mult", 0.0.into())]), DType::BF16);
+    safetensors(&zero, &config(&[("output_mult", 0.0.into())]), Dtype::BF16);
     refused(
         &["convert", text(&zero), text(&x), "--layout", "llama"],
         "output_mult / mup_scale_factor cannot go",

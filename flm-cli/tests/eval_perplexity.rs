@@ -173,7 +173,7 @@ fn model_of_pairs(dir: &Path) -> PathBuf {
     let config = TeleFlmConfig::from_json(&config.to_string()).unwrap();
     let specs: Vec<TensorSpec> = config
         .tensors()
-        .map(|t| TensorSpec { name: t.name, dtype: candle_core::DType::F32, shape: t.shape })
+        .map(|t| TensorSpec { name: t.name, dtype: flm_checkpoint::Dtype::F32, shape: t.shape })
         .collect();
     let writer = Writer::create(&path, &specs, u64::MAX).unwrap();
     for spec in &specs {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, quantized::gguf_file::Content};
+use candle_core::quantized::gguf_file::Content;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
@@ -28,8 +28,10 @@ fn zeros(dir: &Path, keys: &Value) -> PathBuf {
     let mut raw = preset("nano-52b").unwrap().raw().clone();
     raw.extend(keys.as_object().unwrap().clone());
     let config = TeleFlmConfig::from_json(&Value::Object(raw).to_string()).unwrap();
-    let specs: Vec<TensorSpec> =
-        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::BF16, shape: t.shape }).collect();
+    let specs: Vec<TensorSpec> = config
+        .tensors()
+        .map(|t| TensorSpec { name: t.name, dtype: flm_checkpoint::Dtype::BF16, shape: t.shape })
+        .collect();
     let writer = Writer::create(dir, &specs, u64::MAX).unwrap();
     for spec in &specs {
         writer.skip(&spec.name, 0, spec.shape.iter().product::<usize>() as u64 * 2).unwrap();

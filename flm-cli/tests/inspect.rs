@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use flm_candle::read_tensor;
 use flm_checkpoint::Checkpoint;
+use flm_checkpoint::Dtype;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::Writer;
 use flm_checkpoint::{EMBED_TOKENS, LM_HEAD, TensorSpec};
@@ -17,7 +19,7 @@ fn text(path: &Path) -> &str {
 }
 
 /// The f32 fixture with these keys set and these tensors changed.
-fn altered(dir: &Path, keys: &Value, change: impl Fn(&str, &mut Vec<f32>) -> DType) -> PathBuf {
+fn altered(dir: &Path, keys: &Value, change: impl Fn(&str, &mut Vec<f32>) -> Dtype) -> PathBuf {
     let src = Checkpoint::open(&fixture("models/teleflm-f32-st")).unwrap();
     let mut raw = src.config().raw().clone();
     raw.extend(keys.as_object().unwrap().clone());
@@ -25,11 +27,11 @@ fn altered(dir: &Path, keys: &Value, change: impl Fn(&str, &mut Vec<f32>) -> DTy
     let mut specs = Vec::new();
     let mut contents = Vec::new();
     for entry in src.entries() {
-        let tensor = src.tensor(&entry.name, &Device::Cpu).unwrap();
+        let tensor = read_tensor(&src, &entry.name, &Device::Cpu).unwrap();
         let mut values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let dtype = change(&entry.name, &mut values);
         contents.push(match dtype {
-            DType::BF16 => values.iter().flat_map(|&x| half(x)).collect::<Vec<u8>>(),
+            Dtype::BF16 => values.iter().flat_map(|&x| half(x)).collect::<Vec<u8>>(),
             _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         });
         specs.push(TensorSpec { name: entry.name.clone(), dtype, shape: entry.shape.clone() });
@@ -48,8 +50,8 @@ fn half(x: f32) -> [u8; 2] {
     [a, b]
 }
 
-fn f32s(_: &str, _: &mut Vec<f32>) -> DType {
-    DType::F32
+fn f32s(_: &str, _: &mut Vec<f32>) -> Dtype {
+    Dtype::F32
 }
 
 fn part<'a>(report: &'a Value, name: &str) -> &'a Value {
@@ -65,7 +67,7 @@ fn values_are_read_where_it_is_asked_for() {
             values[middle] = f32::NAN;
             values[0] = f32::INFINITY;
         }
-        DType::F32
+        Dtype::F32
     });
     let seen = flm_json(["inspect", text(&broken)]);
     assert!(seen.get("values").is_none());
@@ -85,7 +87,7 @@ fn values_are_read_where_it_is_asked_for() {
     assert!((norms["std"].as_f64().unwrap() - 0.1).abs() < 0.02, "{norms}");
     let src = Checkpoint::open(&broken).unwrap();
     for row in seen["tensor_list"].as_array().unwrap() {
-        let tensor = src.tensor(row["name"].as_str().unwrap(), &Device::Cpu).unwrap();
+        let tensor = read_tensor(&src, row["name"].as_str().unwrap(), &Device::Cpu).unwrap();
         if row["name"] != "model.layers.2.mlp.up_proj.weight" {
             let max = tensor.flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
             assert_eq!(row["values"]["max"].as_f64(), Some(f64::from(max)), "{row}");
@@ -110,7 +112,7 @@ fn padding_rows_are_told_apart_from_tokens() {
             LM_HEAD => values[first * 64..].fill(0.5),
             _ => {}
         }
-        DType::F32
+        Dtype::F32
     });
     std::fs::write(padded.join("tokenizer.json"), words(300)).unwrap();
     let seen = flm_json(["inspect", text(&padded), "--values=all"]);
@@ -136,7 +138,7 @@ fn tokens_whose_rows_are_zero_are_named() {
                 values[row.start * 64..row.end * 64].fill(0.0);
             }
         }
-        DType::F32
+        Dtype::F32
     });
     std::fs::write(model.join("tokenizer.json"), words(300)).unwrap();
     let seen = flm_json(["inspect", text(&model), "--values=all"]);
@@ -169,7 +171,7 @@ fn dtypes_are_told_by_part_and_masks_as_they_stand() {
         "schedule": { "kind": "linear", "steps": 4000, "step": 1000 }
     });
     let mixed = altered(&dir.path().join("m"), &json!({ "growth": growth.clone() }), |name, _| {
-        if name.contains(".mlp.") { DType::BF16 } else { DType::F32 }
+        if name.contains(".mlp.") { Dtype::BF16 } else { Dtype::F32 }
     });
     let seen = flm_json(["inspect", text(&mixed)]);
     assert_eq!(part(&seen, "feed-forward")["dtypes"], json!({ "bf16": 12 }));
@@ -221,6 +223,6 @@ fn missing_unexpected_and_duplicated_names_are_problems() {
 #[test]
 fn the_fixture_is_what_these_tests_take_it_for() {
     let src = Checkpoint::open(&fixture("models/teleflm-f32-st")).unwrap();
-    let embedding: Tensor = src.tensor(EMBED_TOKENS, &Device::Cpu).unwrap();
+    let embedding: Tensor = read_tensor(&src, EMBED_TOKENS, &Device::Cpu).unwrap();
     assert_eq!((embedding.dtype(), embedding.dims()), (DType::F32, &[384, 64][..]));
 }

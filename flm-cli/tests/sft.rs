@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::DType;
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
@@ -27,8 +26,10 @@ fn prepare_with(dir: &Path, change: impl Fn(&mut TeleFlmConfig)) {
     config.max_position_embeddings = 64;
     change(&mut config);
     config.set_raw("torch_dtype", "float32".into());
-    let specs: Vec<TensorSpec> =
-        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
+    let specs: Vec<TensorSpec> = config
+        .tensors()
+        .map(|t| TensorSpec { name: t.name, dtype: flm_checkpoint::Dtype::F32, shape: t.shape })
+        .collect();
     let writer = Writer::create(&dir.join("model"), &specs, u64::MAX).unwrap();
     for (index, spec) in specs.iter().enumerate() {
         let len: usize = spec.shape.iter().product();

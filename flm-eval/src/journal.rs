@@ -14,7 +14,7 @@ use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use flm_checkpoint::{durable, is_place_of_checkpoint};
+use flm_checkpoint::{atomic, is_place_of_checkpoint};
 
 /// How long rows may wait for the disk.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
@@ -103,7 +103,7 @@ impl Journal {
 pub fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)?;
-    Ok(durable::replace(path, bytes)?)
+    Ok(atomic::replace(path, bytes)?)
 }
 
 /// The rows of a journal, the length that they take, and whether the last lacks only its newline.

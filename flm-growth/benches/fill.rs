@@ -2,8 +2,8 @@
 
 use divan::Bencher;
 use divan::counter::BytesCount;
+use flm_checkpoint::Dtype;
 use flm_growth::NormalFill;
-use flm_growth::Precision;
 
 const BYTES: usize = 64 << 20;
 
@@ -13,7 +13,7 @@ fn main() {
 
 #[divan::bench(args = ["bf16", "f32"])]
 fn normal(bencher: Bencher<'_, '_>, precision: &str) {
-    let precision = if precision == "bf16" { Precision::Bf16 } else { Precision::F32 };
+    let precision = if precision == "bf16" { Dtype::BF16 } else { Dtype::F32 };
     let Ok(fill) = NormalFill::new(1, "model.layers.0.mlp.up_proj.weight", precision, 0.02) else { return };
     let mut out = vec![0u8; BYTES];
     bencher.counter(BytesCount::new(BYTES)).bench_local(|| fill.write(3, divan::black_box(&mut out)));
@@ -31,5 +31,5 @@ fn memcpy(bencher: Bencher<'_, '_>) {
 /// What a tensor costs before its first element: the table scaled and rounded.
 #[divan::bench]
 fn table() -> bool {
-    NormalFill::new(1, "t", Precision::Bf16, divan::black_box(0.02)).is_ok()
+    NormalFill::new(1, "t", Dtype::BF16, divan::black_box(0.02)).is_ok()
 }

@@ -117,9 +117,6 @@ pub enum GrowthError {
     /// The source holds NaN or infinities.
     #[error("tensor {0} of the source holds values that are not finite")]
     NotFinite(String),
-    /// The source holds a tensor that no rule covers.
-    #[error("the source holds {0}, which is no part of the model that its config.json describes")]
-    UnknownTensor(String),
     /// The source lacks a tensor.
     #[error("the source lacks {0}")]
     MissingTensor(String),
@@ -141,9 +138,6 @@ pub enum GrowthError {
         /// The plan's.
         expected: String,
     },
-    /// Weights are stored in a dtype that growth does not handle.
-    #[error("dtype {0} cannot be grown; bf16, f16, f32 and f64 can: convert first")]
-    Dtype(String),
     /// There are no tokens to verify on.
     #[error("no tokens to verify on: give a text of at least one token")]
     NothingToVerify,

@@ -38,8 +38,8 @@ use crate::execute::record::Provenance;
 use crate::execute::{ExecuteOptions, ExecuteReport, Transfer};
 use crate::operator::{Role, normed_head_scale};
 use crate::plan::source::SourceModel;
-use crate::precision::Precision;
 use crate::tensor_plan::{SourceTensor, TailScale, TensorPlan};
+use flm_checkpoint::Dtype;
 
 /// What becomes of every tensor, and of config.json, when masks are folded into the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub struct FoldPlan {
     pub rms_norm_eps: f64,
     /// What the weights are stored as, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub dtype: Option<Precision>,
+    pub dtype: Option<Dtype>,
     /// Every tensor, in the order of the forward pass.
     pub tensors: Vec<TensorPlan>,
 }
@@ -110,7 +110,7 @@ impl FoldPlan {
     ///
     /// # Errors
     /// [`GrowthError::NotMasked`] where there is nothing to fold.
-    pub fn new(source: &SourceModel, dtype: Option<Precision>) -> Result<Self> {
+    pub fn new(source: &SourceModel, dtype: Option<Dtype>) -> Result<Self> {
         let config = source.config();
         let masks = config.growth.clone().ok_or(GrowthError::NotMasked)?;
         let factors = Factors::new(&masks, config.hidden_size);
@@ -167,7 +167,7 @@ fn tensor_plan(
     role: Role,
     layer: f64,
     stored: &SourceTensor,
-    dtype: Option<Precision>,
+    dtype: Option<Dtype>,
 ) -> TensorPlan {
     let heads = masks.heads.map(|h| TailScale { from: h.from * config.head_dim, scale: h.mask });
     let units = masks.ffn.map(|f| TailScale { from: f.from, scale: f.mask });
@@ -197,7 +197,7 @@ fn tensor_plan(
     if matches!(role, Role::Norm | Role::OutputNorm | Role::FinalNorm) {
         let kept = |factor: f64| if offset == 0.0 { to.holds_scaled(factor) } else { factor == 1.0 };
         let kept = kept(scale) && col_scale.is_none_or(|t| kept(t.scale));
-        to = if kept || to == Precision::F64 { to } else { Precision::F32 };
+        to = if kept || to == Dtype::F64 { to } else { Dtype::F32 };
     }
     TensorPlan {
         name: stored.name.clone(),

@@ -11,7 +11,7 @@ use flm_checkpoint::{EMBED_TOKENS, TensorSpec};
 use crate::error::Result;
 use crate::execute::record::PROVENANCE_FILE;
 use crate::fill::NormalFill;
-use crate::precision::Precision;
+use flm_checkpoint::Dtype;
 
 /// Standard deviation of the embedding's rows.
 pub(crate) const EMBEDDING_STD: f64 = 0.2;
@@ -34,7 +34,7 @@ pub fn init(
     dst: &Path,
     side_files: Option<&Path>,
     seed: u64,
-    precision: Precision,
+    precision: Dtype,
     max_shard_bytes: u64,
     progress: &dyn Fn(u64),
 ) -> Result<()> {
@@ -48,20 +48,22 @@ pub fn init(
     for spec in &specs {
         let one = {
             let mut bytes = [0; 8];
-            precision.encode(1.0 - config.gain_offset(), &mut bytes[..precision.bytes()]);
+            precision.encode(1.0 - config.gain_offset(), &mut bytes[..precision.size_in_bytes()]);
             bytes
         };
         let fill = NormalFill::new(seed, &spec.name, precision, std(config, spec))?;
-        let len = spec.shape.iter().product::<usize>() * precision.bytes();
+        let len = spec.shape.iter().product::<usize>() * precision.size_in_bytes();
         let mut hasher = blake3::Hasher::new();
         for start in (0..len).step_by(CHUNK) {
             chunk.resize(CHUNK.min(len - start), 0);
             if spec.name.ends_with(".bias") {
                 chunk.fill(0);
             } else if spec.shape.len() == 1 {
-                chunk.chunks_exact_mut(precision.bytes()).for_each(|v| v.copy_from_slice(&one[..v.len()]));
+                chunk
+                    .chunks_exact_mut(precision.size_in_bytes())
+                    .for_each(|v| v.copy_from_slice(&one[..v.len()]));
             } else {
-                fill.write((start / precision.bytes()) as u64, &mut chunk);
+                fill.write((start / precision.size_in_bytes()) as u64, &mut chunk);
             }
             writer.write_at(&spec.name, start as u64, &chunk)?;
             hasher.update(&chunk);
@@ -77,7 +79,7 @@ pub fn init(
     let provenance =
         serde_json::json!({ "tool": crate::execute::record::TOOL, "source": "", "init": { "seed": seed } });
     let path = writer.staging_dir().join(PROVENANCE_FILE);
-    crate::execute::write(&path, format!("{provenance:#}\n").as_bytes())?;
+    flm_checkpoint::atomic::write(&path, format!("{provenance:#}\n").as_bytes())?;
     writer.finish_with_checksums(&config, digests)?;
     Ok(())
 }
@@ -97,8 +99,8 @@ fn std(config: &TeleFlmConfig, spec: &TensorSpec) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
     use flm_checkpoint::Checkpoint;
+    use flm_checkpoint::Dtype;
     use flm_checkpoint::preset;
 
     use super::*;
@@ -114,9 +116,8 @@ mod tests {
             assert!(checkpoint.problems().is_empty(), "{:?}", checkpoint.problems());
             checkpoint
         };
-        let (a, b, c) =
-            (make("a", 1, Precision::F32), make("b", 1, Precision::F32), make("c", 2, Precision::Bf16));
-        assert_eq!(c.config().declared_dtype(), Some(DType::BF16));
+        let (a, b, c) = (make("a", 1, Dtype::F32), make("b", 1, Dtype::F32), make("c", 2, Dtype::BF16));
+        assert_eq!(c.config().declared_dtype(), Some(Dtype::BF16));
         let (width, layers) = (96f64, 16f64);
         for (name, std) in [
             (EMBED_TOKENS, 0.2),
@@ -128,11 +129,11 @@ mod tests {
             let values = |checkpoint: &Checkpoint| checkpoint.read(checkpoint.entry(name).unwrap()).unwrap();
             assert_eq!(values(&a), values(&b), "{name}");
             assert_ne!(values(&a)[..8], values(&c)[..8], "{name}");
-            let values: Vec<f64> = values(&a).chunks_exact(4).map(|v| Precision::F32.decode(v)).collect();
+            let values: Vec<f64> = values(&a).chunks_exact(4).map(|v| Dtype::F32.decode(v)).collect();
             let measured = (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt();
             assert!((measured / std - 1.0).abs() < 0.03, "{name}: {measured}");
         }
         let gain = a.read(a.entry("model.norm.weight").unwrap()).unwrap();
-        assert!(gain.chunks_exact(4).all(|v| Precision::F32.decode(v) == 1.0));
+        assert!(gain.chunks_exact(4).all(|v| Dtype::F32.decode(v) == 1.0));
     }
 }

@@ -20,13 +20,12 @@
 //!
 //! let source = flm_checkpoint::preset("nano-52b").unwrap();
 //! let target = Shape::of(&flm_checkpoint::preset("nano-102b").unwrap());
-//! let source = SourceModel::from_config(&source, candle_core::DType::BF16)?;
+//! let source = SourceModel::from_config(&source, flm_checkpoint::Dtype::BF16)?;
 //! let plan = GrowthPlan::new(&source, &target, &GrowthOptions::default())?;
 //! assert_eq!(plan.target_config(source.config())?.hidden_size, 120);
 //! # Ok::<(), flm_growth::GrowthError>(())
 //! ```
 
-mod checksums;
 mod convert;
 mod distance;
 mod error;
@@ -39,7 +38,6 @@ mod operator;
 mod picture;
 mod placement;
 mod plan;
-mod precision;
 #[cfg(test)]
 pub(crate) mod reference;
 mod shape;
@@ -66,7 +64,6 @@ pub use crate::placement::Placement;
 pub use crate::plan::source::SourceModel;
 pub use crate::plan::summary::{PlanSummary, Preservation};
 pub use crate::plan::{GrowthOptions, GrowthPlan, Multipliers};
-pub use crate::precision::Precision;
 pub use crate::shape::{Shape, ShapeOverrides};
 pub use crate::tensor_plan::{Block, Std, TensorPlan};
 pub use crate::verify::report::VerifyReport;

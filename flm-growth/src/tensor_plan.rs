@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::precision::{Precision, is_power_of_two};
+use flm_checkpoint::{Dtype, is_power_of_two};
 
 /// How new weights' standard deviation is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub struct SourceTensor {
     /// Name in the checkpoint.
     pub name: String,
     /// How it is stored.
-    pub dtype: Precision,
+    pub dtype: Dtype,
     /// Shape, rows first.
     pub shape: Vec<usize>,
 }
@@ -80,7 +80,7 @@ pub struct TensorPlan {
     /// Name in the checkpoint.
     pub name: String,
     /// How it is stored.
-    pub dtype: Precision,
+    pub dtype: Dtype,
     /// Shape, rows first.
     pub shape: Vec<usize>,
     /// Whether it belongs to a layer that is added.
@@ -248,7 +248,7 @@ impl TensorPlan {
     /// Length of the target tensor in bytes.
     pub fn nbytes(&self) -> u64 {
         let (rows, cols) = self.size();
-        rows as u64 * cols as u64 * self.dtype.bytes() as u64
+        rows as u64 * cols as u64 * self.dtype.size_in_bytes() as u64
     }
 
     /// Whether copied values keep their bits.
@@ -261,8 +261,8 @@ impl TensorPlan {
     /// The relative error with which copied values are stored; `None` where they are exact.
     pub fn rounding(&self) -> Option<f64> {
         let source = self.source.as_ref()?;
-        let widens = source.dtype == self.dtype || matches!(self.dtype, Precision::F32 | Precision::F64);
-        let narrows = !widens || (source.dtype == Precision::F64 && self.dtype == Precision::F32);
+        let widens = source.dtype == self.dtype || matches!(self.dtype, Dtype::F32 | Dtype::F64);
+        let narrows = !widens || (source.dtype == Dtype::F64 && self.dtype == Dtype::F32);
         let keeps = |factor: f64| factor == 0.0 || is_power_of_two(factor.abs());
         let tails = [self.row_scale, self.col_scale];
         let shifted = self.offset != 0.0 && !self.is_verbatim();

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
+use flm_candle::{candle_dtype, read_tensor};
+use flm_checkpoint::Dtype;
 use flm_checkpoint::{Checkpoint, Format};
 use flm_growth::{ConvertOptions, convert};
 
@@ -79,7 +81,7 @@ fn converted_pytorch_is_bit_equal_and_has_the_bytes_of_safetensors_own_writer() 
 fn conversion_to_another_dtype_rounds_as_candle_does_and_says_so_in_the_config() {
     let dir = tempfile::tempdir().unwrap();
     let src = open(&fixture("teleflm-gqa-f32-shst"));
-    for dtype in [DType::BF16, DType::F16, DType::F64] {
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F64] {
         let dst = dir.path().join(dtype.as_str());
         let options = ConvertOptions { dtype: Some(dtype), ..ConvertOptions::default() };
         let report = convert(&src, &dst, &options, &|_| ()).unwrap();
@@ -87,12 +89,13 @@ fn conversion_to_another_dtype_rounds_as_candle_does_and_says_so_in_the_config()
         let converted = open(&dst);
         assert_eq!(converted.config().declared_dtype(), Some(dtype));
         for entry in converted.entries() {
-            let got = converted.tensor(&entry.name, &Device::Cpu).unwrap();
-            let exact = src.tensor(&entry.name, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let got = read_tensor(&converted, &entry.name, &Device::Cpu).unwrap();
+            let exact =
+                read_tensor(&src, &entry.name, &Device::Cpu).unwrap().to_dtype(candle_dtype(dtype)).unwrap();
             let bits = |t: candle_core::Tensor| {
                 t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()
             };
-            assert_eq!(got.dtype(), dtype);
+            assert_eq!(got.dtype(), candle_dtype(dtype));
             assert_eq!(bits(got), bits(exact), "{}", entry.name);
         }
     }

@@ -148,7 +148,13 @@ pub(crate) type Result<T> = std::result::Result<T, HubError>;
 
 impl From<CheckpointError> for HubError {
     fn from(error: CheckpointError) -> Self {
-        Self::Checkpoint(error.to_string())
+        match error {
+            CheckpointError::InUse { path, holder } => {
+                let holder = holder.map_or("(number unknown)".into(), |n| n.to_string());
+                Self::InUse { path, holder }
+            }
+            other => Self::Checkpoint(other.to_string()),
+        }
     }
 }
 

@@ -141,8 +141,8 @@ impl Journal {
         let path = self.dir.join(NAME);
         let mut state = self.state();
         if state.log.is_none() {
-            let log = crate::target::open_own(&path, File::options().create(true).append(true))?;
-            flm_checkpoint::durable::sync_dir(&self.dir)?;
+            let log = flm_checkpoint::atomic::open_own(&path, File::options().create(true).append(true))?;
+            flm_checkpoint::atomic::sync(&self.dir)?;
             state.log = Some(log);
         }
         // the newline first: it ends a line that a crash tore

@@ -10,7 +10,7 @@ use crate::digest::{Digest, is_digest};
 use crate::error::{HubError, Result, io};
 use crate::names as file_name;
 use crate::names::is_repository;
-use flm_checkpoint::durable;
+use flm_checkpoint::atomic;
 
 /// The content of flm.lock.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ impl LockFile {
         if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
             return Ok(());
         }
-        Ok(durable::replace(&path, text.as_bytes())?)
+        Ok(atomic::replace(&path, text.as_bytes())?)
     }
 
     /// What a file is held to.

@@ -16,8 +16,7 @@ use std::{
 
 use crate::digest::Digest;
 use crate::error::{Result, io};
-use crate::ranges::Ranges;
-use flm_checkpoint::durable;
+use flm_checkpoint::{Ranges, atomic};
 
 const MAGIC: &[u8; 8] = b"flmpart1";
 const HEADER: usize = 8 + 8 + 32 + 4;
@@ -58,12 +57,15 @@ impl Part {
         let header = header(bytes, digest);
         let records = read_records(&log_path, &header).filter(|_| is_file(&path));
         if records.is_none() {
-            durable::remove(&log_path)?;
-            durable::remove(&path)?;
+            atomic::remove(&log_path)?;
+            atomic::remove(&path)?;
         }
         let open = |path: &Path| {
             let mut options = File::options();
-            crate::target::open_own(path, options.read(true).write(true).create(true).truncate(false))
+            flm_checkpoint::atomic::open_own(
+                path,
+                options.read(true).write(true).create(true).truncate(false),
+            )
         };
         let (file, mut log) = (open(&path)?, open(&log_path)?);
         file.set_len(bytes).map_err(io("set the length of", &path))?;
@@ -191,8 +193,8 @@ impl Part {
     /// Fsyncs the content, gives it its final name and removes the ranges file.
     pub(crate) fn publish(&self, target: &Path) -> Result<()> {
         self.file.sync_all().map_err(io("sync", &self.path))?;
-        durable::rename(&self.path, target)?;
-        Ok(durable::remove(&log_path(target))?)
+        atomic::rename(&self.path, target)?;
+        Ok(atomic::remove(&log_path(target))?)
     }
 }
 
@@ -226,8 +228,8 @@ pub(crate) fn discard_stray(target: &Path) -> Result<()> {
 
 /// Removes what a download left.
 pub(crate) fn discard(target: &Path) -> Result<()> {
-    durable::remove(&log_path(target))?;
-    Ok(durable::remove(&part_path(target))?)
+    atomic::remove(&log_path(target))?;
+    Ok(atomic::remove(&part_path(target))?)
 }
 
 /// Fills `buf` from the part; false where that is not what `crc` says.
@@ -315,7 +317,7 @@ mod tests {
         write(&mut part, 0, &[1; 4]);
         assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
         // killed between the two steps of publishing
-        durable::rename(&part_path(&target), &target).unwrap();
+        atomic::rename(&part_path(&target), &target).unwrap();
         drop(part);
         assert!(target.is_file() && !target.is_symlink() && log_path(&target).exists());
         discard_stray(&target).unwrap();

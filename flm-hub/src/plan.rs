@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use flm_checkpoint::free_disk;
 use glob::Pattern;
 use serde::Serialize;
 
 use crate::client::{Hub, Listing, RemoteFile};
 use crate::damage;
 use crate::digest::Digest;
-use crate::error::{HubError, Result};
+use crate::error::{HubError, Result, io};
 use crate::journal::Journal;
 use crate::lock_file::{LockFile, LockedFile};
 use crate::manifest::{Manifest, ManifestFile};
@@ -19,7 +20,6 @@ use crate::names::{OUTPUT_INDEX, output_name};
 use crate::names::{is_repository, is_shard};
 use crate::part::Part;
 use crate::selection::{LeftOut, Selection};
-use crate::target::free_disk;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -180,7 +180,7 @@ impl Plan {
             bytes,
             bytes_to_fetch: missing,
             disk_needed: disk_needed(&files, request.delete_source),
-            disk_free: free_disk(&request.dir)?,
+            disk_free: free_disk(&request.dir).map_err(|(path, e)| io("look at", &path)(e))?,
             files,
             absent,
             left_out,

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, mpsc},
 };
 
+use flm_checkpoint::DirectoryLock;
 use serde::Serialize;
 
 use crate::client::Hub;
@@ -16,7 +17,6 @@ use crate::part::Part;
 use crate::plan::{Plan, PlannedFile, SHARDS_IN_FLIGHT, State};
 use crate::progress::{Event, Progress, add, get};
 use crate::shards::Shards;
-use crate::target::Target;
 use crate::verify;
 
 /// How to pull.
@@ -37,7 +37,7 @@ pub struct Pull {
     /// What happens, as it happens.
     pub events: mpsc::Receiver<Event>,
     fetcher: Arc<Fetcher>,
-    _target: Target,
+    _target: DirectoryLock,
 }
 
 /// How far a file is.
@@ -64,13 +64,16 @@ struct Run {
     delete_source: bool,
 }
 
+/// Held locked in the target for as long as a process pulls into it.
+const LOCK: &str = ".flm-pull.lock";
+
 /// Files that are seen through at once where nothing is converted.
 const FILES_IN_FLIGHT: usize = 4;
 
 impl Pull {
     /// Takes the target, before the plan is made, so that nothing changes between the two.
     pub fn hold(dir: &std::path::Path) -> Result<Held> {
-        Ok(Held(Target::hold(dir)?))
+        Ok(Held(DirectoryLock::take(dir, LOCK)?))
     }
 
     /// The files at hand.
@@ -87,7 +90,7 @@ impl Pull {
 }
 
 /// A target that is held.
-pub struct Held(Target);
+pub struct Held(DirectoryLock);
 
 impl Held {
     /// Starts to work on a plan.

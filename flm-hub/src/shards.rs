@@ -16,7 +16,7 @@ use crate::journal::Journal;
 use crate::names::{OUTPUT_INDEX, output_name};
 use crate::plan::PlannedFile;
 use crate::progress::{Event, Progress, add};
-use flm_checkpoint::durable;
+use flm_checkpoint::atomic;
 
 const SOURCE_INDEX: &str = "pytorch_model.bin.index.json";
 
@@ -48,7 +48,7 @@ impl Shards<'_> {
                 let mut sorted: Vec<String> = tensors.iter().map(|t| t.name.clone()).collect();
                 sorted.sort();
                 if sorted != expected {
-                    durable::remove(&self.dir.join(&output))?;
+                    atomic::remove(&self.dir.join(&output))?;
                     let strange = sorted.iter().find(|n| !expected.contains(n));
                     let missing = expected.iter().find(|n| !sorted.contains(n));
                     let reason = match (strange, missing) {
@@ -67,8 +67,8 @@ impl Shards<'_> {
         }
         // a file that was changed since is the user's
         if self.delete_source && self.journal.is_verified(name, digest) {
-            durable::remove(&source)?;
-            durable::sync_dir(self.dir)?;
+            atomic::remove(&source)?;
+            atomic::sync(self.dir)?;
             self.progress.tell(Event::Removed { file: name.into() });
         }
         Ok(true)
@@ -117,7 +117,7 @@ impl Shards<'_> {
             }
             let total = outputs.iter().map(|path| data_bytes(path)).sum::<Result<u64>>()?;
             self.journal.begin_output(OUTPUT_INDEX)?;
-            durable::replace(&self.dir.join(OUTPUT_INDEX), index_text(&map, total).as_bytes())?;
+            atomic::replace(&self.dir.join(OUTPUT_INDEX), index_text(&map, total).as_bytes())?;
         }
         if self.dir.join("config.json").exists() {
             Checkpoint::open(self.dir)?.check()?;
@@ -129,12 +129,12 @@ impl Shards<'_> {
             checksums.files.insert(name.into(), FileDigest::of_file(&self.dir.join(name), &|_| ())?);
         }
         self.journal.begin_output(CHECKSUMS_FILE)?;
-        durable::replace(&self.dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
+        atomic::replace(&self.dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
         let index = files.iter().find(|f| f.name == SOURCE_INDEX);
         if let Some(index) = index.filter(|_| self.delete_source && self.dir.join(OUTPUT_INDEX).exists()) {
             self.journal.add_converted(&index.name, index.digest.hex(), OUTPUT_INDEX, Vec::new())?;
-            durable::remove(&self.dir.join(SOURCE_INDEX))?;
-            durable::sync_dir(self.dir)?;
+            atomic::remove(&self.dir.join(SOURCE_INDEX))?;
+            atomic::sync(self.dir)?;
         }
         Ok(())
     }

@@ -97,7 +97,7 @@ pub(crate) fn check_present(progress: &Progress, file: &PlannedFile, path: &Path
 pub(crate) fn take_from_cache(file: &PlannedFile, target: &Path) -> Result<()> {
     let State::Cached(blob) = &file.state else { return Ok(()) };
     let part = part::part_path(target);
-    flm_checkpoint::durable::remove(&part)?;
+    flm_checkpoint::atomic::remove(&part)?;
     // a blob may be a link into another store: what it leads to is linked
     let blob = blob.canonicalize().map_err(io("open", blob))?;
     if std::fs::hard_link(&blob, &part).is_err() {
@@ -105,5 +105,5 @@ pub(crate) fn take_from_cache(file: &PlannedFile, target: &Path) -> Result<()> {
         let copy = std::fs::File::open(&part).and_then(|f| f.sync_all());
         copy.map_err(io("sync", &part))?;
     }
-    Ok(flm_checkpoint::durable::rename(&part, target)?)
+    Ok(flm_checkpoint::atomic::rename(&part, target)?)
 }

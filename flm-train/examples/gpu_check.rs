@@ -141,8 +141,10 @@ fn nano(dir: &Path) -> Result<Arc<Checkpoint>> {
     let mut config = preset("nano-52b").ok_or("no preset nano-52b")?;
     (config.num_hidden_layers, config.vocab_size) = (4, 2048);
     config.set_raw("torch_dtype", "float32".into());
-    let specs: Vec<TensorSpec> =
-        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
+    let specs: Vec<TensorSpec> = config
+        .tensors()
+        .map(|t| TensorSpec { name: t.name, dtype: flm_checkpoint::Dtype::F32, shape: t.shape })
+        .collect();
     let writer = Writer::create(&dir.join("nano"), &specs, u64::MAX)?;
     for (index, spec) in specs.iter().enumerate() {
         let (len, columns) = (spec.shape.iter().product(), spec.shape[spec.shape.len() - 1]);

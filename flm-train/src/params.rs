@@ -1,8 +1,6 @@
 //! Which parameters a model has, in the units that are brought in, used and written back together.
 
-use candle_core::DType;
-
-use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{Dtype, TeleFlmConfig};
 use flm_checkpoint::{TensorId, TensorShape};
 
 /// What kind of parameter it is, for decay and learning rate.
@@ -60,7 +58,7 @@ pub struct Parameter {
     /// Its group.
     pub group: ParameterGroup,
     /// What its weights are stored in: f32 or bf16. Gradients and moments are f32.
-    pub dtype: DType,
+    pub dtype: Dtype,
 }
 
 impl Parameter {
@@ -126,7 +124,7 @@ impl Layout {
                 _ if id.axes().len() == 1 => ParameterGroup::Norm,
                 _ => ParameterGroup::Matrix,
             };
-            Parameter { name, shape, group, dtype: DType::F32 }
+            Parameter { name, shape, group, dtype: Dtype::F32 }
         };
         let (mut units, mut outer) = (Vec::new(), Vec::new());
         for tensor in config.tensors() {
@@ -147,7 +145,7 @@ impl Layout {
     pub fn with_bf16_weights(mut self) -> Self {
         for parameter in self.units.iter_mut().flat_map(|unit| &mut unit.parameters) {
             if parameter.shape.len() > 1 {
-                parameter.dtype = DType::BF16;
+                parameter.dtype = Dtype::BF16;
             }
         }
         self

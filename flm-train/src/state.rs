@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::DType;
-use half::{bf16, f16};
+use flm_checkpoint::{Dtype, atomic, cast};
+use half::f16;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -57,37 +57,37 @@ pub(crate) fn save(
     store: &dyn ParameterStore,
     origin: &Origin<'_>,
     dst: &Path,
-    dtype: Option<DType>,
+    dtype: Option<Dtype>,
     growth: Option<GrowthMasks>,
     state: Option<(&TrainingState, &Path)>,
 ) -> Result<(), TrainError> {
     let layout = store.layout();
     let mut config = layout.config().clone();
     config.growth = growth;
-    config.set_dtype(dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(DType::F32));
+    config.set_dtype(dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(Dtype::F32));
     let writer = Writer::create_model(dst, &config, &specs(layout, "", dtype), MAX_SHARD)?;
     let digests = write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
     copy_side_files(origin.source, writer.staging_dir(), Card::Leave)?;
     let path = writer.staging_dir().join("README.md");
-    fs::write(&path, origin.card()).map_err(TrainError::file("write", &path))?;
+    atomic::write(&path, origin.card().as_bytes())?;
     if let Some(template) = origin.chat_template {
         let path = writer.staging_dir().join("chat_template.jinja");
-        fs::write(&path, template).map_err(TrainError::file("write", &path))?;
+        atomic::write(&path, template.as_bytes())?;
     }
     let path = writer.staging_dir().join("provenance.json");
-    fs::write(&path, origin.provenance()?).map_err(TrainError::file("write", &path))?;
+    atomic::write(&path, origin.provenance()?.as_bytes())?;
     if let Some((state, metrics)) = state {
         let moments: Vec<TensorSpec> =
-            MOMENTS.iter().flat_map(|(_, prefix)| specs(layout, prefix, Some(DType::F32))).collect();
+            MOMENTS.iter().flat_map(|(_, prefix)| specs(layout, prefix, Some(Dtype::F32))).collect();
         let optimizer = Writer::create(&writer.staging_dir().join(OPTIMIZER), &moments, MAX_SHARD)?;
         let mut digests = BTreeMap::new();
         for (array, prefix) in MOMENTS {
-            digests.append(&mut write(store, &optimizer, array, prefix, |_| DType::F32)?);
+            digests.append(&mut write(store, &optimizer, array, prefix, |_| Dtype::F32)?);
         }
         optimizer.finish_with_checksums(&config, digests)?;
         let path = writer.staging_dir().join(STATE);
         let text = serde_json::to_string_pretty(state).unwrap_or_default();
-        fs::write(&path, text).map_err(TrainError::file("write", &path))?;
+        atomic::write(&path, text.as_bytes())?;
         if metrics.exists() {
             let path = writer.staging_dir().join("metrics.jsonl");
             fs::copy(metrics, &path).map_err(TrainError::file("write", &path))?;
@@ -96,7 +96,7 @@ pub(crate) fn save(
     Ok(writer.finish_with_checksums(&config, digests)?)
 }
 
-fn specs(layout: &Layout, prefix: &str, dtype: Option<DType>) -> Vec<TensorSpec> {
+fn specs(layout: &Layout, prefix: &str, dtype: Option<Dtype>) -> Vec<TensorSpec> {
     let spec = |(_, _, p): (_, _, &Parameter)| TensorSpec {
         name: format!("{prefix}{}", p.name),
         dtype: dtype.unwrap_or(p.dtype),
@@ -110,7 +110,7 @@ fn write(
     writer: &Writer,
     array: Array,
     prefix: &str,
-    dtype: impl Fn(&Parameter) -> DType,
+    dtype: impl Fn(&Parameter) -> Dtype,
 ) -> Result<BTreeMap<String, String>, TrainError> {
     let mut digests = BTreeMap::new();
     for (unit, index, parameter) in store.layout().parameters() {
@@ -118,11 +118,11 @@ fn write(
         let name = format!("{prefix}{}", parameter.name);
         let place = Place { unit, parameter: index, array };
         let mut values = vec![0f32; PART.min(parameter.len())];
-        let mut hasher = blake3::Hasher::new();
+        let (mut hasher, mut bytes) = (blake3::Hasher::new(), Vec::new());
         for offset in (0..parameter.len()).step_by(PART) {
             let values = &mut values[..PART.min(parameter.len() - offset)];
             store.read(place, offset, values)?;
-            let largest = if dtype == DType::F16 { f16::MAX.to_f32() } else { f32::MAX };
+            let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
             if let Some(value) = values.iter().find(|v| v.is_nan() || v.abs() > largest) {
                 let message = match value.is_finite() {
                     true => format!(
@@ -132,11 +132,8 @@ fn write(
                 };
                 return Err(TrainError::State { path: writer.staging_dir().into(), message });
             }
-            let bytes: Vec<u8> = match dtype {
-                DType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-                DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-                _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            };
+            let wide: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            cast(Dtype::F32, dtype, &wide, &mut bytes);
             writer.write_at(&name, (offset * dtype.size_in_bytes()) as u64, &bytes)?;
             hasher.update(&bytes);
         }
@@ -251,7 +248,7 @@ fn load_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<(), TrainE
     for (array, prefix) in MOMENTS {
         for (unit, index, parameter) in layout.parameters() {
             let entry = optimizer.entry(&format!("{prefix}{}", parameter.name))?;
-            if entry.dtype != DType::F32 || entry.shape != parameter.shape {
+            if entry.dtype != Dtype::F32 || entry.shape != parameter.shape {
                 let message = format!("{} is {:?} {:?}", entry.name, entry.dtype, entry.shape);
                 return Err(TrainError::State { path: dir.into(), message });
             }
@@ -338,7 +335,7 @@ pub(crate) fn prune(output: &Path, keep: usize, best: Option<u64>) -> Result<(),
             continue;
         }
         // under its name it is whole until it is gone
-        fs::rename(&dir, &doomed).map_err(TrainError::file("rename", &dir))?;
+        atomic::rename(&dir, &doomed)?;
         remove_state(&doomed)?;
     }
     Ok(())

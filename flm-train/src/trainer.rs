@@ -430,11 +430,11 @@ fn claim(output: &Path, begun: bool, identity: &Value) -> Result<(), TrainError>
         return Err(TrainError::State { path: output.into(), message });
     }
     let marker = serde_json::json!({ "version": 1, "identity": identity });
-    Ok(flm_checkpoint::durable::replace(&path, format!("{marker:#}\n").as_bytes())?)
+    Ok(flm_checkpoint::atomic::replace(&path, format!("{marker:#}\n").as_bytes())?)
 }
 
 /// Fails where the trained model that is there holds another dtype than is asked for.
-fn require_dtype(model: &Path, asked: DType) -> Result<(), TrainError> {
+fn require_dtype(model: &Path, asked: flm_checkpoint::Dtype) -> Result<(), TrainError> {
     let other = Checkpoint::open(model)?.entries().map(|entry| entry.dtype).find(|&dtype| dtype != asked);
     let Some(dtype) = other else { return Ok(()) };
     let (dtype, asked) = (dtype.as_str(), asked.as_str());
@@ -483,5 +483,5 @@ fn cut_metrics(path: &Path, step: u64) -> Result<(), TrainError> {
     if kept == text {
         return Ok(());
     }
-    Ok(flm_checkpoint::durable::replace(path, kept.as_bytes())?)
+    Ok(flm_checkpoint::atomic::replace(path, kept.as_bytes())?)
 }

@@ -69,8 +69,10 @@ fn weights(config: &TeleFlmConfig) -> Weights {
 }
 
 fn save(dir: &Path, config: &TeleFlmConfig, weights: &Weights) -> Checkpoint {
-    let specs: Vec<TensorSpec> =
-        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
+    let specs: Vec<TensorSpec> = config
+        .tensors()
+        .map(|t| TensorSpec { name: t.name, dtype: flm_checkpoint::Dtype::F32, shape: t.shape })
+        .collect();
     let writer = Writer::create(dir, &specs, u64::MAX).unwrap();
     for spec in &specs {
         let bytes: Vec<u8> = weights[&spec.name].iter().flat_map(|x| x.to_le_bytes()).collect();

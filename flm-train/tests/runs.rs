@@ -11,6 +11,7 @@ use std::{
 use candle_core::{DType, Device};
 use flm_candle::{ChatMessage, Tokenizer};
 use flm_checkpoint::Checkpoint;
+use flm_checkpoint::Dtype;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
@@ -38,8 +39,10 @@ fn config() -> TeleFlmConfig {
 /// A small model with Tele-FLM's kind of tokenizer.
 fn model(dir: &Path) -> PathBuf {
     let (config, path) = (config(), dir.join("model"));
-    let specs: Vec<TensorSpec> =
-        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
+    let specs: Vec<TensorSpec> = config
+        .tensors()
+        .map(|t| TensorSpec { name: t.name, dtype: flm_checkpoint::Dtype::F32, shape: t.shape })
+        .collect();
     let writer = Writer::create(&path, &specs, u64::MAX).unwrap();
     for (index, spec) in specs.iter().enumerate() {
         let len: usize = spec.shape.iter().product();
@@ -163,7 +166,7 @@ fn a_stopped_run_goes_on_bit_for_bit_on_every_placement() {
         finals.push(weights(&whole.path().join("out/final")));
         let state = Checkpoint::open(&whole.path().join(format!("out/step-{made:08}"))).unwrap();
         let head = state.entry("lm_head.weight").unwrap().dtype;
-        assert_eq!(head, if weights_in == "bf16" { DType::BF16 } else { DType::F32 });
+        assert_eq!(head, if weights_in == "bf16" { Dtype::BF16 } else { Dtype::F32 });
         let step = format!("out/step-{made:08}");
         for (name, bytes) in weights_of_optimizer(&whole.path().join(&step)) {
             let again = weights_of_optimizer(&parts.path().join(&step));
@@ -699,7 +702,7 @@ fn a_finished_model_of_another_dtype_is_not_passed_off_as_the_one_asked_for() {
     // as the message says
     fs::rename(&model, dir.path().join("moved")).unwrap();
     let written = again().unwrap().model;
-    assert!(Checkpoint::open(&written).unwrap().entries().all(|e| e.dtype == DType::BF16));
+    assert!(Checkpoint::open(&written).unwrap().entries().all(|e| e.dtype == Dtype::BF16));
     assert_eq!(again().unwrap().model, written);
     // without the checkpoints of its steps too
     for step in fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().path()) {

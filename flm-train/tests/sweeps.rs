@@ -85,7 +85,8 @@ fn fill(store: &mut dyn ParameterStore) {
     }
     let source = checkpoint();
     for (unit, parameter, p) in store.layout().clone().parameters() {
-        let tensor = source.tensor(&p.name, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
+        let tensor =
+            flm_candle::read_tensor(&source, &p.name, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
         let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
         store.write(Place { unit, parameter, array: Array::Weights }, 0, &values).unwrap();
     }

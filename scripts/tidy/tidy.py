@@ -6,6 +6,7 @@
 - Crates use each other as scripts/tidy/house.toml allows: in their manifests (`cargo metadata`) and in their code.
 - Inside a crate, a room (top-level module) uses only rooms on lower floors, and rooms form no circle.
 - No crate uses a package that it must never know (candle in the hub, clap in a library).
+- Files that are to stay are created and renamed in one place, and by those whom `[allowed.writing]` names.
 - Every Rust file begins with a `//!` head; no doc comment is empty words; no path in the code leads nowhere.
 - Every path that README.md, ARCHITECTURE.md and CONTRIBUTING.md name exists; every included file and named test is there.
 """
@@ -130,6 +131,23 @@ def outside(house, rules):
                 yield f"{module.file}:{line}: {crate} must not know {head}"
 
 
+WRITING = re.compile(r"\bFile::create(_new)?\(|\bfs::(rename|write|copy)\(|\.create(_new)?\(true\)")
+
+
+def writing(repository, house, rules):
+    """Who creates or renames files beside the room that publishes whole ones."""
+    for file in sorted({m.file for m in modules(house) if not (m.test or rules.place(m.file)[2])}):
+        with open(os.path.join(repository, file), encoding="utf-8") as f:
+            code = f.read().split("#[cfg(test)]")[0].split("\n")
+        found = [n for n, line in enumerate(code, 1) if WRITING.search(line.split("//")[0])]
+        known = any(file.startswith(place) for place in rules.allowed["writing"])
+        if found and not known:
+            yield f"{file}:{found[0]}: creates or renames a file: use flm_checkpoint::atomic"
+    for place in rules.allowed["writing"]:
+        if not any(file.startswith(place) for file in house.files):
+            yield f"scripts/tidy/house.toml: {place} does not exist"
+
+
 def sources(repository, house):
     """Heads, empty documentation, included files."""
     for file in sorted(house.files):
@@ -169,6 +187,7 @@ def main():
     repository = sys.argv[1] if len(sys.argv) > 1 else os.path.normpath(os.path.join(HERE, "..", ".."))
     rules, house = Rules(os.path.join(HERE, "house.toml")), House(repository)
     problems = [*manifests(repository, rules), *edges(house, rules), *outside(house, rules),
+                *writing(repository, house, rules),
                 *(f"{where}: {path} leads nowhere" for where, path in dangling(house)),
                 *sources(repository, house), *texts(repository)]
     for problem in dict.fromkeys(problems):

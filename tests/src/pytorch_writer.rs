@@ -6,77 +6,60 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::Path,
 };
 
-use candle_core::DType;
 use zip::{CompressionMethod, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
-use flm_checkpoint::CheckpointError;
-use flm_checkpoint::TeleFlmConfig;
-use flm_checkpoint::TensorSpec;
+/// Name and shape of a tensor in bf16.
+pub type Named = (String, Vec<usize>);
 
-/// Writes `config` and the tensors `specs` to the directory `dir`, a new shard whenever one would exceed
-/// `max_shard_size` bytes of tensors; `fill` appends a tensor's bytes (row-major, little-endian).
+/// Writes `config` and the bf16 tensors `tensors` to the directory `dir`, a new shard whenever one would exceed
+/// `max_shard_size` bytes of tensors; `fill` appends the bytes of a tensor of this shape (row-major).
 ///
 /// # Errors
 /// When a file cannot be written, or `fill` gives another number of bytes than the shape needs.
 pub fn write_pytorch_checkpoint(
     dir: &Path,
-    config: &TeleFlmConfig,
-    specs: &[TensorSpec],
+    config: &str,
+    tensors: &[Named],
     max_shard_size: u64,
-    mut fill: impl FnMut(&TensorSpec, &mut Vec<u8>),
-) -> Result<(), CheckpointError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| CheckpointError::Io { action: "write", path, source }
-    };
-    std::fs::create_dir_all(dir).map_err(io(dir))?;
-    let mut shards: Vec<(u64, Vec<&TensorSpec>)> = Vec::new();
-    for spec in specs {
-        let bytes = byte_len(spec);
+    mut fill: impl FnMut(&[usize], &mut Vec<u8>),
+) -> io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let mut shards: Vec<(u64, Vec<&Named>)> = Vec::new();
+    for tensor in tensors {
+        let bytes = byte_len(tensor);
         match shards.last_mut() {
             Some((size, shard)) if *size + bytes <= max_shard_size => {
                 *size += bytes;
-                shard.push(spec);
+                shard.push(tensor);
             }
-            _ => shards.push((bytes, vec![spec])),
+            _ => shards.push((bytes, vec![tensor])),
         }
     }
     let mut weight_map = BTreeMap::new();
     for (i, (_, shard)) in shards.iter().enumerate() {
         let stem = format!("pytorch_model-{:05}-of-{:05}", i + 1, shards.len());
-        let path = dir.join(format!("{stem}.bin"));
-        let file = File::create(&path).map_err(io(&path))?;
-        write_shard(file, &stem, shard, &mut fill).map_err(|error| CheckpointError::Io {
-            action: "write",
-            path,
-            source: error.into(),
-        })?;
-        weight_map.extend(shard.iter().map(|spec| (spec.name.as_str(), format!("{stem}.bin"))));
+        write_shard(File::create(dir.join(format!("{stem}.bin")))?, &stem, shard, &mut fill)?;
+        weight_map.extend(shard.iter().map(|(name, _)| (name.as_str(), format!("{stem}.bin"))));
     }
     let total: u64 = shards.iter().map(|(size, _)| size).sum();
     let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-    for (name, text) in
-        [("pytorch_model.bin.index.json", format!("{index:#}\n")), ("config.json", config.to_json())]
-    {
-        let path = dir.join(name);
-        std::fs::write(&path, text).map_err(io(&path))?;
-    }
-    Ok(())
+    std::fs::write(dir.join("pytorch_model.bin.index.json"), format!("{index:#}\n"))?;
+    std::fs::write(dir.join("config.json"), config)
 }
 
-fn byte_len(spec: &TensorSpec) -> u64 {
-    spec.shape.iter().product::<usize>() as u64 * spec.dtype.size_in_bytes() as u64
+fn byte_len((_, shape): &Named) -> u64 {
+    shape.iter().product::<usize>() as u64 * 2
 }
 
 fn write_shard(
     file: File,
     stem: &str,
-    shard: &[&TensorSpec],
-    fill: &mut impl FnMut(&TensorSpec, &mut Vec<u8>),
+    shard: &[&Named],
+    fill: &mut impl FnMut(&[usize], &mut Vec<u8>),
 ) -> Result<(), ZipError> {
     let mut zip = ZipWriter::new(BufWriter::new(file));
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(false);
@@ -85,13 +68,13 @@ fn write_shard(
     zip.start_file(format!("{stem}/byteorder"), stored)?;
     zip.write_all(b"little")?;
     let mut bytes = Vec::new();
-    for (key, spec) in shard.iter().enumerate() {
+    for (key, tensor) in shard.iter().enumerate() {
         bytes.clear();
-        fill(spec, &mut bytes);
-        if bytes.len() as u64 != byte_len(spec) {
+        fill(&tensor.1, &mut bytes);
+        if bytes.len() as u64 != byte_len(tensor) {
             let text =
-                format!("{}: {} bytes given, its shape needs {}", spec.name, bytes.len(), byte_len(spec));
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, text).into());
+                format!("{}: {} bytes given, its shape needs {}", tensor.0, bytes.len(), byte_len(tensor));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text).into());
         }
         let large = bytes.len() as u64 >= u64::from(u32::MAX);
         zip.start_file(format!("{stem}/data/{key}"), stored.with_alignment(64).large_file(large))?;
@@ -104,26 +87,26 @@ fn write_shard(
 }
 
 /// An `OrderedDict` of `torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())`.
-fn pickle(shard: &[&TensorSpec]) -> Vec<u8> {
+fn pickle(shard: &[&Named]) -> Vec<u8> {
     let mut p = Pickle(b"\x80\x02".to_vec());
     p.empty_ordered_dict();
     p.0.push(b'('); // MARK of SETITEMS
-    for (key, spec) in shard.iter().enumerate() {
-        p.text(&spec.name);
+    for (key, (name, shape)) in shard.iter().enumerate() {
+        p.text(name);
         p.global("torch._utils", "_rebuild_tensor_v2");
         p.0.push(b'('); // MARK of the arguments
         p.0.push(b'('); // MARK of the persistent id
         p.text("storage");
-        p.global("torch", storage_name(spec.dtype));
+        p.global("torch", "BFloat16Storage");
         p.text(&key.to_string());
         p.text("cpu");
-        p.integer(spec.shape.iter().product::<usize>() as u64);
+        p.integer(shape.iter().product::<usize>() as u64);
         p.0.extend(b"tQ"); // TUPLE, BINPERSID
         p.integer(0);
-        p.tuple(&spec.shape);
-        let mut strides = vec![1; spec.shape.len()];
+        p.tuple(shape);
+        let mut strides = vec![1; shape.len()];
         for i in (1..strides.len()).rev() {
-            strides[i - 1] = strides[i] * spec.shape[i];
+            strides[i - 1] = strides[i] * shape[i];
         }
         p.tuple(&strides);
         p.0.push(0x89); // NEWFALSE: requires_grad
@@ -132,15 +115,6 @@ fn pickle(shard: &[&TensorSpec]) -> Vec<u8> {
     }
     p.0.extend(b"u."); // SETITEMS, STOP
     p.0
-}
-
-fn storage_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::BF16 => "BFloat16Storage",
-        DType::F16 => "HalfStorage",
-        DType::F64 => "DoubleStorage",
-        _ => "FloatStorage",
-    }
 }
 
 /// Opcodes as CPython's `pickletools` names them.

@@ -17,4 +17,4 @@ pub(crate) mod masks;
 pub(crate) mod mlp;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
-mod weights;
+pub(crate) mod weights;

@@ -15,6 +15,7 @@ pub(crate) mod tests;
 use crate::config::keys::{Keys, MAX_DIMENSION, invalid, short};
 use crate::config::layers::LayerKinds;
 use crate::config::rope::{RopeScaling, model_table, model_table_mut};
+use crate::dtype::Dtype;
 use crate::tensor_id::{Axis, FUSED, Fused, Part, TensorId, TensorShape};
 
 use std::path::Path;
@@ -622,23 +623,17 @@ impl TeleFlmConfig {
     }
 
     /// The dtype that `torch_dtype` (or `dtype`) names, where it is one that weights can have.
-    pub fn declared_dtype(&self) -> Option<candle_core::DType> {
+    pub fn declared_dtype(&self) -> Option<Dtype> {
         // transformers 5 reads `dtype` first
         let text = |key: &str| self.raw.get(key).and_then(Value::as_str);
         let name = text("dtype").or_else(|| text("torch_dtype"))?;
-        match name.trim_start_matches("torch.") {
-            "bfloat16" => Some(candle_core::DType::BF16),
-            "float16" => Some(candle_core::DType::F16),
-            "float32" => Some(candle_core::DType::F32),
-            "float64" => Some(candle_core::DType::F64),
-            _ => None,
-        }
+        Dtype::from_torch_name(name)
     }
 
     /// Declares the dtype of the weights, under each of `torch_dtype` and `dtype` that the file has, or the
     /// former where it has none.
-    pub fn set_dtype(&mut self, dtype: candle_core::DType) {
-        let name = crate::dtype::torch_name(dtype);
+    pub fn set_dtype(&mut self, dtype: Dtype) {
+        let name = dtype.torch_name();
         let newer = self.raw.contains_key("dtype");
         if newer {
             self.raw.insert("dtype".into(), name.into());

@@ -25,7 +25,7 @@ fn released_configs_open_with_their_published_parameter_counts() {
         assert_eq!(config.input_scale(), 1.0, "{file}");
         assert_eq!(config.head_dim, 128, "{file}");
         assert_eq!(config.eos_token_ids, [2], "{file}");
-        assert_eq!(config.declared_dtype(), Some(candle_core::DType::BF16));
+        assert_eq!(config.declared_dtype(), Some(Dtype::BF16));
     }
 }
 
@@ -220,7 +220,7 @@ fn what_is_written_is_true_of_dtype_depth_and_tokens() {
     let more = r#","torch_dtype":"float32","dtype":"float32","layer_types":["full_attention","full_attention"],
         "bos_token_id":1,"eos_token_id":[2,3]"#;
     let mut config = parsed(more).unwrap();
-    config.set_dtype(candle_core::DType::BF16);
+    config.set_dtype(Dtype::BF16);
     config.num_hidden_layers = 4;
     (config.bos_token_id, config.eos_token_ids) = (None, Vec::new());
     let written: Value = serde_json::from_str(&config.to_json()).unwrap();
@@ -228,9 +228,9 @@ fn what_is_written_is_true_of_dtype_depth_and_tokens() {
     assert_eq!(written["layer_types"].as_array().unwrap().len(), 4);
     assert!(written["bos_token_id"].is_null() && written["eos_token_id"].is_null());
     let mut newer = parsed(r#","dtype":"float32""#).unwrap();
-    newer.set_dtype(candle_core::DType::F16);
+    newer.set_dtype(Dtype::F16);
     assert!(newer.raw().get("torch_dtype").is_none());
-    assert_eq!(newer.declared_dtype(), Some(candle_core::DType::F16));
+    assert_eq!(newer.declared_dtype(), Some(Dtype::F16));
 }
 
 #[test]

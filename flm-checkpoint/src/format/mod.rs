@@ -6,7 +6,7 @@ pub(crate) mod pytorch;
 pub(crate) mod safetensors;
 pub(crate) mod zip;
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 
 use std::io;
 
@@ -53,7 +53,7 @@ impl Source for &[u8] {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RawTensor {
     pub name: String,
-    pub dtype: DType,
+    pub dtype: Dtype,
     pub shape: Vec<usize>,
     /// First byte, counted from the start of the file.
     pub offset: u64,
@@ -61,6 +61,6 @@ pub(crate) struct RawTensor {
 }
 
 /// Buffers that old versions of transformers saved although they follow from the config.
-pub fn is_skipped(name: &str) -> bool {
+pub(crate) fn is_skipped(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }

@@ -10,9 +10,8 @@ pub(crate) mod tests;
 
 use std::collections::{HashMap, HashSet};
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 
-use crate::dtype::byte_count;
 use crate::format::pickle::error::PickleError;
 
 /// Longest pickle that is read; that of the largest 1T shard has some 20 kB.
@@ -32,7 +31,7 @@ type Result<T> = std::result::Result<T, PickleError>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PickledTensor {
     pub name: String,
-    pub dtype: DType,
+    pub dtype: Dtype,
     pub shape: Vec<usize>,
     /// Key of the storage: the archive's entry `data/KEY`.
     pub storage: String,
@@ -49,7 +48,7 @@ enum Global {
     RebuildTensor,
     RebuildParameter,
     OrderedDict,
-    Storage(DType),
+    Storage(Dtype),
 }
 
 /// A value on the stack: small, copied; strings are ranges of the pickle, the rest indexes arenas.
@@ -62,7 +61,7 @@ enum Value {
     Global(Global),
     Tuple { start: u32, len: u32 },
     Dict(u32),
-    Storage { dtype: DType, key: (u32, u32), elements: u64 },
+    Storage { dtype: Dtype, key: (u32, u32), elements: u64 },
     Tensor(u32),
 }
 
@@ -90,7 +89,7 @@ struct Dict {
 
 #[derive(Debug, Clone, Copy)]
 struct Tensor {
-    dtype: DType,
+    dtype: Dtype,
     key: (u32, u32),
     storage_elements: u64,
     offset: u64,
@@ -276,10 +275,10 @@ impl<'a> Machine<'a> {
             (b"torch._utils", b"_rebuild_tensor_v2") => Global::RebuildTensor,
             (b"torch._utils", b"_rebuild_parameter") => Global::RebuildParameter,
             (b"collections", b"OrderedDict") => Global::OrderedDict,
-            (b"torch", b"BFloat16Storage") => Global::Storage(DType::BF16),
-            (b"torch", b"HalfStorage") => Global::Storage(DType::F16),
-            (b"torch", b"FloatStorage") => Global::Storage(DType::F32),
-            (b"torch", b"DoubleStorage") => Global::Storage(DType::F64),
+            (b"torch", b"BFloat16Storage") => Global::Storage(Dtype::BF16),
+            (b"torch", b"HalfStorage") => Global::Storage(Dtype::F16),
+            (b"torch", b"FloatStorage") => Global::Storage(Dtype::F32),
+            (b"torch", b"DoubleStorage") => Global::Storage(Dtype::F64),
             _ => {
                 let text = |part: &[u8]| String::from_utf8_lossy(part).escape_debug().to_string();
                 let global = format!("{}.{}", text(module), text(name));
@@ -495,8 +494,8 @@ impl<'a> Machine<'a> {
             return Err(malformed("a tensor has more sizes than strides, or fewer"));
         }
         let too_large = || malformed("a tensor is larger than a file can be");
-        let nbytes = byte_count(&shape, tensor.dtype).ok_or_else(too_large)?;
-        let storage_bytes = byte_count(&[tensor.storage_elements as usize], tensor.dtype);
+        let nbytes = tensor.dtype.byte_count(&shape).ok_or_else(too_large)?;
+        let storage_bytes = tensor.dtype.byte_count(&[tensor.storage_elements as usize]);
         let storage_bytes = storage_bytes.ok_or_else(too_large)?;
         if !is_contiguous(&shape, &stride) {
             return Err(PickleError::NotContiguous { tensor: name.into(), shape, stride });

@@ -13,7 +13,6 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-use crate::dtype;
 use crate::format::Source;
 use crate::format::pickle::MAX_NAME;
 use crate::format::{RawTensor, is_skipped};
@@ -137,7 +136,7 @@ pub(crate) fn read(source: &impl Source) -> Result<Vec<RawTensor>, HeaderError> 
         if is_skipped(&name) {
             continue;
         }
-        match dtype::from_safetensors(info.dtype) {
+        match crate::dtype::Dtype::from_safetensors(info.dtype) {
             Some(dtype) => found.push(RawTensor { name, dtype, shape: info.shape, offset, nbytes }),
             None => return Err(HeaderError::DType { tensor: name, dtype: info.dtype }),
         }

@@ -1,8 +1,5 @@
 //! Reading weights by position.
 
-use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
-
 use crate::error::CheckpointError;
 use crate::error::Result;
 use crate::format::Source;
@@ -35,8 +32,7 @@ impl Checkpoint {
     /// All bytes of a tensor.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::read_at`], and [`CheckpointError::Checksum`] where they are a whole entry of a
-    /// PyTorch archive and not what was saved.
+    /// Those of [`Checkpoint::read_in_pieces`].
     pub fn read(&self, entry: &TensorEntry) -> Result<Vec<u8>> {
         let mut bytes = vec![0; entry.nbytes as usize];
         self.read_at(entry, 0, &mut bytes)?;
@@ -44,35 +40,22 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// A tensor on `device`, in its stored dtype; memory is the tensor and one small buffer.
+    /// Gives all bytes of a tensor to `take`, in order, in pieces of at most 1 MiB that hold whole elements.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::read`].
-    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let entry = self.entry(name)?;
-        let shape = entry.shape.as_slice();
-        let tensor = match entry.dtype {
-            DType::BF16 => Tensor::from_vec(self.elements(entry, bf16::from_le_bytes)?, shape, device),
-            DType::F16 => Tensor::from_vec(self.elements(entry, f16::from_le_bytes)?, shape, device),
-            DType::F32 => Tensor::from_vec(self.elements(entry, f32::from_le_bytes)?, shape, device),
-            _ => Tensor::from_vec(self.elements(entry, f64::from_le_bytes)?, shape, device),
-        };
-        Ok(tensor?)
-    }
-
-    fn elements<const N: usize, T>(&self, entry: &TensorEntry, from: fn([u8; N]) -> T) -> Result<Vec<T>> {
-        let mut elements = Vec::with_capacity(entry.nbytes as usize / N);
-        let mut buf = vec![0; BUFFER.min(entry.nbytes) as usize];
+    /// Those of [`Checkpoint::read_at`], and [`CheckpointError::Checksum`] at the end where the bytes are a whole
+    /// entry of a PyTorch archive and not what was saved.
+    pub fn read_in_pieces(&self, entry: &TensorEntry, mut take: impl FnMut(&[u8])) -> Result<()> {
+        let mut buf = vec![0; PIECE.min(entry.nbytes) as usize];
         // only PyTorch's archives have something to compare with
         let mut crc = Crc::new(self.storage_of(entry).is_some());
-        for start in (0..entry.nbytes).step_by(BUFFER as usize) {
-            let buf = &mut buf[..BUFFER.min(entry.nbytes - start) as usize];
+        for start in (0..entry.nbytes).step_by(PIECE as usize) {
+            let buf = &mut buf[..PIECE.min(entry.nbytes - start) as usize];
             self.read_at(entry, start, buf)?;
             crc.update(buf);
-            elements.extend(buf.as_chunks::<N>().0.iter().map(|&bytes| from(bytes)));
+            take(buf);
         }
-        self.check_storage(entry, || crc.finish())?;
-        Ok(elements)
+        self.check_storage(entry, || crc.finish())
     }
 
     /// The archive's entry that is this tensor and nothing else, if it was saved with a checksum.
@@ -118,5 +101,5 @@ impl Crc {
     }
 }
 
-/// Bytes decoded at a time; a multiple of every element's width.
-const BUFFER: u64 = 1 << 20;
+/// Bytes read at a time; a multiple of every element's width.
+const PIECE: u64 = 1 << 20;

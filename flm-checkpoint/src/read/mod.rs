@@ -15,7 +15,7 @@ pub(crate) mod statistics;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 
 use crate::config::TeleFlmConfig;
 use crate::format::zip::ZipEntry;
@@ -42,7 +42,7 @@ pub struct TensorEntry {
     /// Name in the checkpoint.
     pub name: String,
     /// BF16, F16, F32 or F64.
-    pub dtype: DType,
+    pub dtype: Dtype,
     /// Shape.
     pub shape: Vec<usize>,
     /// Index into [`Checkpoint::files`].

@@ -1,9 +1,9 @@
 //! What values tensors hold: extremes, mean, deviation, and whether any is not a number.
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 use rayon::prelude::*;
 
-use crate::cast::cast;
+use crate::dtype::cast;
 use crate::error::Result;
 use crate::read::{Checkpoint, TensorEntry};
 
@@ -191,7 +191,7 @@ impl Checkpoint {
     fn values(&self, entry: &TensorEntry, at: u64, len: u64) -> Result<Vec<f64>> {
         let (mut bytes, mut wide) = (vec![0; len as usize], Vec::new());
         self.read_at(entry, at, &mut bytes)?;
-        cast(entry.dtype, DType::F64, &bytes, &mut wide);
+        cast(entry.dtype, Dtype::F64, &bytes, &mut wide);
         Ok(wide.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect())
     }
 
@@ -239,8 +239,8 @@ mod tests {
         let spec =
             |name: &str, dtype, shape: &[usize]| TensorSpec { name: name.into(), dtype, shape: shape.into() };
         let specs = [
-            spec("embedding", DType::F32, &[embedding.len() / 4, 4]),
-            spec("norm", DType::F64, &[norm.len()]),
+            spec("embedding", Dtype::F32, &[embedding.len() / 4, 4]),
+            spec("norm", Dtype::F64, &[norm.len()]),
         ];
         let writer = Writer::create(dir, &specs, u64::MAX).unwrap();
         let bytes: Vec<u8> = embedding.iter().flat_map(|x| x.to_le_bytes()).collect();

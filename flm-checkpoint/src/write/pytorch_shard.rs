@@ -14,7 +14,7 @@ use crate::format::pytorch::PyTorchError;
 use crate::read::file::OpenFile;
 use crate::write::shard_plan::Layout;
 
-use crate::atomic as staging;
+use crate::atomic;
 use crate::error::CheckpointError;
 use crate::format::zip::ZipEntry;
 use crate::format::{RawTensor, pytorch};
@@ -101,8 +101,7 @@ pub fn convert_shard(
             }
         }
     }
-    std::fs::rename(&part, dst).map_err(io("rename to", dst))?;
-    staging::sync_parent(dst)?;
+    atomic::rename(&part, dst)?;
     Ok(Some(tensors))
 }
 

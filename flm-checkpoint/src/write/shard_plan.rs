@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
-use crate::dtype;
 use crate::error::CheckpointError;
 use crate::error::Result;
 use crate::format::safetensors::MAX_HEADER;
@@ -48,7 +47,7 @@ pub struct Placed {
 struct Stored<'a> {
     name: String,
     shape: Vec<usize>,
-    dtype: DType,
+    dtype: Dtype,
     parts: Vec<(&'a TensorSpec, u64)>,
 }
 
@@ -75,11 +74,10 @@ impl Layout {
         let mut stored: Vec<Stored<'_>> = Vec::new();
         let mut total_size = 0u64;
         for spec in specs {
-            let nbytes = dtype::to_safetensors(spec.dtype)
-                .ok_or("only BF16, F16, F32 and F64 are written")
-                .and_then(|_| {
-                    dtype::byte_count(&spec.shape, spec.dtype).ok_or("it is larger than a file can be")
-                })
+            let nbytes = spec
+                .dtype
+                .byte_count(&spec.shape)
+                .ok_or("it is larger than a file can be")
                 .and_then(|n| {
                     total_size = total_size
                         .checked_add(n)
@@ -167,14 +165,14 @@ fn file_name(index: usize, count: usize) -> String {
 impl Shard {
     fn new(file_name: String, mut group: Vec<Stored<'_>>) -> Result<Self> {
         group.sort_by(|a, b| {
-            dtype::to_safetensors(b.dtype).cmp(&dtype::to_safetensors(a.dtype)).then(a.name.cmp(&b.name))
+            b.dtype.to_safetensors().cmp(&a.dtype.to_safetensors()).then(a.name.cmp(&b.name))
         });
         let mut end = 0;
         let mut infos = Vec::with_capacity(group.len());
         let mut tensors = Vec::with_capacity(group.len());
         let names = group.iter().map(|stored| stored.name.clone()).collect();
         for stored in group {
-            let Some(dtype) = dtype::to_safetensors(stored.dtype) else { continue };
+            let dtype = stored.dtype.to_safetensors();
             let data_offsets = (end as usize, (end + stored.nbytes()) as usize);
             infos.push((stored.name, TensorInfo { dtype, shape: stored.shape, data_offsets }));
             for (spec, nbytes) in stored.parts {

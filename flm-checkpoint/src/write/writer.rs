@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::atomic::{Staging, write_file};
+use crate::atomic::{self, Staging};
 use crate::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, WeightFileDigest, file_name};
 use crate::config::TeleFlmConfig;
 use crate::error::CheckpointError;
@@ -225,9 +225,9 @@ impl Writer {
             }
         }
         if let Some(index) = &self.index {
-            write_file(&self.staging.dir().join(INDEX_FILE), index.as_bytes())?;
+            atomic::write(&self.staging.dir().join(INDEX_FILE), index.as_bytes())?;
         }
-        write_file(&self.staging.dir().join("config.json"), config.to_json_without_code().as_bytes())?;
+        atomic::write(&self.staging.dir().join("config.json"), config.to_json_without_code().as_bytes())?;
         Journal::remove(self.staging.dir())?;
         self.staging.publish()
     }
@@ -266,7 +266,7 @@ impl Writer {
             files.insert(name, digest);
         }
         let checksums = Checksums { files, weights, tensors, ..Checksums::default() };
-        write_file(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
+        atomic::write(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
         self.finish(config)
     }
 
@@ -293,7 +293,7 @@ impl Writer {
 
     /// Counts bytes as done, and closes a file that is complete.
     fn account(&self, slot: &Slot, offset: u64, len: u64) {
-        let new = unpoisoned(&slot.done).insert(offset, offset + len);
+        let new = unpoisoned(&slot.done).insert(offset..offset + len);
         let shard = &self.shards[slot.shard];
         let complete = new > 0 && shard.missing.fetch_sub(new, Ordering::Relaxed) == new;
         if shard.unsynced.fetch_add(len, Ordering::Relaxed) + len >= WRITE_BACK || complete {

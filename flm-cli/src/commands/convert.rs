@@ -6,16 +6,16 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use candle_core::DType;
 use clap::{Args, ValueEnum};
 use flm_checkpoint::Checkpoint;
 use flm_growth::{CompareReport, compare};
 use flm_growth::{ConvertOptions, FoldedTensor, TargetLayout, convert, plan_conversion};
 use serde::Serialize;
 
-use crate::arguments::{Dtype, open, parse_size};
+use crate::arguments::{dtypes, open, parse_size};
 use crate::output::{Output, count, size};
 use crate::recipe::grow::parse_pair;
+use flm_checkpoint::Dtype;
 
 /// Turn a checkpoint of any form into safetensors; bytes are moved, not decoded, unless --dtype or --layout
 /// asks.
@@ -34,7 +34,7 @@ pub(crate) struct Convert {
     /// Directory to make; with --verify, to compare.
     dst: PathBuf,
     /// Change the dtype of the weights [default: leave each tensor's].
-    #[arg(long, value_name = "DTYPE")]
+    #[arg(long, value_parser = dtypes(), value_name = "DTYPE")]
     dtype: Option<Dtype>,
     /// Write another architecture of the same function: llama folds the multipliers into the weights,
     /// tele-flm takes them out again.
@@ -99,7 +99,7 @@ impl Convert {
             return verify(&src, &self.dst, output);
         }
         let options = ConvertOptions {
-            dtype: self.dtype.map(DType::from),
+            dtype: self.dtype,
             max_shard_size: self.max_shard_size,
             layout: self.layout()?,
             restart: self.restart,

@@ -6,12 +6,12 @@ use anyhow::Context;
 use clap::Args;
 use flm_growth::ExecuteOptions;
 use flm_growth::FoldPlan;
-use flm_growth::Precision;
 use flm_growth::SourceModel;
 use serde::Serialize;
 
-use crate::arguments::{Dtype, WriteArgs, open};
+use crate::arguments::{WriteArgs, dtypes, open};
 use crate::output::{Output, size};
+use flm_checkpoint::Dtype;
 
 /// Turn a checkpoint that is still growing (masks in its config.json) into a plain one.
 ///
@@ -25,7 +25,7 @@ pub(crate) struct Fold {
     dst: PathBuf,
     /// Store the weights in this dtype: scaled bf16 weights are rounded, in f32 they are not
     /// [default: each tensor's own].
-    #[arg(long, value_name = "DTYPE")]
+    #[arg(long, value_parser = dtypes(), value_name = "DTYPE")]
     dtype: Option<Dtype>,
     #[command(flatten)]
     write: WriteArgs,
@@ -47,11 +47,7 @@ struct Summary {
 impl Fold {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let source = open(&self.src)?;
-        let dtype = match self.dtype {
-            Some(dtype) => Some(Precision::try_from(candle_core::DType::from(dtype))?),
-            None => None,
-        };
-        let plan = FoldPlan::new(&SourceModel::from_checkpoint(&source)?, dtype)?;
+        let plan = FoldPlan::new(&SourceModel::from_checkpoint(&source)?, self.dtype)?;
         let options = ExecuteOptions {
             max_shard_bytes: self.write.max_shard_size,
             command: std::env::args().collect(),

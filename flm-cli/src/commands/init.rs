@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use flm_checkpoint::require_outside;
-use flm_growth::Precision;
 use flm_growth::init;
 use serde::Serialize;
 
-use crate::arguments::{Dtype, config, parse_size};
+use crate::arguments::{config, dtypes, parse_size};
 use crate::output::{Output, count, size};
+use flm_checkpoint::Dtype;
 
 /// Make a checkpoint with random weights, to pre-train with `flm sft`.
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub(crate) struct Init {
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Dtype of the weights.
-    #[arg(long, default_value = "f32", value_name = "DTYPE")]
+    #[arg(long, default_value = "f32", value_parser = dtypes(), value_name = "DTYPE")]
     dtype: Dtype,
     /// Largest file.
     #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
@@ -49,12 +49,11 @@ impl Init {
         if shape.is_dir() {
             require_outside(shape, &self.dst)?;
         }
-        let precision = Precision::try_from(candle_core::DType::from(self.dtype))?;
         let parameters = config.parameter_count();
-        let bytes = parameters * precision.bytes() as u64;
+        let bytes = parameters * self.dtype.size_in_bytes() as u64;
         let bar = output.bytes("drawing", bytes);
         let side_files = self.tokenizer.as_deref();
-        init(&config, &self.dst, side_files, self.seed, precision, self.max_shard_size, &|n| bar.inc(n))
+        init(&config, &self.dst, side_files, self.seed, self.dtype, self.max_shard_size, &|n| bar.inc(n))
             .with_context(|| format!("cannot make {}", self.dst.display()))?;
         bar.finish_and_clear();
         let summary = Summary { dst: self.dst.clone(), parameters, bytes };

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use flm_checkpoint::atomic;
 
 /// A file of the binary.
 type Asset = (&'static str, &'static [u8]);
@@ -41,7 +42,7 @@ pub(crate) fn unpack(dir: &Path, model: &str) -> anyhow::Result<usize> {
     let mut bytes = 0;
     let mut write = |path: &Path, content: &[u8]| {
         bytes += content.len();
-        std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+        atomic::write(path, content).with_context(|| format!("cannot write {}", path.display()))
     };
     for (name, content) in NANO_52B {
         write(&model.join(name), content)?;

@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use flm_candle::Residency;
 use flm_candle::Tokenizer;
 use flm_checkpoint::Checkpoint;
-use flm_checkpoint::preset;
+use flm_checkpoint::{atomic, preset};
 use flm_growth::Placement;
 use flm_growth::Shape;
 use flm_growth::SourceModel;
@@ -149,7 +149,7 @@ pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
         anyhow::ensure!(free, "{} exists and is no demo's: name a new directory with --dir", dir.display());
     }
     std::fs::create_dir_all(dir).with_context(context)?;
-    std::fs::write(dir.join(MARKER), "{}\n").with_context(context)
+    atomic::write(&dir.join(MARKER), b"{}\n").with_context(context)
 }
 
 /// Runs every step in the directory `dir`, and none after the last of the kind `until`.

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, path::Path};
 
 use flm_checkpoint::Checkpoint;
-use flm_checkpoint::TensorSpec;
 use flm_checkpoint::preset;
 use flm_tests::pytorch_writer::write_pytorch_checkpoint;
 
@@ -14,16 +13,11 @@ use flm_tests::hub_server::{HubServer, Options};
 /// A sharded PyTorch checkpoint with Tele-FLM's tensor names, as the Hub would serve it.
 pub(crate) fn checkpoint(dir: &Path, max_shard_size: u64) -> Vec<(&'static str, Vec<u8>)> {
     let config = preset("nano-52b").unwrap();
-    let spec = |t: flm_checkpoint::TensorShape| TensorSpec {
-        name: t.name,
-        dtype: candle_core::DType::BF16,
-        shape: t.shape,
-    };
-    let specs: Vec<TensorSpec> = config.tensors().map(spec).collect();
+    let tensors: Vec<_> = config.tensors().map(|t| (t.name, t.shape)).collect();
     let mut seed = 0;
-    write_pytorch_checkpoint(dir, &config, &specs, max_shard_size, |spec, bytes| {
+    write_pytorch_checkpoint(dir, &config.to_json(), &tensors, max_shard_size, |shape, bytes| {
         seed += 1;
-        bytes.extend(noise(seed, spec.shape.iter().product::<usize>() * 2));
+        bytes.extend(noise(seed, shape.iter().product::<usize>() * 2));
     })
     .unwrap();
     let mut names: Vec<String> =

@@ -5,8 +5,6 @@ use std::{
     process::{Command, Output},
 };
 
-use candle_core::DType;
-use flm_checkpoint::TensorSpec;
 use flm_checkpoint::preset;
 use flm_growth::{ConvertOptions, convert};
 use flm_tests::pytorch_writer::write_pytorch_checkpoint;
@@ -42,11 +40,10 @@ fn fails(out: &Output, words: &[&str]) {
 /// nano-52b in PyTorch shards, in `dir/local`.
 fn checkpoint(dir: &Path) -> std::path::PathBuf {
     let config = preset("nano-52b").unwrap();
-    let specs: Vec<TensorSpec> =
-        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::BF16, shape: t.shape }).collect();
+    let tensors: Vec<_> = config.tensors().map(|t| (t.name, t.shape)).collect();
     let local = dir.join("local");
-    write_pytorch_checkpoint(&local, &config, &specs, 1 << 20, |spec, out| {
-        out.resize(spec.shape.iter().product::<usize>() * 2, 1);
+    write_pytorch_checkpoint(&local, &config.to_json(), &tensors, 1 << 20, |shape, out| {
+        out.resize(shape.iter().product::<usize>() * 2, 1);
     })
     .unwrap();
     local

@@ -9,7 +9,6 @@ use std::{
 
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
-use flm_checkpoint::TensorSpec;
 use flm_checkpoint::preset;
 use flm_tests::pytorch_writer::write_pytorch_checkpoint;
 use std::os::unix::fs::MetadataExt;
@@ -30,13 +29,11 @@ fn checkpoint(dir: &Path, megabytes: u64) {
         json[key] = value.into();
     }
     let config = TeleFlmConfig::from_json(&json.to_string()).unwrap();
-    let dtype = candle_core::DType::BF16;
-    let specs: Vec<_> =
-        config.tensors().map(|t| TensorSpec { name: t.name, dtype, shape: t.shape }).collect();
+    let tensors: Vec<_> = config.tensors().map(|t| (t.name, t.shape)).collect();
     let even = config.parameter_count() * 2 / 9;
     let nine = |most: &u64| {
         let (mut shards, mut filled) = (1, 0);
-        for bytes in specs.iter().map(|s| s.shape.iter().product::<usize>() as u64 * 2) {
+        for bytes in tensors.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64 * 2) {
             filled += bytes;
             if filled > *most {
                 (shards, filled) = (shards + 1, bytes);
@@ -46,9 +43,9 @@ fn checkpoint(dir: &Path, megabytes: u64) {
     };
     let shard = (0..200).map(|i| even + i * even / 100).find(nine).unwrap();
     let mut seed = 0;
-    write_pytorch_checkpoint(dir, &config, &specs, shard, |spec, bytes| {
+    write_pytorch_checkpoint(dir, &config.to_json(), &tensors, shard, |shape, bytes| {
         seed += 1;
-        bytes.extend(noise(seed, spec.shape.iter().product::<usize>() * 2));
+        bytes.extend(noise(seed, shape.iter().product::<usize>() * 2));
     })
     .unwrap();
 }

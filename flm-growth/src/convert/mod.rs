@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
-use candle_core::DType;
+use flm_checkpoint::Dtype;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -41,8 +41,7 @@ use flm_checkpoint::Result;
 use flm_checkpoint::RunKey;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
-use flm_checkpoint::dtype;
-use flm_checkpoint::write_file;
+use flm_checkpoint::atomic;
 use flm_checkpoint::{CHECKSUMS_FILE, Checksums, FileDigest, TensorSource, digest_of};
 use flm_checkpoint::{Card, copy_side_files};
 
@@ -50,7 +49,7 @@ use flm_checkpoint::{Card, copy_side_files};
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
     /// dtype of all tensors; where `None` that of the source, or f32 where a folded multiplier needs it.
-    pub dtype: Option<DType>,
+    pub dtype: Option<Dtype>,
     /// Most bytes of tensors in a file; a larger tensor has its own.
     pub max_shard_size: u64,
     /// The architecture of the output; that of the source where `None`.
@@ -166,7 +165,7 @@ pub fn convert(
     let plan = Plan::new(src, options)?;
     src.require_outside(dst)?;
     // before any weights are read: what changes from here on is noticed at the end
-    let dtype = options.dtype.map_or("as stored", dtype::torch_name);
+    let dtype = options.dtype.map_or("as stored", Dtype::torch_name);
     let layout = options.layout.map_or("as it is".into(), |l| l.to_string());
     let key = RunKey::new(
         TOOL,
@@ -296,7 +295,7 @@ fn beside(
         checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
     }
     checksums.weights = writer.digests().map(|(name, digest)| (name.into(), digest.clone())).collect();
-    write_file(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())
+    atomic::write(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())
 }
 
 /// What the threads counted.
@@ -313,7 +312,7 @@ impl Plan<'_> {
         let folded = self.tensors.iter().filter(|t| t.factor != 1.0).map(|t| FoldedTensor {
             tensor: t.entry.name.clone(),
             factor: t.factor,
-            dtype: dtype::torch_name(t.to),
+            dtype: t.to.torch_name(),
             rounded: rounded(&t.entry.name),
         });
         ConvertReport {
@@ -353,7 +352,7 @@ fn still_there(
 }
 
 /// The matrices' dtype, where config.json declares another.
-pub(crate) fn stored_dtype_if_undeclared(src: &Checkpoint) -> Option<DType> {
+pub(crate) fn stored_dtype_if_undeclared(src: &Checkpoint) -> Option<Dtype> {
     match src.dtype_problem()? {
         CheckpointError::DTypeMismatch { got, .. } => Some(got),
         _ => None,

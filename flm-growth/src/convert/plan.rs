@@ -1,6 +1,6 @@
 //! What a conversion will write: every tensor's source, dtype and factor, and the new config.
 
-use candle_core::DType;
+use flm_checkpoint::{Dtype, is_power_of_two};
 
 use flm_checkpoint::CheckpointError;
 use flm_checkpoint::Result;
@@ -15,7 +15,7 @@ use crate::convert::{ConvertOptions, TargetLayout, stored_dtype_if_undeclared};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Planned<'a> {
     pub entry: &'a TensorEntry,
-    pub to: DType,
+    pub to: Dtype,
     /// What the elements are multiplied by; 1 nearly always.
     pub factor: f64,
 }
@@ -58,7 +58,7 @@ impl<'a> Plan<'a> {
             .filter_map(|name| src.find(&name))
             .map(|entry| {
                 let factor = factors.of(&entry.name);
-                let held = if holds(entry.dtype, factor) { entry.dtype } else { DType::F32 };
+                let held = if holds(entry.dtype, factor) { entry.dtype } else { Dtype::F32 };
                 Planned { entry, to: options.dtype.unwrap_or(held), factor }
             })
             .collect();
@@ -104,7 +104,7 @@ struct Factors {
 }
 
 impl Factors {
-    fn new(src: &Checkpoint, target: &TeleFlmConfig, to: Option<DType>) -> Result<Self> {
+    fn new(src: &Checkpoint, target: &TeleFlmConfig, to: Option<Dtype>) -> Result<Self> {
         let source = src.config();
         let ratio = |what, from: f64, to: f64| {
             let ratio = from / to;
@@ -122,7 +122,7 @@ impl Factors {
             // The head has the embedding's factor already.
             return Ok(Self { embedding, final_norm: logits / embedding, head: embedding });
         }
-        let stored = src.find(LM_HEAD).map_or(DType::F32, |head| to.unwrap_or(head.dtype));
+        let stored = src.find(LM_HEAD).map_or(Dtype::F32, |head| to.unwrap_or(head.dtype));
         // A head in f32 would be twice as large; the gain is a vector.
         let (final_norm, head) = if holds(stored, logits) { (1.0, logits) } else { (logits, 1.0) };
         Ok(Self { embedding, final_norm, head })
@@ -141,11 +141,10 @@ impl Factors {
 /// Whether products with `factor` keep what the dtype stores: exactly for powers of two, to 2⁻²⁴ in f32.
 ///
 /// f16 has so few exponents that weights are among its subnormals already.
-fn holds(dtype: DType, factor: f64) -> bool {
-    let power_of_two = factor.is_normal() && factor.to_bits().trailing_zeros() >= 52;
+fn holds(dtype: Dtype, factor: f64) -> bool {
     match dtype {
-        DType::BF16 => power_of_two,
-        DType::F16 => factor == 1.0,
+        Dtype::BF16 => is_power_of_two(factor),
+        Dtype::F16 => factor == 1.0,
         _ => true,
     }
 }

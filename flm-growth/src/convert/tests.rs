@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use flm_checkpoint::Dtype;
 use tempfile::TempDir;
 
 use crate::convert::compare::compare;
@@ -122,7 +122,7 @@ fn storages_that_no_tensor_covers_are_checked_too() {
     // Every element once as part of its tensor, and the storage once more.
     assert_eq!(report.bytes_read, 2 * report.bytes_written + 4);
     let converted = Checkpoint::open(&src.beside("out")).unwrap();
-    let norm = converted.tensor("model.norm.weight", &candle_core::Device::Cpu).unwrap();
+    let norm = flm_candle::read_tensor(&converted, "model.norm.weight", &candle_core::Device::Cpu).unwrap();
     let last = (config.parameter_count() - 1) as f32;
     assert_eq!(norm.to_vec1::<f32>().unwrap(), [last, last + 1.0]);
 
@@ -152,7 +152,7 @@ fn a_source_that_is_not_its_configs_model_is_refused() {
 }
 
 /// Writes `config`'s tensors and `more`, all zero.
-fn zeros(config: &TeleFlmConfig, dtype: DType, more: &[(&str, &[usize])]) -> TempDir {
+fn zeros(config: &TeleFlmConfig, dtype: Dtype, more: &[(&str, &[usize])]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let own = config.tensors().map(|t| TensorSpec { name: t.name, dtype, shape: t.shape });
     let more = more.iter().map(|&(name, shape)| TensorSpec { name: name.into(), dtype, shape: shape.into() });
@@ -170,7 +170,7 @@ fn zeros(config: &TeleFlmConfig, dtype: DType, more: &[(&str, &[usize])]) -> Tem
 #[test]
 fn problems_lists_everything() {
     let config = tiny_config(serde_json::json!({}));
-    let dir = zeros(&config, DType::F32, &[("model.extra", &[1])]);
+    let dir = zeros(&config, Dtype::F32, &[("model.extra", &[1])]);
     let mut other = config.clone();
     other.vocab_size = 4;
     other.num_hidden_layers = 2;
@@ -190,7 +190,7 @@ fn problems_lists_everything() {
 #[test]
 fn a_config_of_billions_of_layers_is_refused_in_a_moment() {
     let config = tiny_config(serde_json::json!({}));
-    let dir = zeros(&config, DType::F32, &[]);
+    let dir = zeros(&config, Dtype::F32, &[]);
     let mut other = config.clone();
     other.num_hidden_layers = 1 << 32;
     fs::write(dir.path().join("src/config.json"), other.to_json()).unwrap();
@@ -200,10 +200,10 @@ fn a_config_of_billions_of_layers_is_refused_in_a_moment() {
 #[test]
 fn a_tied_head_that_is_stored_is_kept_and_must_have_the_right_shape() {
     let config = tiny_config(serde_json::json!({}));
-    let dir = zeros(&config, DType::F32, &[("lm_head.weight", &[3, 2])]);
+    let dir = zeros(&config, Dtype::F32, &[("lm_head.weight", &[3, 2])]);
     run(&dir.path().join("src"), &out(&dir), &of_zeros()).unwrap();
     assert!(Checkpoint::open(&out(&dir)).unwrap().contains("lm_head.weight"));
-    let dir = zeros(&config, DType::F32, &[("lm_head.weight", &[2, 3])]);
+    let dir = zeros(&config, Dtype::F32, &[("lm_head.weight", &[2, 3])]);
     let error = Checkpoint::open(&dir.path().join("src")).unwrap().check().unwrap_err();
     assert!(matches!(error, CheckpointError::ShapeMismatch { tensor, .. } if tensor == "lm_head.weight"));
 }
@@ -212,12 +212,12 @@ fn a_tied_head_that_is_stored_is_kept_and_must_have_the_right_shape() {
 fn a_wrong_torch_dtype_is_a_problem_that_conversion_mends() {
     for (key, name) in [("torch_dtype", "float16"), ("dtype", "float16")] {
         let config = tiny_config(serde_json::json!({ key: name }));
-        let dir = zeros(&config, DType::BF16, &[]);
+        let dir = zeros(&config, Dtype::BF16, &[]);
         let src = dir.path().join("src");
         let error = Checkpoint::open(&src).unwrap().check().unwrap_err();
         assert!(matches!(
             error,
-            CheckpointError::DTypeMismatch { declared: DType::F16, got: DType::BF16, .. }
+            CheckpointError::DTypeMismatch { declared: Dtype::F16, got: Dtype::BF16, .. }
         ));
         run(&src, &out(&dir), &of_zeros()).unwrap();
         let converted = Checkpoint::open(&out(&dir)).unwrap();
@@ -231,7 +231,7 @@ fn overflow_to_infinity_is_counted() {
     let config = tiny_config(serde_json::json!({}));
     let dir = tempfile::tempdir().unwrap();
     let specs: Vec<_> =
-        config.tensors().map(|t| TensorSpec { name: t.name, dtype: DType::F32, shape: t.shape }).collect();
+        config.tensors().map(|t| TensorSpec { name: t.name, dtype: Dtype::F32, shape: t.shape }).collect();
     let writer = Writer::create(&dir.path().join("src"), &specs, u64::MAX).unwrap();
     for (i, s) in specs.iter().enumerate() {
         let value = if i == 0 { 1e6f32 } else { 1.0 };
@@ -239,7 +239,7 @@ fn overflow_to_infinity_is_counted() {
         writer.write_at(&s.name, 0, &bytes).unwrap();
     }
     writer.finish(&config).unwrap();
-    let options = ConvertOptions { dtype: Some(DType::F16), ..ConvertOptions::default() };
+    let options = ConvertOptions { dtype: Some(Dtype::F16), ..ConvertOptions::default() };
     let report = run(&dir.path().join("src"), &out(&dir), &options).unwrap();
     assert_eq!(report.overflowed, 6);
 }
@@ -302,7 +302,7 @@ fn digests_are_those_of_tensors_of_many_chunks_and_of_changed_dtypes() {
     // 5.2 MB of embedding: three chunks, the last of them short; gains are one
     let config = tiny_config(serde_json::json!({"vocab_size": 1_300_001, "hidden_size": 2}));
     let src = checkpoint_of(&config, &one_storage(&config, 0).bytes);
-    for (dtype, width) in [(None, 4), (Some(DType::BF16), 2), (Some(DType::F64), 8)] {
+    for (dtype, width) in [(None, 4), (Some(Dtype::BF16), 2), (Some(Dtype::F64), 8)] {
         let dst = src.beside(&format!("out-{width}"));
         run(&src.path(), &dst, &ConvertOptions { dtype, ..Default::default() }).unwrap();
         let converted = Checkpoint::open(&dst).unwrap();
@@ -322,7 +322,7 @@ fn digests_are_those_of_tensors_of_many_chunks_and_of_changed_dtypes() {
 fn compare_names_what_differs() {
     let src = copy("teleflm-gqa-bf16-shbin");
     let source = Checkpoint::open(&src.path()).unwrap();
-    for dtype in [None, Some(DType::F32), Some(DType::F16)] {
+    for dtype in [None, Some(Dtype::F32), Some(Dtype::F16)] {
         let dst = src.beside(&format!("{dtype:?}"));
         convert(&source, &dst, &ConvertOptions { dtype, ..Default::default() }, &|_| ()).unwrap();
         let same = |dst: &Path| compare(&source, &Checkpoint::open(dst).unwrap(), &|_| ()).unwrap();
@@ -369,7 +369,7 @@ fn contents(dir: &Path) -> std::collections::BTreeMap<std::ffi::OsString, Vec<u8
 #[test]
 fn a_run_that_died_goes_on_and_ends_in_the_same_bytes() {
     let src = copy("teleflm-gqa-bf16-shbin");
-    for dtype in [None, Some(DType::F32)] {
+    for dtype in [None, Some(Dtype::F32)] {
         let options = ConvertOptions { dtype, max_shard_size: 100_000, ..Default::default() };
         let whole = src.beside(&format!("whole-{dtype:?}"));
         let total = run(&src.path(), &whole, &options).unwrap().bytes_written;
@@ -409,7 +409,7 @@ fn remains_of_another_run_are_refused_unless_thrown_away() {
     interrupted(&src.path(), &dst, &options, 200_000);
     let others = [
         (
-            ConvertOptions { dtype: Some(DType::F32), ..options.clone() },
+            ConvertOptions { dtype: Some(Dtype::F32), ..options.clone() },
             "another dtype (as stored, now float32)",
         ),
         (
@@ -436,7 +436,7 @@ fn remains_of_another_run_are_refused_unless_thrown_away() {
 fn zeros_stay_holes_also_when_a_run_goes_on() {
     use std::os::unix::fs::MetadataExt;
     let config = tiny_config(serde_json::json!({"vocab_size": 3_000_000}));
-    let dir = zeros(&config, DType::F32, &[]);
+    let dir = zeros(&config, Dtype::F32, &[]);
     let (src, dst) = (dir.path().join("src"), out(&dir));
     let total = run(&src, &dst, &of_zeros()).unwrap().hole_bytes;
     let taken = |dst: &Path| fs::metadata(dst.join("model.safetensors")).unwrap().blocks() * 512;

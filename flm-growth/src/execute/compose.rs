@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{GrowthError, Result};
 use crate::fill::NormalFill;
-use crate::precision::Precision;
 use crate::tensor_plan::{Fill, Std, TailScale, TensorPlan};
+use flm_checkpoint::Dtype;
 
 /// One target tensor, ready to be written row by row.
 #[derive(Debug)]
@@ -52,13 +52,13 @@ impl<'a> Composer<'a> {
                     normal.push((std, NormalFill::new(seed, &plan.name, plan.dtype, std)?));
                 }
                 Fill::Mean { std: Some(Std::Value(std)), .. } => {
-                    around_mean = Some(NormalFill::new(seed, &plan.name, Precision::F64, std)?);
+                    around_mean = Some(NormalFill::new(seed, &plan.name, Dtype::F64, std)?);
                 }
                 _ => {}
             }
         }
         let noise = match plan.noise {
-            Some(Std::Value(std)) => Some(NormalFill::new(seed, &plan.name, Precision::F64, std)?),
+            Some(Std::Value(std)) => Some(NormalFill::new(seed, &plan.name, Dtype::F64, std)?),
             Some(_) => return Err(GrowthError::StdWithoutSource(plan.name.clone())),
             None => None,
         };
@@ -95,7 +95,7 @@ impl<'a> Composer<'a> {
 
     /// Bytes of one row of the target.
     pub(crate) fn row_bytes(&self) -> usize {
-        self.cols * self.plan.dtype.bytes()
+        self.cols * self.plan.dtype.size_in_bytes()
     }
 
     /// Whether all of rows `start..end` is zero.
@@ -140,7 +140,7 @@ impl<'a> Composer<'a> {
         out: &mut [u8],
     ) -> Result<()> {
         let Some(source) = &self.plan.source else { return Ok(()) };
-        let source_row = self.copied_cols * source.dtype.bytes();
+        let source_row = self.copied_cols * source.dtype.size_in_bytes();
         let offset = start as u64 * source_row as u64;
         if self.copied_cols == self.cols && self.plan.is_verbatim() {
             return read(offset, out);
@@ -163,13 +163,13 @@ impl<'a> Composer<'a> {
     fn row(
         &self,
         row: usize,
-        dtype: Precision,
+        dtype: Dtype,
         from: &[u8],
         target: usize,
         new_cols: Option<Fill>,
         to: &mut [u8],
     ) -> Result<()> {
-        let (left, right) = to.split_at_mut(self.copied_cols * self.plan.dtype.bytes());
+        let (left, right) = to.split_at_mut(self.copied_cols * self.plan.dtype.size_in_bytes());
         if self.plan.is_verbatim() && dtype == self.plan.dtype {
             left.copy_from_slice(from);
         } else {
@@ -209,15 +209,15 @@ impl<'a> Composer<'a> {
             }
             let slots = from.chunks_exact_mut(8).zip(drawn.chunks_exact(8));
             for ((slot, drawn), mean) in slots.zip(mean) {
-                Precision::F64.encode(mean + Precision::F64.decode(drawn) * unscaled, slot);
+                Dtype::F64.encode(mean + Dtype::F64.decode(drawn) * unscaled, slot);
             }
-            self.row(0, Precision::F64, &from, target, self.plan.new_corner, to)?;
+            self.row(0, Dtype::F64, &from, target, self.plan.new_corner, to)?;
         }
         Ok(())
     }
 
     /// Row `row` of the source times its factors.
-    fn scaled_row(&self, row: usize, dtype: Precision, from: &[u8], to: &mut [u8]) {
+    fn scaled_row(&self, row: usize, dtype: Dtype, from: &[u8], to: &mut [u8]) {
         let overflowed = self.factors(row, dtype, from, 1.0, self.plan.dtype, to);
         self.overflowed.fetch_add(overflowed, Ordering::Relaxed);
     }
@@ -227,17 +227,17 @@ impl<'a> Composer<'a> {
     fn factors(
         &self,
         row: usize,
-        dtype: Precision,
+        dtype: Dtype,
         from: &[u8],
         times: f64,
-        stored: Precision,
+        stored: Dtype,
         to: &mut [u8],
     ) -> u64 {
         let factor = times * self.plan.scale * TailScale::at(self.plan.row_scale, row);
         let tail = self.plan.col_scale.filter(|t| t.scale != 1.0);
         let split = tail.map_or(self.copied_cols, |t| t.from.min(self.copied_cols));
-        let (from_head, from_tail) = from.split_at(split * dtype.bytes());
-        let (to_head, to_tail) = to.split_at_mut(split * stored.bytes());
+        let (from_head, from_tail) = from.split_at(split * dtype.size_in_bytes());
+        let (to_head, to_tail) = to.split_at_mut(split * stored.size_in_bytes());
         let offset = self.plan.offset;
         scale(dtype, from_head, (factor, offset), stored, to_head)
             + scale(dtype, from_tail, (factor * tail.map_or(1.0, |t| t.scale), offset), stored, to_tail)
@@ -245,17 +245,17 @@ impl<'a> Composer<'a> {
 
     /// Makes the last copy of each weight what is left of it after the others, so that the copies' sum is
     /// the weight, which n roundings of w/n seldom give.
-    fn complete_sum(&self, row: usize, dtype: Precision, from: &[u8], out: &mut [u8]) {
-        let (to, size) = (self.plan.dtype, self.plan.dtype.bytes());
+    fn complete_sum(&self, row: usize, dtype: Dtype, from: &[u8], out: &mut [u8]) {
+        let (to, size) = (self.plan.dtype, self.plan.dtype.size_in_bytes());
         let copies = (self.cols / self.copied_cols) as f64;
         let mut whole = vec![0; self.copied_cols * 8];
-        self.factors(row, dtype, from, copies, Precision::F64, &mut whole);
+        self.factors(row, dtype, from, copies, Dtype::F64, &mut whole);
         let (first, last) = out.split_at_mut(out.len() - self.copied_cols * size);
         let pieces = first.chunks_exact(size).zip(last.chunks_exact_mut(size));
         let mut inexact = 0;
         for ((piece, rest), whole) in pieces.zip(whole.chunks_exact(8)) {
             let others = to.decode(piece) * (copies - 1.0);
-            let left = Precision::F64.decode(whole) - others;
+            let left = Dtype::F64.decode(whole) - others;
             to.encode(left, rest);
             inexact += u64::from(to.decode(rest) != left);
         }
@@ -265,7 +265,7 @@ impl<'a> Composer<'a> {
     /// Adds noise to every other one of a row's copies and takes it from the next: as much as leaves their
     /// sum what it was to the last bit, which where a weight is smaller than its noise is less.
     fn disturb(&self, noise: &NormalFill, row: usize, out: &mut [u8]) {
-        let (dtype, size) = (self.plan.dtype, self.plan.dtype.bytes());
+        let (dtype, size) = (self.plan.dtype, self.plan.dtype.size_in_bytes());
         let mut drawn = vec![0; self.copied_cols * 8];
         // the copy that completes the sum is no copy
         let paired = out.len() / (self.copied_cols * size) - usize::from(self.plan.splits);
@@ -276,7 +276,7 @@ impl<'a> Composer<'a> {
             let slots = plus.chunks_exact_mut(size).zip(minus.chunks_exact_mut(size));
             for ((plus, minus), drawn) in slots.zip(drawn.chunks_exact(8)) {
                 let weight = dtype.decode(plus);
-                let mut drawn = Precision::F64.decode(drawn);
+                let mut drawn = Dtype::F64.decode(drawn);
                 for halvings in 0..=HALVINGS {
                     drawn = if halvings < HALVINGS { drawn } else { 0.0 };
                     dtype.encode(weight + drawn, plus);
@@ -324,7 +324,7 @@ impl<'a> Composer<'a> {
         }
         for (row, slot) in (start..end).zip(out.chunks_exact_mut(self.row_bytes())) {
             let element = row as u64 * self.cols as u64;
-            let (left, right) = slot.split_at_mut(self.copied_cols * self.plan.dtype.bytes());
+            let (left, right) = slot.split_at_mut(self.copied_cols * self.plan.dtype.size_in_bytes());
             self.fill(left_fill, element, left)?;
             self.fill(corner, element + self.copied_cols as u64, right)?;
         }
@@ -333,7 +333,7 @@ impl<'a> Composer<'a> {
 
     /// Elements from `element` on, of a fill that needs nothing of the source.
     fn fill(&self, fill: Option<Fill>, element: u64, out: &mut [u8]) -> Result<()> {
-        let size = self.plan.dtype.bytes();
+        let size = self.plan.dtype.size_in_bytes();
         match fill {
             None | Some(Fill::Zero) => out.fill(0),
             Some(Fill::Constant(value)) => {
@@ -358,10 +358,10 @@ fn invalid(plan: &TensorPlan, problem: &'static str) -> GrowthError {
 /// `from` times `factor`, in another dtype, where both are less by `offset` than what they stand for; returns how
 /// many finite values became infinite.
 fn scale(
-    from_dtype: Precision,
+    from_dtype: Dtype,
     from: &[u8],
     (factor, offset): (f64, f64),
-    to_dtype: Precision,
+    to_dtype: Dtype,
     to: &mut [u8],
 ) -> u64 {
     // a table of all 65,536 values would not pay: only heads and gains are scaled
@@ -373,7 +373,8 @@ fn scale(
         to.copy_from_slice(from);
         return 0;
     }
-    let values = from.chunks_exact(from_dtype.bytes()).zip(to.chunks_exact_mut(to_dtype.bytes()));
+    let values =
+        from.chunks_exact(from_dtype.size_in_bytes()).zip(to.chunks_exact_mut(to_dtype.size_in_bytes()));
     let mut overflowed = 0;
     for (from, to) in values {
         let value = from_dtype.decode(from);

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use flm_checkpoint::Writer;
+use flm_checkpoint::{Writer, free_disk};
 use serde::Serialize;
 
 use crate::error::{GrowthError, Result};
@@ -39,13 +39,13 @@ impl DiskNeed {
 pub fn disk_need(tensors: &[TensorPlan], dst: &Path) -> Result<DiskNeed> {
     let mut path = std::path::absolute(dst).unwrap_or_else(|_| dst.into());
     while !path.is_dir() && path.pop() {}
-    let stat = rustix::fs::statvfs(&path)
-        .map_err(|error| GrowthError::Read { path: path.display().to_string(), source: error.into() })?;
+    let free = free_disk(&path)
+        .map_err(|(path, source)| GrowthError::Read { path: path.display().to_string(), source })?;
     let written: u64 = tensors.iter().map(TensorPlan::written_bytes).sum();
     let begun = Writer::staging_path(dst)?;
     let allocated: u64 = fs::read_dir(begun).map_or(0, |files| {
         files.flatten().filter_map(|f| f.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
     });
     let needed = (written + BESIDE).saturating_sub(allocated);
-    Ok(DiskNeed { path, needed, free: stat.f_bavail.saturating_mul(stat.f_frsize) })
+    Ok(DiskNeed { path, needed, free })
 }

@@ -35,6 +35,7 @@ use flm_checkpoint::RunKey;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
+use flm_checkpoint::atomic;
 use flm_checkpoint::{Card, copy_side_files};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -224,7 +225,7 @@ impl Transfer<'_> {
         let mut names = copy_side_files(source.dir(), dir, Card::Keep)?;
         let side_files = names.clone();
         if let Some(recipe) = &options.recipe {
-            write(&dir.join(RECIPE_FILE), recipe.as_bytes())?;
+            atomic::write(&dir.join(RECIPE_FILE), recipe.as_bytes())?;
             names.push(RECIPE_FILE.into());
         }
         if options.source_digests {
@@ -243,7 +244,7 @@ impl Transfer<'_> {
         if let Some(index) = writer.index() {
             text("model.safetensors.index.json", index);
         }
-        write(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
+        atomic::write(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
         Ok(side_files)
     }
 }
@@ -261,9 +262,4 @@ fn source_files(source: &Checkpoint) -> Result<std::collections::BTreeMap<String
         Ok((name, FileDigest::of_file(path, &|_| ())?))
     };
     paths.par_iter().map(digest).collect()
-}
-
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes)
-        .map_err(|source| GrowthError::Write { path: path.display().to_string(), source })
 }

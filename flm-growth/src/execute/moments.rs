@@ -13,8 +13,8 @@ use crate::error::{GrowthError, Result};
 use crate::execute::disk::disk_need;
 use crate::execute::record::Provenance;
 use crate::execute::{ExecuteOptions, Transfer};
-use crate::precision::Precision;
 use crate::tensor_plan::{Fill, SourceTensor, TailScale, TensorPlan};
+use flm_checkpoint::Dtype;
 
 /// Folder of the optimizer's state in a training checkpoint.
 pub(crate) const OPTIMIZER: &str = "optimizer";
@@ -65,7 +65,7 @@ impl OptimizerGrowth {
     ) -> Result<()> {
         let dst = writer.staging_dir().join(OPTIMIZER);
         if let Some(state) = &self.state {
-            crate::execute::write(&writer.staging_dir().join(STATE), state)?;
+            flm_checkpoint::atomic::write(&writer.staging_dir().join(STATE), state)?;
         }
         // a run that died later has left it finished
         if dst.is_dir() {
@@ -95,7 +95,7 @@ fn history(source: &Checkpoint, weight: &TensorPlan, prefix: &str) -> Result<Opt
             expected: copied.shape.clone(),
         });
     }
-    let dtype = Precision::try_from(entry.dtype)?;
+    let dtype = entry.dtype;
     Ok(Some(SourceTensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() }))
 }
 
@@ -116,7 +116,7 @@ pub(crate) fn moments(
     let rows = fill(weight.new_rows);
     TensorPlan {
         name: format!("{prefix}{}", weight.name),
-        dtype: history.as_ref().map_or(Precision::F32, |s| s.dtype),
+        dtype: history.as_ref().map_or(Dtype::F32, |s| s.dtype),
         shape: weight.shape.clone(),
         new_layer: weight.new_layer,
         scale: inverse(weight.scale * weight.copies() as f64),

@@ -13,7 +13,7 @@ use crate::operator::Operator;
 use crate::placement::{LayerSource, Placement};
 use crate::plan::{ConfigChange, GrowthPlan};
 use crate::shape::Shape;
-use flm_checkpoint::FileDigest;
+use flm_checkpoint::{FileDigest, atomic};
 
 /// Name of the file in a checkpoint that tells where it came from.
 pub(crate) const PROVENANCE_FILE: &str = "provenance.json";
@@ -127,8 +127,7 @@ impl Provenance {
         let path = dir.join(PROVENANCE_FILE);
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        std::fs::write(&path, text)
-            .map_err(|source| GrowthError::Write { path: path.display().to_string(), source })
+        Ok(atomic::write(&path, text.as_bytes())?)
     }
 
     /// Reads the provenance of the checkpoint in `dir`; `None` if it has none.

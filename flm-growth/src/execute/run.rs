@@ -182,7 +182,7 @@ fn chunks(tensors: &[Source<'_>], chunk_bytes: usize) -> Vec<Chunk> {
     let mut chunks = Vec::new();
     for (tensor, source) in tensors.iter().enumerate() {
         let (rows, cols) = source.plan.size();
-        let step = (chunk_bytes / (cols * source.plan.dtype.bytes()).max(1)).max(1);
+        let step = (chunk_bytes / (cols * source.plan.dtype.size_in_bytes()).max(1)).max(1);
         for (first, band_end) in source.plan.bands() {
             chunks.extend((first..band_end).step_by(step).map(|start| {
                 let end = band_end.min(start + step);

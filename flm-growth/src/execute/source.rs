@@ -4,7 +4,6 @@ use flm_checkpoint::{Checkpoint, TensorEntry};
 
 use crate::error::{GrowthError, Result};
 use crate::fill::sample::{mean_row, sample_std};
-use crate::precision::Precision;
 use crate::tensor_plan::{Fill, TensorPlan, matrix as tensor_size};
 
 /// A target tensor with its source found and its standard deviation measured.
@@ -28,7 +27,7 @@ impl<'a> Source<'a> {
                 expected: tensor.shape.clone(),
             });
         }
-        if Precision::try_from(entry.dtype)? != tensor.dtype {
+        if entry.dtype != tensor.dtype {
             return Err(GrowthError::TensorDtype {
                 name: tensor.name.clone(),
                 got: entry.dtype.as_str().into(),
@@ -43,13 +42,11 @@ impl<'a> Source<'a> {
             plan.set_std(std * plan.scale.abs());
         }
         let mean = match (plan.new_rows, tensor_size(&entry.shape)) {
-            (Some(Fill::Mean { rows, .. }), (all, cols)) => Some(mean_row(
-                &entry.name,
-                Precision::try_from(entry.dtype)?,
-                cols,
-                rows.min(all),
-                |at, out| Ok(source.read_at(entry, at, out)?),
-            )?),
+            (Some(Fill::Mean { rows, .. }), (all, cols)) => {
+                Some(mean_row(&entry.name, entry.dtype, cols, rows.min(all), |at, out| {
+                    Ok(source.read_at(entry, at, out)?)
+                })?)
+            }
             _ => None,
         };
         Ok(Self { plan, entry: Some(entry), mean })

@@ -11,10 +11,10 @@ use crate::fill::NormalFill;
 use crate::operator::Operator;
 use crate::plan::GrowthOptions;
 use crate::plan::source::SourceModel;
-use crate::precision::Precision;
 use crate::reference::{Model, SMALL, config};
 use crate::shape::Shape;
 use crate::tensor_plan::{Block, Fill, SourceTensor, Std};
+use flm_checkpoint::Dtype;
 
 const LARGER: Shape = Shape {
     num_hidden_layers: 5,
@@ -27,7 +27,7 @@ const LARGER: Shape = Shape {
 };
 
 fn model() -> Model {
-    Model::random(config(SMALL, false, true), Precision::Bf16, 4)
+    Model::random(config(SMALL, false, true), Dtype::BF16, 4)
 }
 
 fn small_chunks(chunk_bytes: usize, max_shard_bytes: u64) -> ExecuteOptions {
@@ -75,7 +75,7 @@ fn zero_layers_stay_holes_of_the_file() {
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
     let shape = Shape { hidden_size: 256, intermediate_size: 4096, ..SMALL };
-    let model = Model::random(config(shape, false, true), Precision::Bf16, 4);
+    let model = Model::random(config(shape, false, true), Dtype::BF16, 4);
     let source = model.save(&dir.path().join("source"), 1 << 30);
     let target = Shape { num_hidden_layers: 9, ..shape };
     let plan = model.plan(&target, &GrowthOptions::default()).unwrap();
@@ -97,10 +97,10 @@ fn a_plan_for_another_source_is_refused() {
         assert!(!dst.exists());
         error.to_string()
     };
-    let wide = Model::random(config(SMALL, false, true), Precision::F32, 4);
+    let wide = Model::random(config(SMALL, false, true), Dtype::F32, 4);
     let text = run(&wide.plan(&LARGER, &GrowthOptions::default()).unwrap());
     assert!(text.contains("stored as bf16, the plan was made for f32"), "{text}");
-    let narrow = Model::random(config(Shape { vocab_size: 22, ..SMALL }, false, true), Precision::Bf16, 4);
+    let narrow = Model::random(config(Shape { vocab_size: 22, ..SMALL }, false, true), Dtype::BF16, 4);
     let text = run(&narrow.plan(&LARGER, &GrowthOptions::default()).unwrap());
     assert!(text.contains("shape [23, 12], expected [22, 12]"), "{text}");
 }
@@ -325,11 +325,7 @@ fn save_moments(model: &Model, path: &Path) {
     for (prefix, value) in [("exp_avg.", 0.5), ("exp_avg_sq.", 4.0)] {
         for t in model.config.tensors() {
             moments.push((
-                TensorSpec {
-                    name: format!("{prefix}{}", t.name),
-                    dtype: candle_core::DType::F32,
-                    shape: t.shape,
-                },
+                TensorSpec { name: format!("{prefix}{}", t.name), dtype: Dtype::F32, shape: t.shape },
                 value,
             ));
         }
@@ -353,7 +349,7 @@ fn f32s(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
 #[test]
 fn optimizer_state_is_folded_with_the_weights() {
     let dir = tempfile::tempdir().unwrap();
-    let small = Model::random(config(SMALL, false, true), Precision::F32, 4);
+    let small = Model::random(config(SMALL, false, true), Dtype::F32, 4);
     let options = GrowthOptions { operator: Operator::Msg, ..Default::default() };
     for mask in [0.0, 0.25] {
         let mut model = small.grow(&small.plan(&LARGER, &options).unwrap(), 7);
@@ -395,7 +391,7 @@ fn optimizer_state_is_folded_with_the_weights() {
 #[test]
 fn optimizer_state_grows_into_the_corner() {
     let dir = tempfile::tempdir().unwrap();
-    let model = Model::random(config(SMALL, false, true), Precision::F32, 4);
+    let model = Model::random(config(SMALL, false, true), Dtype::F32, 4);
     let path = dir.path().join("source");
     model.save(&path, 1 << 30);
     save_moments(&model, &path);
@@ -452,11 +448,11 @@ fn element(plan: &TensorPlan, source: &[f64], seed: u64, r: usize, c: usize) -> 
             let mean = (0..rows).map(|r| source[r * width + c]).sum::<f64>() / rows as f64;
             let mut bytes = [0; 8];
             if let Some(Std::Value(std)) = std {
-                let fill = NormalFill::new(seed, &plan.name, Precision::F64, std).unwrap();
+                let fill = NormalFill::new(seed, &plan.name, Dtype::F64, std).unwrap();
                 fill.write((r * cols + c) as u64, &mut bytes);
             }
             let value = (mean + f64::from_le_bytes(bytes) * (1.0 / plan.scale)) * plan.scale;
-            let stored = &mut bytes[..plan.dtype.bytes()];
+            let stored = &mut bytes[..plan.dtype.size_in_bytes()];
             plan.dtype.encode(value, stored);
             plan.dtype.decode(stored)
         }
@@ -466,8 +462,8 @@ fn element(plan: &TensorPlan, source: &[f64], seed: u64, r: usize, c: usize) -> 
         Fill::Normal(Std::Value(std)) => {
             let mut bytes = [0; 8];
             let fill = NormalFill::new(seed, &plan.name, plan.dtype, std).unwrap();
-            fill.write((r * cols + c) as u64, &mut bytes[..plan.dtype.bytes()]);
-            plan.dtype.decode(&bytes[..plan.dtype.bytes()])
+            fill.write((r * cols + c) as u64, &mut bytes[..plan.dtype.size_in_bytes()]);
+            plan.dtype.decode(&bytes[..plan.dtype.size_in_bytes()])
         }
     }
 }
@@ -495,10 +491,10 @@ proptest! {
         (new_cols, new_rows, new_corner) in fills(),
         widen: bool, scale in prop_oneof![Just(1.0), Just(0.5), Just(1.25)], step in 1usize..6, seed: u64,
     ) {
-        let stored = Precision::Bf16;
+        let stored = Dtype::BF16;
         let plan = TensorPlan {
             name: "t".into(),
-            dtype: if widen { Precision::F32 } else { stored },
+            dtype: if widen { Dtype::F32 } else { stored },
             shape: vec![rows + more_rows, cols + more_cols],
             new_layer: false,
             source: Some(SourceTensor { name: "s".into(), dtype: stored, shape: vec![rows, cols] }),
@@ -521,7 +517,7 @@ proptest! {
             out.copy_from_slice(&bytes[offset as usize..offset as usize + out.len()]);
             Ok(())
         };
-        let size = plan.dtype.bytes();
+        let size = plan.dtype.size_in_bytes();
         for start in (0..rows + more_rows).step_by(step) {
             let end = (start + step).min(rows + more_rows);
             let mut out = vec![0x55; (end - start) * composer.row_bytes()];
@@ -539,7 +535,7 @@ proptest! {
 
 /// Copies of one row of `values`, as a clone by `n` reads them.
 fn parts(values: &[f64], n: usize, noise: Option<f64>) -> (Vec<f64>, u64) {
-    let stored = Precision::Bf16;
+    let stored = Dtype::BF16;
     let cols = values.len();
     let plan = TensorPlan {
         name: "t".into(),
@@ -572,10 +568,10 @@ fn parts(values: &[f64], n: usize, noise: Option<f64>) -> (Vec<f64>, u64) {
 #[test]
 fn copies_of_a_clone_add_up_to_the_weight() {
     // bf16 values of a normal distribution's sizes
-    let draw = NormalFill::new(7, "w", Precision::Bf16, 0.02).unwrap();
+    let draw = NormalFill::new(7, "w", Dtype::BF16, 0.02).unwrap();
     let mut bytes = vec![0; 2 * 20_000];
     draw.write(0, &mut bytes);
-    let values: Vec<f64> = bytes.chunks(2).map(|b| Precision::Bf16.decode(b)).collect();
+    let values: Vec<f64> = bytes.chunks(2).map(|b| Dtype::BF16.decode(b)).collect();
     for n in [3, 5, 6, 7, 10] {
         for noise in [None, Some(0.002)] {
             let (copies, inexact) = parts(&values, n, noise);
@@ -606,12 +602,12 @@ fn what_overflows_a_narrow_dtype_is_counted() {
     let mut plan = model().plan(&SMALL, &GrowthOptions::default()).unwrap();
     let name = "model.layers.0.mlp.up_proj.weight";
     let up = plan.tensors.iter_mut().find(|t| t.name == name).unwrap();
-    (up.dtype, up.scale) = (Precision::F16, 1e9);
+    (up.dtype, up.scale) = (Dtype::F16, 1e9);
     let dst = dir.path().join("grown");
     let report = execute(&plan, &source, &dst, &ExecuteOptions::default(), &|_| ()).unwrap();
     let target = Checkpoint::open(&dst).unwrap();
     let bytes = target.read(target.find(name).unwrap()).unwrap();
-    let infinite = bytes.chunks(2).filter(|b| Precision::F16.decode(b).is_infinite()).count();
+    let infinite = bytes.chunks(2).filter(|b| Dtype::F16.decode(b).is_infinite()).count();
     assert!(infinite > 0);
     assert_eq!(report.overflowed, infinite as u64);
 }
@@ -698,7 +694,7 @@ fn an_output_inside_its_source_is_refused() {
         assert!(error.contains("lies inside the source"), "{error}");
         assert!(convert_to(&source, &dst, true).unwrap_err().to_string().contains("lies inside the source"));
         let config = source.config();
-        let init = crate::init(config, &dst, Some(source.dir()), 0, crate::Precision::F32, 1 << 30, &|_| ());
+        let init = crate::init(config, &dst, Some(source.dir()), 0, Dtype::F32, 1 << 30, &|_| ());
         assert!(init.unwrap_err().to_string().contains("lies inside the source"));
     }
     assert_eq!(std::fs::read_dir(source.dir()).unwrap().count(), before);

@@ -15,15 +15,15 @@ pub(crate) mod tests;
 
 use crate::error::{GrowthError, Result};
 use crate::fill::quantile::{QUANTILES, normal_quantiles};
-use crate::precision::Precision;
+use flm_checkpoint::Dtype;
 
 /// Draws the elements of one tensor, any range at a time.
 ///
 /// ```
 /// use flm_growth::{NormalFill};
-/// use flm_growth::{Precision};
+/// use flm_growth::{Dtype};
 ///
-/// let fill = NormalFill::new(7, "lm_head.weight", Precision::Bf16, 0.02)?;
+/// let fill = NormalFill::new(7, "lm_head.weight", Dtype::BF16, 0.02)?;
 /// let (mut whole, mut tail) = (vec![0; 2000], vec![0; 500]);
 /// fill.write(0, &mut whole);
 /// fill.write(750, &mut tail); // elements 750 to 1000
@@ -50,15 +50,15 @@ enum Table {
 
 impl NormalFill {
     /// The generator of tensor `name` under `seed`, with mean 0 and standard deviation `std`.
-    pub fn new(seed: u64, name: &str, precision: Precision, std: f64) -> Result<Self> {
+    pub fn new(seed: u64, name: &str, precision: Dtype, std: f64) -> Result<Self> {
         check_std(std, precision)?;
         let quantiles = normal_quantiles();
         let bits = |i: usize| {
             let mut bytes = [0; 8];
-            precision.encode(quantiles[i] * std, &mut bytes[..precision.bytes()]);
+            precision.encode(quantiles[i] * std, &mut bytes[..precision.size_in_bytes()]);
             u64::from_le_bytes(bytes)
         };
-        let table = match precision.bytes() {
+        let table = match precision.size_in_bytes() {
             2 => Table::Two(boxed(|i| bits(i) as u16)),
             4 => Table::Four(boxed(|i| bits(i) as u32)),
             _ => Table::Eight(boxed(bits)),
@@ -83,7 +83,7 @@ impl NormalFill {
 const REACH: f64 = 4.33;
 
 /// Fails where values drawn with this standard deviation are none, or infinite in the dtype.
-pub(crate) fn check_std(std: f64, precision: Precision) -> Result<()> {
+pub(crate) fn check_std(std: f64, precision: Dtype) -> Result<()> {
     if !std.is_finite() || std < 0.0 {
         return Err(GrowthError::Std(std));
     }

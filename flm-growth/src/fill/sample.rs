@@ -1,7 +1,7 @@
 //! The standard deviation of a stored tensor, from a fixed sample, and the mean of its rows.
 
 use crate::error::{GrowthError, Result};
-use crate::precision::Precision;
+use flm_checkpoint::Dtype;
 
 /// The most elements of a tensor that [`sample_std`] looks at.
 pub(crate) const SAMPLE_SIZE: u64 = 1 << 20;
@@ -18,11 +18,11 @@ const BLOCK: u64 = 4096;
 /// [`GrowthError::NotFinite`] if the sample holds NaN or infinities, and whatever `read` returns.
 pub(crate) fn sample_std(
     name: &str,
-    precision: Precision,
+    precision: Dtype,
     elements: u64,
     mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
 ) -> Result<f64> {
-    let size = precision.bytes() as u64;
+    let size = precision.size_in_bytes() as u64;
     let blocks: Vec<(u64, u64)> = if elements <= SAMPLE_SIZE {
         (0..elements).step_by(BLOCK as usize).map(|first| (first, BLOCK.min(elements - first))).collect()
     } else {
@@ -57,12 +57,12 @@ pub(crate) fn sample_std(
 /// [`GrowthError::NotFinite`] if one holds NaN or infinities, and whatever `read` returns.
 pub(crate) fn mean_row(
     name: &str,
-    precision: Precision,
+    precision: Dtype,
     cols: usize,
     rows: usize,
     mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
 ) -> Result<Vec<f64>> {
-    let row = cols * precision.bytes();
+    let row = cols * precision.size_in_bytes();
     let mut bytes = vec![0; row * (BLOCK as usize / cols.max(1)).clamp(1, rows.max(1))];
     let mut sum = vec![0.0; cols];
     let length = (rows * row) as u64;
@@ -71,7 +71,7 @@ pub(crate) fn mean_row(
         let now = (length - at).min(bytes.len() as u64) as usize;
         read(at, &mut bytes[..now])?;
         for row in bytes[..now].chunks_exact(row) {
-            for (sum, value) in sum.iter_mut().zip(row.chunks_exact(precision.bytes())) {
+            for (sum, value) in sum.iter_mut().zip(row.chunks_exact(precision.size_in_bytes())) {
                 *sum += precision.decode(value);
             }
         }
@@ -91,10 +91,10 @@ mod tests {
     fn sampled(values: &[f64]) -> Result<(f64, u64)> {
         let mut bytes = vec![0; values.len() * 4];
         for (slot, &value) in bytes.chunks_exact_mut(4).zip(values) {
-            Precision::F32.encode(value, slot);
+            Dtype::F32.encode(value, slot);
         }
         let mut end = 0;
-        let std = sample_std("t", Precision::F32, values.len() as u64, |offset, out| {
+        let std = sample_std("t", Dtype::F32, values.len() as u64, |offset, out| {
             let offset = offset as usize;
             out.copy_from_slice(&bytes[offset..offset + out.len()]);
             end = end.max((offset + out.len()) as u64 / 4);

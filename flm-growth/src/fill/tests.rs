@@ -4,7 +4,7 @@ use super::*;
 
 /// Elements `first..first + n` of a tensor, as f64.
 fn draw(seed: u64, name: &str, first: u64, n: usize) -> Vec<f64> {
-    let fill = NormalFill::new(seed, name, Precision::F64, 1.0).unwrap();
+    let fill = NormalFill::new(seed, name, Dtype::F64, 1.0).unwrap();
     let mut bytes = vec![0; n * 8];
     fill.write(first, &mut bytes);
     bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
@@ -123,9 +123,9 @@ fn flipping_a_counter_bit_flips_half_of_the_bits() {
 
 #[test]
 fn any_range_is_a_part_of_the_whole() {
-    for precision in [Precision::Bf16, Precision::F16, Precision::F32, Precision::F64] {
+    for precision in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64] {
         let fill = NormalFill::new(1, "t", precision, 0.02).unwrap();
-        let size = precision.bytes();
+        let size = precision.size_in_bytes();
         let mut whole = vec![0; 100 * size];
         fill.write(0, &mut whole);
         for first in 0..100 {
@@ -140,9 +140,9 @@ fn any_range_is_a_part_of_the_whole() {
 
 #[test]
 fn the_std_scales_before_rounding_and_is_reached_in_every_dtype() {
-    for precision in [Precision::Bf16, Precision::F16, Precision::F32] {
+    for precision in [Dtype::BF16, Dtype::F16, Dtype::F32] {
         let fill = NormalFill::new(1, "t", precision, 0.02).unwrap();
-        let size = precision.bytes();
+        let size = precision.size_in_bytes();
         let mut bytes = vec![0; N * size];
         fill.write(0, &mut bytes);
         let wide = draw(1, "t", 0, N);
@@ -157,28 +157,31 @@ fn the_std_scales_before_rounding_and_is_reached_in_every_dtype() {
     }
     assert!(draw(1, "t", 0, 4).iter().all(|v| v.is_finite()));
     let mut zeros = vec![1; 8];
-    NormalFill::new(1, "t", Precision::F32, 0.0).unwrap().write(0, &mut zeros);
-    assert!(zeros.chunks(4).all(|b| Precision::F32.decode(b) == 0.0));
+    NormalFill::new(1, "t", Dtype::F32, 0.0).unwrap().write(0, &mut zeros);
+    assert!(zeros.chunks(4).all(|b| Dtype::F32.decode(b) == 0.0));
 }
 
 #[test]
 fn a_std_that_is_no_number_is_refused() {
     for std in [f64::NAN, -1.0, f64::INFINITY] {
-        assert!(matches!(NormalFill::new(0, "t", Precision::F32, std), Err(GrowthError::Std(_))));
+        assert!(matches!(NormalFill::new(0, "t", Dtype::F32, std), Err(GrowthError::Std(_))));
     }
 }
 
 #[test]
 fn a_std_whose_values_become_infinite_is_refused_by_dtype() {
-    for (precision, most) in [(Precision::F16, 1.5e4), (Precision::Bf16, 7e37), (Precision::F32, 7e37)] {
+    for (precision, most) in [(Dtype::F16, 1.5e4), (Dtype::BF16, 7e37), (Dtype::F32, 7e37)] {
         let mut bytes = vec![0; 1 << 16];
         NormalFill::new(1, "t", precision, most).unwrap().write(0, &mut bytes);
-        assert!(bytes.chunks(precision.bytes()).all(|b| precision.decode(b).is_finite()), "{precision}");
+        assert!(
+            bytes.chunks(precision.size_in_bytes()).all(|b| precision.decode(b).is_finite()),
+            "{precision}"
+        );
         let error = NormalFill::new(1, "t", precision, most * 1.2).unwrap_err().to_string();
         assert!(error.contains(&precision.to_string()) && error.contains("4.33"), "{error}");
     }
-    assert!(NormalFill::new(1, "t", Precision::F64, 1e39).is_ok());
-    assert!(NormalFill::new(1, "t", Precision::F64, 1e308).is_err());
+    assert!(NormalFill::new(1, "t", Dtype::F64, 1e39).is_ok());
+    assert!(NormalFill::new(1, "t", Dtype::F64, 1e308).is_err());
 }
 
 #[test]
@@ -207,11 +210,11 @@ fn known_answers_of_an_independent_implementation() {
 fn bits_are_the_same_on_every_machine() {
     // recorded once; a difference means that checkpoints can no longer be reproduced
     for (precision, digest) in [
-        (Precision::Bf16, "b30e7f069cecb98d"),
-        (Precision::F32, "baccb8bd5e81255d"),
-        (Precision::F64, "7a041bc5c5917d21"),
+        (Dtype::BF16, "b30e7f069cecb98d"),
+        (Dtype::F32, "baccb8bd5e81255d"),
+        (Dtype::F64, "7a041bc5c5917d21"),
     ] {
-        let mut bytes = vec![0; 1_000_000 * precision.bytes()];
+        let mut bytes = vec![0; 1_000_000 * precision.size_in_bytes()];
         NormalFill::new(1, TENSOR, precision, 0.02).unwrap().write(12345, &mut bytes);
         assert_eq!(blake3::hash(&bytes).to_hex()[..16], *digest, "{precision}");
     }

@@ -73,15 +73,6 @@ pub enum ExportError {
     /// The output's name is one that the source's readers look for.
     #[error("{} is the place of a checkpoint's file: choose another name", path.display())]
     PlaceOfCheckpoint { path: PathBuf },
-    /// The output's name has no last part, for example `..`.
-    #[error("{} cannot be written: it has no file name", path.display())]
-    BadDestination { path: PathBuf },
-    /// Another process writes the same output.
-    #[error("{} is in use: another process is writing this file", path.display())]
-    InUse {
-        /// The unfinished file.
-        path: PathBuf,
-    },
     /// The system refused to write or move a file.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

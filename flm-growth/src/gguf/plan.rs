@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
+use flm_checkpoint::{Dtype, is_power_of_two};
 use serde::Serialize;
 
 use crate::gguf::container;
@@ -331,10 +331,10 @@ fn follows(id: TensorId) -> Option<&'static str> {
 }
 
 /// The dtype that holds the source's values.
-fn own(dtype: DType) -> GgmlDType {
+fn own(dtype: Dtype) -> GgmlDType {
     match dtype {
-        DType::BF16 => GgmlDType::BF16,
-        DType::F16 => GgmlDType::F16,
+        Dtype::BF16 => GgmlDType::BF16,
+        Dtype::F16 => GgmlDType::F16,
         _ => GgmlDType::F32,
     }
 }
@@ -363,17 +363,13 @@ fn widened(own: GgmlDType, dtype: GgmlDType, factor: f64) -> GgmlDType {
     if dtype == own && !holds { GgmlDType::F32 } else { dtype }
 }
 
-fn rounding(from: DType, to: GgmlDType, factor: f64) -> Rounding {
+fn rounding(from: Dtype, to: GgmlDType, factor: f64) -> Rounding {
     match to {
-        GgmlDType::F32 if is_power_of_two(factor) && from != DType::F64 => Rounding::Exact,
+        GgmlDType::F32 if is_power_of_two(factor) && from != Dtype::F64 => Rounding::Exact,
         GgmlDType::F32 => Rounding::F32,
-        GgmlDType::BF16 if from == DType::BF16 => Rounding::Exact,
+        GgmlDType::BF16 if from == Dtype::BF16 => Rounding::Exact,
         _ => Rounding::Dtype,
     }
-}
-
-fn is_power_of_two(factor: f64) -> bool {
-    factor.is_normal() && factor.to_bits().trailing_zeros() >= 52
 }
 
 /// An architecture of llama.cpp.

@@ -16,15 +16,17 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
+use flm_candle::read_tensor;
 use serde_json::json;
 
 use super::*;
 use flm_candle::{CausalLm, Residency};
 use flm_candle::{TokenKind, Vocabulary, VocabularyToken};
-use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
+use flm_checkpoint::atomic::Staging;
+use flm_checkpoint::{Checkpoint, CheckpointError};
 use flm_checkpoint::{EMBED_TOKENS, FINAL_NORM, LM_HEAD};
 
 fn fixture(name: &str) -> PathBuf {
@@ -44,11 +46,17 @@ fn altered(
     let config = TeleFlmConfig::from_json(&serde_json::Value::Object(raw).to_string()).unwrap();
     let tensors: Vec<(String, Tensor)> = src
         .entries()
-        .filter_map(|e| Some((e.name.clone(), change(&e.name, src.tensor(&e.name, &Device::Cpu).unwrap())?)))
+        .filter_map(|e| {
+            Some((e.name.clone(), change(&e.name, read_tensor(&src, &e.name, &Device::Cpu).unwrap())?))
+        })
         .collect();
     let specs: Vec<TensorSpec> = tensors
         .iter()
-        .map(|(name, t)| TensorSpec { name: name.clone(), dtype: t.dtype(), shape: t.dims().to_vec() })
+        .map(|(name, t)| TensorSpec {
+            name: name.clone(),
+            dtype: t.dtype().as_str().parse().unwrap(),
+            shape: t.dims().to_vec(),
+        })
         .collect();
     let writer = Writer::create(dst, &specs, u64::MAX).unwrap();
     for (name, t) in &tensors {
@@ -90,7 +98,7 @@ fn read(path: &Path) -> (Content, File) {
 /// `reshape` and `transpose`.
 fn expected(src: &Checkpoint, tensor: &GgufTensor) -> Tensor {
     let c = src.config();
-    let t = src.tensor(&tensor.source, &Device::Cpu).unwrap();
+    let t = read_tensor(&src, &tensor.source, &Device::Cpu).unwrap();
     let heads = |n: usize| {
         t.reshape((n, 2, c.head_dim / 2, c.hidden_size))
             .unwrap()
@@ -131,7 +139,7 @@ fn every_tensor_is_the_sources_bit_for_bit() {
             let found = content.tensor(&mut file, &tensor.name, &Device::Cpu).unwrap();
             let mut want = expected(&src, tensor);
             if want.dims().len() == 1 {
-                want = src.tensor(&tensor.source, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+                want = read_tensor(&src, &tensor.source, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
                 want = (want * tensor.factor).unwrap().to_dtype(DType::F32).unwrap();
             }
             let own = if want.dtype() == DType::BF16 { GgmlDType::BF16 } else { GgmlDType::F32 };
@@ -140,7 +148,7 @@ fn every_tensor_is_the_sources_bit_for_bit() {
         }
         // Rows are no longer where they were, except in models of heads of width 2.
         let q = plan.tensors.iter().find(|t| t.name == "blk.0.attn_q.weight").unwrap();
-        assert!(bytes(&expected(&src, q)) != bytes(&src.tensor(&q.source, &Device::Cpu).unwrap()));
+        assert!(bytes(&expected(&src, q)) != bytes(&read_tensor(&src, &q.source, &Device::Cpu).unwrap()));
     }
 }
 
@@ -256,7 +264,8 @@ fn a_factor_that_a_dtype_does_not_hold_goes_to_f32() {
     // 3 times a bf16 has two bits more than a bf16: f32 holds it exactly.
     let (content, mut file) = read(&dir.path().join("bf16.gguf"));
     let found = content.tensor(&mut file, "token_embd.weight", &Device::Cpu).unwrap();
-    let want = (src.tensor(EMBED_TOKENS, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap() * 3.0).unwrap();
+    let want =
+        (read_tensor(&src, EMBED_TOKENS, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap() * 3.0).unwrap();
     assert!(found.data().unwrap().as_ref() == bytes(&want));
     // A power of two stays in bf16.
     let two = Checkpoint::open(&fixture("models/teleflm-bf16-shbin")).unwrap();
@@ -340,9 +349,16 @@ fn an_output_appears_whole_or_not_at_all() {
     let src = altered("teleflm-f32-st", &dir.path().join("m"), &json!({}), |_, t| Some(t));
     let path = dir.path().join("x.gguf");
     let plan = GgufPlan::new(&src, None, &GgufOptions::default()).unwrap();
-    // What a process that died has left is overwritten, whatever its length.
     let partial = dir.path().join(".x.gguf.partial");
-    std::fs::write(&partial, vec![7; 3 << 20]).unwrap();
+    // Somebody else's file of that name stays.
+    std::fs::write(&partial, "theirs").unwrap();
+    assert!(plan.write(&src, &path, &|_| ()).is_err());
+    assert_eq!(std::fs::read_to_string(&partial).unwrap(), "theirs");
+    std::fs::remove_file(&partial).unwrap();
+    // What a process that died has left is overwritten, whatever its length.
+    std::fs::create_dir(&partial).unwrap();
+    std::fs::write(partial.join(".lock"), "").unwrap();
+    std::fs::write(partial.join("0.gguf"), vec![7; 3 << 20]).unwrap();
     plan.write(&src, &path, &|_| assert!(!path.exists() && partial.exists())).unwrap();
     assert!(!partial.exists());
     assert_eq!(std::fs::metadata(&path).unwrap().len(), plan.bytes);
@@ -350,16 +366,16 @@ fn an_output_appears_whole_or_not_at_all() {
     assert!(matches!(again, Err(ExportError::DestinationExists { .. })));
     // Held by another writer.
     let other = dir.path().join("y.gguf");
-    let held = File::create(dir.path().join(".y.gguf.partial")).unwrap();
-    held.try_lock().unwrap();
-    assert!(matches!(plan.write(&src, &other, &|_| ()), Err(ExportError::InUse { .. })));
+    let held = Staging::create(&other).unwrap();
+    let busy = plan.write(&src, &other, &|_| ()).unwrap_err();
+    assert!(matches!(busy, ExportError::Checkpoint(CheckpointError::InUse { .. })), "{busy}");
     drop(held);
     // A source that is cut off while it is read: nothing is left.
     let file = std::fs::File::options().write(true).open(dir.path().join("m/model.safetensors")).unwrap();
     file.set_len(1 << 16).unwrap();
     assert!(plan.write(&src, &other, &|_| ()).is_err());
     assert!(!other.exists() && !dir.path().join(".y.gguf.partial").exists());
-    assert!(matches!(plan.write(&src, Path::new(".."), &|_| ()), Err(ExportError::BadDestination { .. })));
+    assert!(matches!(plan.write(&src, Path::new(".."), &|_| ()), Err(ExportError::DestinationExists { .. })));
 }
 
 fn strings(value: &Value) -> Vec<String> {
@@ -699,7 +715,7 @@ fn families_have_llama_cpps_names_scalars_and_fused_tensors() {
         (plan, found)
     };
     let stored = |src: &Checkpoint, name: &str| -> Vec<f32> {
-        src.tensor(name, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        read_tensor(&src, name, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     let block = |part: &str| format!("model.layers.0.{part}.weight");
 

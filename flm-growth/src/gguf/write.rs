@@ -1,12 +1,11 @@
 //! Writing a GGUF file: a chunk of a tensor at a time, under another name until it is complete.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{BufWriter, ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use half::f16;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -17,8 +16,9 @@ use crate::gguf::error::ExportError;
 use crate::gguf::error::io;
 use crate::gguf::plan::GgufPlan;
 use crate::gguf::tensor::GgufTensor;
+use flm_checkpoint::atomic::Staging;
 use flm_checkpoint::{Checkpoint, TensorEntry};
-use flm_checkpoint::{cast, is_place_of_checkpoint};
+use flm_checkpoint::{Dtype, cast, is_place_of_checkpoint};
 
 /// Bytes of the source that are read at a time, where a head or a row is not larger.
 const CHUNK: usize = 4 << 20;
@@ -48,19 +48,23 @@ pub struct DamagedTensor {
 impl GgufPlan {
     /// Writes the file `dst`, or those of [`GgufPlan::paths`], from `src`, which the plan was made of.
     ///
-    /// Each is written as `.NAME.partial` beside `dst`, fsynced and, once all are whole, renamed, the first
-    /// last; what an interrupted run left
-    /// is overwritten. Memory is some tens of MiB. `progress` is told the bytes of the source that are done.
+    /// They are written in the directory `.NAME.partial` beside `dst`, fsynced and, once all are whole, renamed, the
+    /// first last. Memory is some tens of MiB. `progress` is told the bytes of the source that are done.
     ///
     /// # Errors
-    /// [`ExportError::DestinationExists`], [`ExportError::InUse`], and whatever reading and writing raise;
+    /// [`ExportError::DestinationExists`], and whatever reading and writing raise;
     /// `dst` does not exist then.
     pub fn write(&self, src: &Checkpoint, dst: &Path, progress: &dyn Fn(u64)) -> Result<GgufReport> {
         let mut encoder = Encoder::default();
         let mut damaged = Vec::new();
-        let mut files: Vec<StagedFile> =
-            self.paths(dst).iter().map(|path| StagedFile::create(path)).collect::<Result<_>>()?;
-        for (file, staged) in self.files.iter().zip(&mut files) {
+        let paths = self.paths(dst);
+        for path in paths.iter().chain([&dst.to_owned()]) {
+            require_free(path)?;
+        }
+        let staging = Staging::create(dst)?;
+        let mut written = Vec::new();
+        for (i, file) in self.files.iter().enumerate() {
+            let mut staged = OpenFile::create(staging.dir().join(format!("{i}.gguf")))?;
             staged.put(&file.header)?;
             for tensor in &self.tensors[file.tensors.clone()] {
                 if let Some(values) = &tensor.values {
@@ -79,10 +83,11 @@ impl GgufPlan {
                 let padding = tensor.nbytes.next_multiple_of(ALIGNMENT) - tensor.nbytes;
                 staged.put(&[0; ALIGNMENT as usize][..padding as usize])?;
             }
-            staged.sync()?;
+            written.push(staged.finish()?);
         }
         // readers begin with the first
-        files.into_iter().rev().try_for_each(StagedFile::publish)?;
+        let names: Vec<_> = written.into_iter().zip(paths).rev().collect();
+        staging.publish_files(&names)?;
         Ok(GgufReport { bytes: self.bytes, overflowed: encoder.overflowed, damaged })
     }
 }
@@ -142,20 +147,20 @@ impl Encoder {
     }
 
     /// `source` as `out`.
-    fn encode(&mut self, from: DType, tensor: &GgufTensor, columns: usize) -> Result<()> {
+    fn encode(&mut self, from: Dtype, tensor: &GgufTensor, columns: usize) -> Result<()> {
         let to = match tensor.dtype {
-            GgmlDType::F16 => DType::F16,
-            GgmlDType::BF16 => DType::BF16,
-            _ => DType::F32,
+            GgmlDType::F16 => Dtype::F16,
+            GgmlDType::BF16 => Dtype::BF16,
+            _ => Dtype::F32,
         };
         let overflowed = if tensor.factor == 1.0 && tensor.added == 0.0 {
             cast(from, to, &self.source, &mut self.out)
         } else {
-            cast(from, DType::F64, &self.source, &mut self.wide);
+            cast(from, Dtype::F64, &self.source, &mut self.wide);
             for bytes in self.wide.as_chunks_mut::<8>().0 {
                 *bytes = ((f64::from_le_bytes(*bytes) + tensor.added) * tensor.factor).to_le_bytes();
             }
-            cast(DType::F64, to, &self.wide, &mut self.out)
+            cast(Dtype::F64, to, &self.wide, &mut self.out)
         };
         self.overflowed += overflowed;
         self.not_finite += not_finite(to, &self.out) - overflowed;
@@ -170,14 +175,14 @@ impl Encoder {
 }
 
 /// How many of these values are not finite: all bits of their exponent are set.
-fn not_finite(dtype: DType, bytes: &[u8]) -> u64 {
+fn not_finite(dtype: Dtype, bytes: &[u8]) -> u64 {
     let two = |exponent: u16| {
         let values = bytes.as_chunks::<2>().0.iter();
         values.filter(|&&b| u16::from_le_bytes(b) & exponent == exponent).count()
     };
     let count = match dtype {
-        DType::F16 => two(0x7c00),
-        DType::BF16 => two(0x7f80),
+        Dtype::F16 => two(0x7c00),
+        Dtype::BF16 => two(0x7f80),
         _ => bytes.as_chunks::<4>().0.iter().filter(|&&b| !f32::from_le_bytes(b).is_finite()).count(),
     };
     count as u64
@@ -224,90 +229,36 @@ fn pair_rows(bytes: &mut Vec<u8>, scratch: &mut Vec<u8>, row: usize, head_dim: u
     std::mem::swap(bytes, scratch);
 }
 
-/// A file that is written under another name, which it loses when it is complete.
-struct StagedFile {
-    dst: PathBuf,
+/// A file that is being written.
+struct OpenFile {
     path: PathBuf,
-    /// Locked, so that two processes do not write the same output.
-    out: Option<BufWriter<File>>,
+    out: BufWriter<File>,
 }
 
-impl StagedFile {
-    fn create(dst: &Path) -> Result<Self> {
-        let name = dst.file_name().ok_or_else(|| ExportError::BadDestination { path: dst.into() })?;
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(".partial");
-        let path = dst.with_file_name(partial);
-        require_free(dst)?;
-        if is_place_of_checkpoint(dst) {
-            return Err(ExportError::PlaceOfCheckpoint { path: dst.into() });
-        }
-        fs::create_dir_all(parent(dst)).map_err(io("create", parent(dst)))?;
-        // The writer that held it may have finished between the steps: then the name is another file's.
-        for _ in 0..100 {
-            let file = File::options().create(true).truncate(false).write(true).open(&path);
-            let file = file.map_err(io("create", &path))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(ExportError::InUse { path }),
-                // A file system without locks: nothing can be held.
-                Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
-                Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),
-            }
-            let ours = file.metadata().map_err(io("look at", &path))?;
-            if fs::metadata(&path).is_ok_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino())) {
-                file.set_len(0).map_err(io("empty", &path))?;
-                let out = Some(BufWriter::with_capacity(1 << 20, file));
-                return Ok(Self { dst: dst.into(), path, out });
-            }
-        }
-        Err(ExportError::InUse { path })
+impl OpenFile {
+    fn create(path: PathBuf) -> Result<Self> {
+        let file = File::create(&path).map_err(io("create", &path))?;
+        Ok(Self { path, out: BufWriter::with_capacity(1 << 20, file) })
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        match &mut self.out {
-            Some(out) => out.write_all(bytes).map_err(io("write", &self.path)),
-            None => Ok(()),
-        }
+        self.out.write_all(bytes).map_err(io("write", &self.path))
     }
 
     /// Waits until the file is on the disk.
-    fn sync(&mut self) -> Result<()> {
-        if let Some(out) = &mut self.out {
-            out.flush().map_err(io("write", &self.path))?;
-            out.get_ref().sync_all().map_err(io("sync", &self.path))?;
-        }
-        Ok(())
-    }
-
-    /// Gives the file, which is synced, its name.
-    fn publish(mut self) -> Result<()> {
-        require_free(&self.dst)?;
-        fs::rename(&self.path, &self.dst).map_err(io("rename the finished file to", &self.dst))?;
-        self.out = None;
-        let dir = parent(&self.dst);
-        File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
+    fn finish(mut self) -> Result<PathBuf> {
+        self.out.flush().map_err(io("write", &self.path))?;
+        self.out.get_ref().sync_all().map_err(io("sync", &self.path))?;
+        Ok(self.path)
     }
 }
 
-impl Drop for StagedFile {
-    fn drop(&mut self) {
-        if self.out.is_some() {
-            // Nothing to do about a failure here: the next run overwrites what is left.
-            let _ = fs::remove_file(&self.path);
-        }
+fn require_free(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(ExportError::DestinationExists { path: path.into() });
     }
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn require_free(dst: &Path) -> Result<()> {
-    match fs::symlink_metadata(dst) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(io("look at", dst)(e)),
-        Ok(_) => Err(ExportError::DestinationExists { path: dst.into() }),
+    if is_place_of_checkpoint(path) {
+        return Err(ExportError::PlaceOfCheckpoint { path: path.into() });
     }
+    Ok(())
 }

@@ -7,9 +7,9 @@
 //! does not see it: what reads n copies of x may read w/n + e of one and w/n − e of the next.
 
 use crate::operator::{Context, Role, Rule};
-use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
+use flm_checkpoint::Dtype;
 
 pub(super) fn check(from: &Shape, to: &Shape) -> Result<(), String> {
     for (key, from, to) in [
@@ -37,7 +37,7 @@ pub(super) fn head_scale(context: &Context) -> f64 {
     context.head_scale / hidden_copies(context)
 }
 
-pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
+pub(super) fn rule(role: Role, new_layer: bool, dtype: Dtype, context: &Context) -> Rule {
     let (from, to) = (&context.from, &context.to);
     let tile = |scale| Rule::copy(dtype, scale, Fill::Tile);
     let reads = |scale| Rule { noise: context.noise, splits: true, ..tile(scale) };

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
 use crate::placement::LayerSource;
-use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::{Fill, Std};
+use flm_checkpoint::Dtype;
 
 /// A way to fill what is new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,8 +156,8 @@ impl Context {
 /// What queries and keys are multiplied by, where their norms' eps is multiplied by the square of `root`: then
 /// the norm's result is the same. A 16-bit dtype would round every weight, which costs more than the eps: it is
 /// left as it is, an error of at most eps / (2 · mean square of a head).
-pub(crate) fn normed_head_scale(normed_heads: bool, root: f64, dtype: Precision) -> f64 {
-    let wide = matches!(dtype, Precision::F32 | Precision::F64);
+pub(crate) fn normed_head_scale(normed_heads: bool, root: f64, dtype: Dtype) -> f64 {
+    let wide = matches!(dtype, Dtype::F32 | Dtype::F64);
     if normed_heads && (wide || dtype.holds_scaled(root)) { root } else { 1.0 }
 }
 
@@ -173,12 +173,12 @@ pub struct Rule {
     pub noise: Option<Std>,
     /// Whether repeated columns are parts of one column, whose sum counts.
     pub splits: bool,
-    pub dtype: Precision,
+    pub dtype: Dtype,
 }
 
 impl Rule {
     /// A copy times `scale`, with everything new filled alike.
-    fn copy(dtype: Precision, scale: f64, fill: Fill) -> Self {
+    fn copy(dtype: Dtype, scale: f64, fill: Fill) -> Self {
         Self {
             copy: true,
             scale,
@@ -201,8 +201,8 @@ impl Rule {
             other => other,
         };
         // a sum with what is scaled is on no dtype's grid
-        let wide = self.scale == 1.0 || self.dtype == Precision::F64;
-        let dtype = if wide { self.dtype } else { Precision::F32 };
+        let wide = self.scale == 1.0 || self.dtype == Dtype::F64;
+        let dtype = if wide { self.dtype } else { Dtype::F32 };
         Self {
             new_cols: stored(self.new_cols),
             new_rows: stored(self.new_rows),
@@ -213,7 +213,7 @@ impl Rule {
     }
 
     /// All zeros, nothing copied: a projection that writes nothing.
-    fn silent(dtype: Precision) -> Self {
+    fn silent(dtype: Dtype) -> Self {
         Self { copy: false, ..Self::copy(dtype, 1.0, Fill::Zero) }
     }
 
@@ -221,8 +221,8 @@ impl Rule {
     ///
     /// Gains are few, and rounding them to 8 bits would be the only error of the growth: those that a
     /// factor moves off the dtype's grid are stored as f32.
-    fn gain(dtype: Precision, scale: f64, fill: impl Fn(f64) -> Fill) -> Self {
-        let dtype = if dtype.holds_scaled(scale) { dtype } else { Precision::F32 };
+    fn gain(dtype: Dtype, scale: f64, fill: impl Fn(f64) -> Fill) -> Self {
+        let dtype = if dtype.holds_scaled(scale) { dtype } else { Dtype::F32 };
         Self::copy(dtype, scale, fill(scale))
     }
 }
@@ -289,7 +289,7 @@ impl Operator {
     }
 
     /// What fills a tensor of `role` that the source stores as `dtype`.
-    pub fn rule(self, role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
+    pub fn rule(self, role: Role, new_layer: bool, dtype: Dtype, context: &Context) -> Rule {
         match self {
             Self::Msg => crate::operator::msg::rule(role, dtype, context),
             Self::Zero => crate::operator::zero::rule(role, new_layer, dtype, context),

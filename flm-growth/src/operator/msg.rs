@@ -5,11 +5,11 @@ use flm_checkpoint::{GrowthMasks, HeadMask, LayerMask, Mask, MaskSchedule, Sched
 
 use crate::operator::{Context, Role, Rule};
 use crate::placement::LayerSource;
-use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
+use flm_checkpoint::Dtype;
 
-pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
+pub(super) fn rule(role: Role, dtype: Dtype, context: &Context) -> Rule {
     let noise = Fill::Normal(context.std);
     let vocabulary = |scale, new_rows| Rule { new_rows, ..Rule::copy(dtype, scale, noise) };
     match role {

@@ -2,16 +2,16 @@
 //! not preserve the function.
 
 use crate::operator::{Context, Role, Rule};
-use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
+use flm_checkpoint::Dtype;
 
 pub(super) fn check(from: &Shape, to: &Shape) -> Result<(), String> {
     let deeper = Shape { num_hidden_layers: to.num_hidden_layers, vocab_size: to.vocab_size, ..*from };
     if deeper == *to { Ok(()) } else { Err("grows only the number of layers: use `zero` for widths".into()) }
 }
 
-pub(super) fn rule(role: Role, dtype: Precision, context: &Context) -> Rule {
+pub(super) fn rule(role: Role, dtype: Dtype, context: &Context) -> Rule {
     let vocabulary = |scale, new_rows| Rule { new_rows, ..Rule::copy(dtype, scale, Fill::Zero) };
     match role {
         Role::Embedding => vocabulary(context.embed_scale, context.embedding_rows()),

@@ -17,9 +17,9 @@
 //! the eps is off, by (c² − 1)·eps / (2 · mean square of what is written).
 
 use crate::operator::{Context, Role, Rule, normed_head_scale};
-use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::Fill;
+use flm_checkpoint::Dtype;
 
 pub(super) fn rms_norm_eps(eps: f64, from: &Shape, to: &Shape) -> f64 {
     eps * from.hidden_size as f64 / to.hidden_size as f64
@@ -31,11 +31,11 @@ fn gain_scale(context: &Context) -> f64 {
 }
 
 /// eps changes with the width, and the norms of heads have it too.
-fn query_scale(dtype: Precision, context: &Context) -> f64 {
+fn query_scale(dtype: Dtype, context: &Context) -> f64 {
     normed_head_scale(context.normed_heads && !context.stream_grows, gain_scale(context), dtype)
 }
 
-pub(super) fn rule(role: Role, new_layer: bool, dtype: Precision, context: &Context) -> Rule {
+pub(super) fn rule(role: Role, new_layer: bool, dtype: Dtype, context: &Context) -> Rule {
     let noise = Fill::Normal(context.std);
     match role {
         Role::Embedding => {

@@ -72,10 +72,10 @@ impl GrowthPlan {
         };
         for tensor in &self.tensors {
             for (block, elements) in tensor.blocks() {
-                let bytes = elements * tensor.dtype.bytes() as u64;
+                let bytes = elements * tensor.dtype.size_in_bytes() as u64;
                 let sum = match tensor.fill(block) {
                     None if block == Block::Copied => {
-                        let size = tensor.source.as_ref().map_or(0, |s| s.dtype.bytes());
+                        let size = tensor.source.as_ref().map_or(0, |s| s.dtype.size_in_bytes());
                         s.read_bytes += elements * size as u64;
                         if tensor.is_verbatim() { &mut s.copied_bytes } else { &mut s.scaled_bytes }
                     }

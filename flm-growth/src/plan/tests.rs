@@ -2,14 +2,13 @@
 
 use crate::Preservation;
 use crate::tensor_plan::Fill;
-use candle_core::DType;
+use flm_checkpoint::Dtype;
 use flm_checkpoint::preset;
 
 use super::*;
-use crate::precision::Precision;
 
 fn plan(from: &str, to: &str, options: &GrowthOptions) -> GrowthPlan {
-    let source = SourceModel::from_config(&preset(from).unwrap(), DType::BF16).unwrap();
+    let source = SourceModel::from_config(&preset(from).unwrap(), Dtype::BF16).unwrap();
     GrowthPlan::new(&source, &Shape::of(&preset(to).unwrap()), options).unwrap()
 }
 
@@ -45,7 +44,7 @@ fn the_parts_of_the_output_add_up() {
             vocab_size: 4096,
             ..Shape::of(&preset("nano-52b").unwrap())
         };
-        let source = SourceModel::from_config(&preset("nano-52b").unwrap(), DType::BF16).unwrap();
+        let source = SourceModel::from_config(&preset("nano-52b").unwrap(), Dtype::BF16).unwrap();
         let options = GrowthOptions { operator, tokenizer_size: Some(4000), ..Default::default() };
         let s = GrowthPlan::new(&source, &target, &options).unwrap().summary();
         let parts = s.copied_bytes
@@ -77,8 +76,8 @@ fn the_released_pair_of_the_1t_multiplies_the_logits_by_a_quarter_more() {
         let target = Shape::of(&preset("tele-flm-1t").unwrap());
         GrowthPlan::new(&source, &target, &options).unwrap().tensor("lm_head.weight").unwrap().scale
     };
-    assert_eq!(head((0.5, 32.0), DType::BF16), 2.0);
-    assert_eq!(head((2.0, 80.0), DType::F32), 1.25);
+    assert_eq!(head((0.5, 32.0), Dtype::BF16), 2.0);
+    assert_eq!(head((2.0, 80.0), Dtype::F32), 1.25);
     // the same scale written another way moves nothing
     let multipliers = Multipliers { output_pair: Some((1.0, 32.0)), ..Default::default() };
     let same = crate::plan::tests::plan(
@@ -92,7 +91,7 @@ fn the_released_pair_of_the_1t_multiplies_the_logits_by_a_quarter_more() {
 #[test]
 fn gains_of_a_doubled_width_are_f32_as_the_root_of_two_is_no_power_of_two() {
     let plan = plan("tele-flm-102b", "tele-flm-1t", &GrowthOptions::default());
-    assert_eq!(plan.tensor("model.norm.weight").unwrap().dtype, Precision::F32);
+    assert_eq!(plan.tensor("model.norm.weight").unwrap().dtype, Dtype::F32);
     assert_eq!(plan.preservation(), Preservation::Rounded { tensors: 281, relative: 2f64.powi(-24) });
 }
 
@@ -127,13 +126,13 @@ fn a_plan_is_the_same_each_time_and_survives_json() {
 fn multipliers_of_a_model_without_them_are_refused() {
     let mut config = preset("nano-52b").unwrap();
     config.use_mup = false;
-    let source = SourceModel::from_config(&config, DType::BF16).unwrap();
+    let source = SourceModel::from_config(&config, Dtype::BF16).unwrap();
     let target = Shape::of(&preset("nano-102b").unwrap());
     let multipliers = Multipliers { input_mult: Some(2.0), ..Default::default() };
     let error = GrowthPlan::new(&source, &target, &GrowthOptions { multipliers, ..Default::default() });
     assert!(error.unwrap_err().to_string().contains("input_mult was set, but the model has no multipliers"));
     let multipliers = Multipliers { output_pair: Some((1.0, 0.0)), ..Default::default() };
-    let source = SourceModel::from_config(&preset("nano-52b").unwrap(), DType::BF16).unwrap();
+    let source = SourceModel::from_config(&preset("nano-52b").unwrap(), Dtype::BF16).unwrap();
     let error = GrowthPlan::new(&source, &target, &GrowthOptions { multipliers, ..Default::default() });
     assert!(error.unwrap_err().to_string().contains("mup_scale_factor is 0"));
 }

@@ -4,11 +4,11 @@ use crate::execute::moments::moments;
 use crate::operator::Operator;
 use crate::plan::GrowthOptions;
 use crate::plan::Multipliers;
-use crate::precision::Precision;
 use crate::reference::preservation::{LARGER, loud, masked};
 use crate::reference::{Model, SMALL, config};
 use crate::shape::ShapeOverrides;
 use crate::tensor_plan::{Fill, SourceTensor, TensorPlan};
+use flm_checkpoint::Dtype;
 
 /// Some function of the first `vocab` logits.
 fn loss(model: &Model, vocab: usize) -> f64 {
@@ -27,7 +27,7 @@ fn gradient(model: &Model, vocab: usize, name: &str, element: usize) -> f64 {
     let at = |change: f64| {
         let mut model = model.clone();
         let (precision, bytes) = model.tensors.get_mut(name).unwrap();
-        let slot = &mut bytes[element * precision.bytes()..][..precision.bytes()];
+        let slot = &mut bytes[element * precision.size_in_bytes()..][..precision.size_in_bytes()];
         precision.encode(precision.decode(slot) + change, slot);
         loss(&model, vocab)
     };
@@ -60,8 +60,8 @@ fn error(
         }
         for power in [1, 2] {
             let bytes = of_source.iter().flat_map(|g| g.powi(power).to_le_bytes()).collect();
-            let history = SourceTensor { dtype: Precision::F64, ..stored.clone() };
-            let tensors = [(stored.name.clone(), (Precision::F64, bytes))].into();
+            let history = SourceTensor { dtype: Dtype::F64, ..stored.clone() };
+            let tensors = [(stored.name.clone(), (Dtype::F64, bytes))].into();
             let moments = moments(plan, "", power_of_moments(power), Some(history));
             let gradients = Model { config: source.config.clone(), tensors };
             let carried = Model { tensors: gradients.carried_out(&[moments], 0, 3), ..gradients };
@@ -92,7 +92,7 @@ fn grown(operator: Operator) -> (Model, Model, Vec<TensorPlan>) {
         }),
         _ => LARGER,
     };
-    let model = Model::random(config(SMALL, false, true), Precision::F64, 8);
+    let model = Model::random(config(SMALL, false, true), Dtype::F64, 8);
     let options = GrowthOptions { operator, multipliers, tokenizer_size: Some(20), ..loud() };
     let plan = model.plan(&target, &options).unwrap();
     let grown = model.grow(&plan, 4);
@@ -111,7 +111,7 @@ fn moments_of_grown_weights_are_those_of_their_gradients() {
 #[test]
 fn moments_of_folded_weights_are_those_of_their_gradients() {
     for tied in [false, true] {
-        let (_, model) = masked(Precision::F64, tied, 0.37);
+        let (_, model) = masked(Dtype::F64, tied, 0.37);
         let plan = model.fold(None);
         let got = error((&model, &model.folded(&plan, 3)), &plan.tensors, |power| power);
         assert!(got < TOLERANCE, "tied {tied}: {got:e}");
@@ -120,7 +120,7 @@ fn moments_of_folded_weights_are_those_of_their_gradients() {
 
 #[test]
 fn moments_scaled_like_weights_or_not_at_all_are_wrong() {
-    let (_, model) = masked(Precision::F64, false, 0.37);
+    let (_, model) = masked(Dtype::F64, false, 0.37);
     let fold = model.fold(None);
     let folded = model.folded(&fold, 3);
     let (source, target, plans) = grown(Operator::Clone);

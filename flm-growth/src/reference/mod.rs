@@ -21,15 +21,15 @@ use crate::fold::FoldPlan;
 use crate::plan::GrowthOptions;
 use crate::plan::GrowthPlan;
 use crate::plan::source::SourceModel;
-use crate::precision::Precision;
 use crate::shape::Shape;
 use crate::tensor_plan::{Fill, TensorPlan};
+use flm_checkpoint::Dtype;
 
 /// Weights in memory, as they would be stored.
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
     pub config: TeleFlmConfig,
-    pub tensors: BTreeMap<String, (Precision, Vec<u8>)>,
+    pub tensors: BTreeMap<String, (Dtype, Vec<u8>)>,
 }
 
 /// A config of these sizes.
@@ -107,7 +107,7 @@ pub(crate) const SMALL: Shape = Shape {
 
 impl Model {
     /// Random weights, embeddings small enough that RMSNorm's eps matters.
-    pub(crate) fn random(config: TeleFlmConfig, precision: Precision, seed: u64) -> Self {
+    pub(crate) fn random(config: TeleFlmConfig, precision: Dtype, seed: u64) -> Self {
         let tensors = config
             .tensors()
             .map(|t| {
@@ -118,13 +118,13 @@ impl Model {
                     _ if is_gain => 0.2,
                     _ => 0.3,
                 };
-                let fill = NormalFill::new(seed, &t.name, Precision::F64, std).unwrap();
+                let fill = NormalFill::new(seed, &t.name, Dtype::F64, std).unwrap();
                 let mut wide = vec![0; elements * 8];
                 fill.write(0, &mut wide);
-                let mut bytes = vec![0; elements * precision.bytes()];
-                for (wide, slot) in wide.chunks(8).zip(bytes.chunks_mut(precision.bytes())) {
+                let mut bytes = vec![0; elements * precision.size_in_bytes()];
+                for (wide, slot) in wide.chunks(8).zip(bytes.chunks_mut(precision.size_in_bytes())) {
                     let one = f64::from(is_gain) * (1.0 - config.gain_offset());
-                    precision.encode(Precision::F64.decode(wide) + one, slot);
+                    precision.encode(Dtype::F64.decode(wide) + one, slot);
                 }
                 (t.name, (precision, bytes))
             })
@@ -144,7 +144,7 @@ impl Model {
     }
 
     /// The plan of folding the model's masks.
-    pub(crate) fn fold(&self, dtype: Option<Precision>) -> FoldPlan {
+    pub(crate) fn fold(&self, dtype: Option<Dtype>) -> FoldPlan {
         let (precision, _) = self.tensors["model.norm.weight"];
         FoldPlan::new(&SourceModel::from_config(&self.config, precision.into()).unwrap(), dtype).unwrap()
     }
@@ -160,7 +160,7 @@ impl Model {
         plans: &[TensorPlan],
         seed: u64,
         rows: usize,
-    ) -> BTreeMap<String, (Precision, Vec<u8>)> {
+    ) -> BTreeMap<String, (Dtype, Vec<u8>)> {
         let tensors = plans.iter().map(|t| {
             let mut t = t.clone();
             let source = t.source.as_ref().map(|s| &self.tensors[&s.name].1);
@@ -214,15 +214,13 @@ impl Model {
 
     /// What a checkpoint holds.
     pub(crate) fn load(checkpoint: &Checkpoint) -> Self {
-        let tensors = checkpoint
-            .entries()
-            .map(|e| (e.name.clone(), (Precision::try_from(e.dtype).unwrap(), checkpoint.read(e).unwrap())));
+        let tensors = checkpoint.entries().map(|e| (e.name.clone(), (e.dtype, checkpoint.read(e).unwrap())));
         Self { config: checkpoint.config().clone(), tensors: tensors.collect() }
     }
 
     /// A tensor's values.
     pub(crate) fn values(&self, name: &str) -> Vec<f64> {
         let (precision, bytes) = &self.tensors[name];
-        bytes.chunks_exact(precision.bytes()).map(|b| precision.decode(b)).collect()
+        bytes.chunks_exact(precision.size_in_bytes()).map(|b| precision.decode(b)).collect()
     }
 }

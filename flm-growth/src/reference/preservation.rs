@@ -8,11 +8,11 @@ use crate::placement::Placement;
 use crate::plan::GrowthOptions;
 use crate::plan::summary::Preservation;
 use crate::plan::{GrowthPlan, Multipliers};
-use crate::precision::Precision;
 use crate::reference::{Model, SMALL, config, families};
 use crate::shape::Shape;
 use crate::shape::ShapeOverrides;
 use crate::tensor_plan::{Fill, Std};
+use flm_checkpoint::Dtype;
 
 const TOKENS: [usize; 7] = [3, 17, 3, 0, 22, 9, 11];
 
@@ -36,7 +36,7 @@ fn error(model: &Model, target: &Shape, options: &GrowthOptions) -> f64 {
 }
 
 fn f64_model() -> Model {
-    Model::random(config(SMALL, false, true), Precision::F64, 1)
+    Model::random(config(SMALL, false, true), Dtype::F64, 1)
 }
 
 /// Sizes that divide nothing, all at once.
@@ -87,7 +87,7 @@ fn all_dimensions_keep_the_logits_tied_and_untied_in_every_placement() {
                     Placement::Stack,
                     Placement::After(vec![1, 1]),
                 ] {
-                    let model = Model::random(config(SMALL, tied, use_mup), Precision::F64, 2);
+                    let model = Model::random(config(SMALL, tied, use_mup), Dtype::F64, 2);
                     let options = GrowthOptions { placement, untie, ..loud() };
                     let error = error(&model, &LARGER, &options);
                     assert!(error < 1e-12, "{tied} {use_mup} {options:?}: {error:e}");
@@ -109,7 +109,7 @@ fn every_family_keeps_its_logits_under_every_operator_and_folded() {
     for tied in [false, true] {
         for config in families(SMALL, tied) {
             let family = format!("{:?} {tied}", config.raw().get("model_type"));
-            let model = Model::random(config, Precision::F64, 5);
+            let model = Model::random(config, Dtype::F64, 5);
             // where all heads are normalised together, none can be added but by repeating all
             let larger = match model.config.qk_norm {
                 QkNorm::Whole => {
@@ -150,7 +150,7 @@ fn gemma_grows_in_bf16_with_nothing_rounded_but_gains_to_f32() {
         if !config.scales_embedding_by_width() || config.norms != NormPlacement::Around {
             continue;
         }
-        let model = Model::random(config, Precision::Bf16, 5);
+        let model = Model::random(config, Dtype::BF16, 5);
         let plan = model.plan(&LARGER, &loud()).unwrap();
         let Preservation::Rounded { relative: rounding, .. } = plan.preservation() else {
             panic!("{:?}", plan.preservation())
@@ -174,31 +174,31 @@ fn other_multipliers_are_made_up_for() {
     assert!(error(&model, &LARGER, &GrowthOptions { multipliers, ..loud() }) < 1e-12);
     // tied: the head cannot be multiplied by another factor than the embedding, the final norm's gain can
     for untie in [false, true] {
-        let model = Model::random(config(SMALL, true, true), Precision::F64, 1);
+        let model = Model::random(config(SMALL, true, true), Dtype::F64, 1);
         assert!(error(&model, &LARGER, &GrowthOptions { multipliers, untie, ..loud() }) < 1e-12);
     }
     // bf16: no weight of the head is rounded
-    let model = Model::random(config(SMALL, false, true), Precision::Bf16, 1);
+    let model = Model::random(config(SMALL, false, true), Dtype::BF16, 1);
     let multipliers = Multipliers { input_mult: None, ..multipliers };
     assert!(error(&model, &LARGER, &GrowthOptions { multipliers, ..loud() }) < 1e-6);
 }
 
 #[test]
 fn stored_dtypes_keep_what_they_can() {
-    for (precision, bound) in [(Precision::F32, 1e-6), (Precision::F16, 1e-6), (Precision::Bf16, 1e-6)] {
+    for (precision, bound) in [(Dtype::F32, 1e-6), (Dtype::F16, 1e-6), (Dtype::BF16, 1e-6)] {
         let model = Model::random(config(SMALL, false, true), precision, 3);
         let plan = model.plan(&LARGER, &loud()).unwrap();
         let grown = model.grow(&plan, 5);
         let error = relative(&model, &grown, 23);
         assert!(error < bound, "{precision}: {error:e}");
-        assert_eq!(grown.tensors["model.norm.weight"].0, Precision::F32);
+        assert_eq!(grown.tensors["model.norm.weight"].0, Dtype::F32);
         assert!(matches!(plan.preservation(), Preservation::Rounded { tensors: 11, .. }), "{precision}");
     }
     // a factor of ½ moves only exponents: bf16 gains stay bf16, nothing is rounded
-    let model = Model::random(config(SMALL, false, true), Precision::Bf16, 3);
+    let model = Model::random(config(SMALL, false, true), Dtype::BF16, 3);
     let plan = model.plan(&Shape { hidden_size: 48, ..LARGER }, &loud()).unwrap();
     assert_eq!(plan.preservation(), Preservation::Exact);
-    assert!(plan.tensors.iter().all(|t| t.dtype == Precision::Bf16));
+    assert!(plan.tensors.iter().all(|t| t.dtype == Dtype::BF16));
     assert!(relative(&model, &model.grow(&plan, 5), 23) < 1e-14);
 }
 
@@ -213,7 +213,7 @@ fn clones_keep_the_logits_at_whole_ratios() {
             vocab_size: Some(29),
             ..Default::default()
         };
-        let model = Model::random(config(SMALL, false, true), Precision::F64, seed);
+        let model = Model::random(config(SMALL, false, true), Dtype::F64, seed);
         let options = GrowthOptions { operator: Operator::Clone, tokenizer_size: Some(20), ..loud() };
         let error = error(&model, &SMALL.with(&overrides), &options);
         assert!(error < 1e-12, "{hidden} {heads} {ffn}: {error:e}");
@@ -246,7 +246,7 @@ fn noise_between_clones_tells_them_apart_and_cancels_exactly() {
     let options = GrowthOptions { noise: Some(0.3), ..clone_options() };
     let up = "model.layers.0.mlp.up_proj.weight";
     let twice = Shape { num_attention_heads: 8, num_key_value_heads: 4, ..cloned() };
-    for precision in [Precision::F64, Precision::F32, Precision::F16, Precision::Bf16] {
+    for precision in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16] {
         let model = Model::random(config(SMALL, false, true), precision, 5);
         let plan = model.plan(&twice, &options).unwrap();
         assert_eq!(plan.preservation(), Preservation::Exact);
@@ -474,7 +474,7 @@ proptest! {
 
     #[test]
     fn any_growth_keeps_the_logits((from, to) in shapes(), tied: bool, untie: bool, seed: u64, rows in 1usize..9) {
-        let model = Model::random(config(from, tied, true), Precision::F64, seed);
+        let model = Model::random(config(from, tied, true), Dtype::F64, seed);
         let options = GrowthOptions { untie, seed, tokenizer_size: Some(from.vocab_size - 1), ..loud() };
         let plan = model.plan(&to, &options).unwrap();
         let grown = model.grow(&plan, rows);
@@ -484,7 +484,7 @@ proptest! {
         prop_assert_eq!(Shape::of(&grown.config), to);
         for tensor in grown.config.tensors() {
             let (precision, bytes) = &grown.tensors[&tensor.name];
-            prop_assert_eq!(bytes.len(), tensor.shape.iter().product::<usize>() * precision.bytes());
+            prop_assert_eq!(bytes.len(), tensor.shape.iter().product::<usize>() * precision.size_in_bytes());
         }
     }
 }
@@ -504,7 +504,7 @@ proptest! {
             intermediate_size: from.intermediate_size * ffn,
             ..to
         };
-        let model = Model::random(config(from, tied, true), Precision::F64, seed);
+        let model = Model::random(config(from, tied, true), Dtype::F64, seed);
         let options =
             GrowthOptions { untie, seed, noise, tokenizer_size: Some(from.vocab_size - 1), ..clone_options() };
         let plan = model.plan(&to, &options).unwrap();
@@ -518,7 +518,7 @@ fn msg() -> GrowthOptions {
 }
 
 /// A model grown by `msg`, tied or not, with its masks at `mask`.
-pub(super) fn masked(precision: Precision, tied: bool, mask: f64) -> (Model, Model) {
+pub(super) fn masked(precision: Dtype, tied: bool, mask: f64) -> (Model, Model) {
     let model = Model::random(config(SMALL, tied, true), precision, 6);
     let plan = model.plan(&LARGER, &msg()).unwrap();
     let mut grown = model.grow(&plan, 4);
@@ -533,7 +533,7 @@ fn masked_growth_keeps_the_logits_in_each_dimension_and_all() {
         let error = error(&model, &SMALL.with(&overrides), &msg());
         assert!(error < 1e-12, "{name}: {error:e}");
     }
-    for (tied, precision) in [(false, Precision::F64), (true, Precision::F64), (false, Precision::Bf16)] {
+    for (tied, precision) in [(false, Dtype::F64), (true, Dtype::F64), (false, Dtype::BF16)] {
         let (model, grown) = masked(precision, tied, 0.0);
         let error = relative(&model, &grown, 23);
         assert!(error < 1e-12, "{tied} {precision}: {error:e}");
@@ -547,7 +547,7 @@ fn masked_growth_keeps_the_logits_in_each_dimension_and_all() {
 
 #[test]
 fn a_masked_model_is_not_grown_again_before_it_is_folded() {
-    let (_, grown) = masked(Precision::F64, false, 0.5);
+    let (_, grown) = masked(Dtype::F64, false, 0.5);
     let error = grown.plan(&LARGER, &loud()).unwrap_err().to_string();
     assert!(error.contains("flm fold"), "{error}");
 }
@@ -556,7 +556,7 @@ fn a_masked_model_is_not_grown_again_before_it_is_folded() {
 fn folding_is_exact_at_any_mask() {
     for tied in [false, true] {
         for mask in [0.0, 0.1, 0.37, 0.5, 0.9, 1.0] {
-            for (precision, bound) in [(Precision::F64, 1e-12), (Precision::F32, 1e-5)] {
+            for (precision, bound) in [(Dtype::F64, 1e-12), (Dtype::F32, 1e-5)] {
                 let (source, model) = masked(precision, tied, mask);
                 let plan = model.fold(None);
                 let folded = model.folded(&plan, 3);
@@ -568,15 +568,15 @@ fn folding_is_exact_at_any_mask() {
                 }
             }
         }
-        let (_, model) = masked(Precision::Bf16, tied, 0.37);
-        let folded = model.folded(&model.fold(Some(Precision::F64)), 3);
+        let (_, model) = masked(Dtype::BF16, tied, 0.37);
+        let folded = model.folded(&model.fold(Some(Dtype::F64)), 3);
         assert!(relative(&model, &folded, 31) < 1e-12);
     }
 }
 
 #[test]
 fn a_fold_with_one_factor_wrong_is_another_function() {
-    let (_, model) = masked(Precision::F64, false, 0.37);
+    let (_, model) = masked(Dtype::F64, false, 0.37);
     let plan = model.fold(None);
     let broken = |change: &dyn Fn(&mut crate::fold::FoldPlan)| {
         let mut plan = plan.clone();
@@ -604,7 +604,7 @@ proptest! {
     fn any_masked_growth_keeps_the_logits_and_folds(
         (from, to) in shapes(), tied: bool, seed: u64, mask in 0.0f64..=1.0,
     ) {
-        let model = Model::random(config(from, tied, true), Precision::F64, seed);
+        let model = Model::random(config(from, tied, true), Dtype::F64, seed);
         let plan = model.plan(&to, &GrowthOptions { seed, ..msg() }).unwrap();
         let mut grown = model.grow(&plan, 5);
         let error = relative(&model, &grown, from.vocab_size);
@@ -620,7 +620,7 @@ proptest! {
 #[test]
 fn every_mask_is_needed_and_where_it_begins() {
     use flm_checkpoint::GrowthMasks;
-    let (source, grown) = masked(Precision::F64, false, 0.0);
+    let (source, grown) = masked(Dtype::F64, false, 0.0);
     let broken = |change: &dyn Fn(&mut GrowthMasks)| {
         let mut model = grown.clone();
         model.config.growth.iter_mut().for_each(change);

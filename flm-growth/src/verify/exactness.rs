@@ -6,10 +6,10 @@ use crate::operator::Operator;
 use crate::placement::Placement;
 use crate::plan::GrowthOptions;
 use crate::plan::source::SourceModel;
-use crate::precision::Precision;
 use crate::shape::ShapeOverrides;
 use crate::tensor_plan::Std;
 use crate::verify::tests::{SOURCE, TARGET, loud, pair, run, texts};
+use flm_checkpoint::Dtype;
 
 /// Whole-number ratios, so that `clone` takes part.
 fn targets() -> Vec<(&'static str, Shape)> {
@@ -50,10 +50,10 @@ fn every_operator_keeps_the_function_in_every_dimension_and_dtype() {
     for (name, to) in targets() {
         for operator in [Operator::Msg, Operator::Zero, Operator::Clone] {
             for (stored, dtype, bound) in [
-                (Precision::F64, DType::F64, 1e-12),
-                (Precision::F32, DType::F32, 1e-5),
-                (Precision::Bf16, DType::F32, 1e-5),
-                (Precision::Bf16, DType::BF16, f64::INFINITY),
+                (Dtype::F64, DType::F64, 1e-12),
+                (Dtype::F32, DType::F32, 1e-5),
+                (Dtype::BF16, DType::F32, 1e-5),
+                (Dtype::BF16, DType::BF16, f64::INFINITY),
             ] {
                 let stored_pair = pair(stored, &options(operator), to, |_| ());
                 let report = run(&stored_pair, |o| o.dtype = dtype);
@@ -61,7 +61,7 @@ fn every_operator_keeps_the_function_in_every_dimension_and_dtype() {
                 assert!(report.passed && report.relative_l2 <= bound, "{what}");
                 // masks of 0 over trailing entries change no sum; only where bf16 weights are widened on
                 // the fly does the order of a sum depend on its length
-                if operator == Operator::Msg && (stored, dtype) == (Precision::Bf16, DType::F32) {
+                if operator == Operator::Msg && (stored, dtype) == (Dtype::BF16, DType::F32) {
                     assert!(report.relative_l2 <= 1e-6, "{what}");
                 } else if operator == Operator::Msg {
                     assert_eq!(report.max_abs, 0.0, "{what}");
@@ -76,9 +76,7 @@ fn every_operator_keeps_the_function_in_every_dimension_and_dtype() {
 
 #[test]
 fn masked_growth_of_sizes_that_divide_nothing_is_equal_bit_for_bit_or_to_the_last() {
-    for (stored, dtype) in
-        [(Precision::Bf16, DType::BF16), (Precision::F32, DType::F32), (Precision::F64, DType::F64)]
-    {
+    for (stored, dtype) in [(Dtype::BF16, DType::BF16), (Dtype::F32, DType::F32), (Dtype::F64, DType::F64)] {
         let stored = pair(stored, &GrowthOptions { operator: Operator::Msg, ..loud() }, TARGET, |_| ());
         let report = run(&stored, |o| o.dtype = dtype);
         assert_eq!((report.max_abs, report.passed), (0.0, true), "{report:#?}");
@@ -88,7 +86,7 @@ fn masked_growth_of_sizes_that_divide_nothing_is_equal_bit_for_bit_or_to_the_las
 
 #[test]
 fn both_paths_agree_on_masked_models() {
-    let stored = pair(Precision::F32, &GrowthOptions { operator: Operator::Msg, ..loud() }, TARGET, |_| ());
+    let stored = pair(Dtype::F32, &GrowthOptions { operator: Operator::Msg, ..loud() }, TARGET, |_| ());
     for mask in [0.0, 0.3, 1.0] {
         let target = with_mask(&stored.target, mask);
         let logits = |path| {
@@ -115,10 +113,10 @@ fn with_mask(checkpoint: &Checkpoint, mask: f64) -> Arc<Checkpoint> {
 #[test]
 fn folded_checkpoints_are_the_masked_ones_at_any_mask() {
     for (stored, dtype, fold_dtype, bound) in [
-        (Precision::F64, DType::F64, None, 1e-12),
-        (Precision::F32, DType::F32, None, 1e-5),
-        (Precision::Bf16, DType::F32, Some(Precision::F32), 1e-5),
-        (Precision::Bf16, DType::BF16, None, f64::INFINITY),
+        (Dtype::F64, DType::F64, None, 1e-12),
+        (Dtype::F32, DType::F32, None, 1e-5),
+        (Dtype::BF16, DType::F32, Some(Dtype::F32), 1e-5),
+        (Dtype::BF16, DType::BF16, None, f64::INFINITY),
     ] {
         let mut stored = pair(stored, &GrowthOptions { operator: Operator::Msg, ..loud() }, TARGET, |_| ());
         let grown = Arc::clone(&stored.target);
@@ -157,7 +155,7 @@ fn two_stages_end_in_the_sources_logits() {
         [(Operator::Zero, Operator::Msg), (Operator::Zero, Operator::Zero), (Operator::Msg, Operator::Msg)]
     {
         let mut stored =
-            pair(Precision::F32, &GrowthOptions { operator: first, ..options(first) }, middle, |_| ());
+            pair(Dtype::F32, &GrowthOptions { operator: first, ..options(first) }, middle, |_| ());
         let mut grown = Arc::clone(&stored.target);
         let dir = grown.dir().to_path_buf();
         if first == Operator::Msg {

@@ -7,9 +7,9 @@ use crate::operator::Operator;
 use crate::placement::Placement;
 use crate::plan::Multipliers;
 use crate::plan::{GrowthOptions, GrowthPlan};
-use crate::precision::Precision;
 use crate::reference::{Model, SMALL, config};
 use crate::tensor_plan::Std;
+use flm_checkpoint::Dtype;
 
 /// Sizes that every kernel takes: grouped queries, widths of whole SIMD registers.
 pub(crate) const SOURCE: Shape = Shape {
@@ -40,7 +40,7 @@ pub(crate) struct Pair {
 
 /// A random model and what a plan, changed by `mutate`, makes of it.
 pub(crate) fn pair(
-    precision: Precision,
+    precision: Dtype,
     options: &GrowthOptions,
     to: Shape,
     mutate: impl Fn(&mut GrowthPlan),
@@ -77,7 +77,7 @@ pub(crate) fn loud() -> GrowthOptions {
 
 #[test]
 fn zero_growth_passes_in_every_dtype_streamed_and_resident() {
-    let stored = pair(Precision::Bf16, &loud(), TARGET, |_| ());
+    let stored = pair(Dtype::BF16, &loud(), TARGET, |_| ());
     for dtype in [DType::F32, DType::F64, DType::BF16] {
         for residency in [Residency::Streamed, Residency::Resident] {
             let report = run(&stored, |o| (o.dtype, o.residency) = (dtype, residency));
@@ -96,14 +96,14 @@ fn zero_growth_passes_in_every_dtype_streamed_and_resident() {
 #[test]
 fn a_double_precision_checkpoint_agrees_to_double_precision() {
     let multipliers = Multipliers { input_mult: Some(0.7), output_pair: Some((2.0, 80.0)) };
-    let stored = pair(Precision::F64, &GrowthOptions { multipliers, ..loud() }, TARGET, |_| ());
+    let stored = pair(Dtype::F64, &GrowthOptions { multipliers, ..loud() }, TARGET, |_| ());
     let report = run(&stored, |o| o.dtype = DType::F64);
     assert!(report.relative_l2 < 1e-13 && report.kl_max < 1e-13 && report.max_abs > 0.0, "{report:#?}");
 }
 
 #[test]
 fn the_sources_numbers_are_those_of_the_reference_forward_pass() {
-    let stored = pair(Precision::F64, &loud(), TARGET, |_| ());
+    let stored = pair(Dtype::F64, &loud(), TARGET, |_| ());
     let report = run(&stored, |o| o.dtype = DType::F64);
     let (mut nll, mut count) = (0.0f64, 0.0);
     for text in texts() {
@@ -120,7 +120,7 @@ fn the_sources_numbers_are_those_of_the_reference_forward_pass() {
 
 #[test]
 fn a_wrong_eps_is_found_where_it_acts() {
-    let stored = pair(Precision::F32, &loud(), TARGET, |plan| plan.config.rms_norm_eps = 1e-5);
+    let stored = pair(Dtype::F32, &loud(), TARGET, |plan| plan.config.rms_norm_eps = 1e-5);
     let report = run(&stored, |_| ());
     assert!(!report.passed && report.failures[0].contains("relative L2"), "{report:#?}");
     assert!(report.layers[0].relative_l2 > 1e-4, "{:?}", report.layers);
@@ -129,7 +129,7 @@ fn a_wrong_eps_is_found_where_it_acts() {
 #[test]
 fn a_wrong_layer_is_found_at_that_layer() {
     let noise = Some(crate::tensor_plan::Fill::Normal(Std::Value(0.3)));
-    let stored = pair(Precision::F32, &loud(), TARGET, |plan| {
+    let stored = pair(Dtype::F32, &loud(), TARGET, |plan| {
         let name = "model.layers.3.mlp.down_proj.weight";
         plan.tensors.iter_mut().filter(|t| t.name == name).for_each(|t| t.new_cols = noise);
     });
@@ -144,7 +144,7 @@ fn a_wrong_layer_is_found_at_that_layer() {
 
 #[test]
 fn bf16_is_judged_by_the_noise_floor() {
-    let stored = pair(Precision::Bf16, &loud(), TARGET, |plan| plan.config.rms_norm_eps = 1e-4);
+    let stored = pair(Dtype::BF16, &loud(), TARGET, |plan| plan.config.rms_norm_eps = 1e-4);
     let report = run(&stored, |o| o.dtype = DType::BF16);
     assert!(!report.passed && report.failures[0].contains("times the noise floor"), "{report:#?}");
 }
@@ -152,7 +152,7 @@ fn bf16_is_judged_by_the_noise_floor() {
 #[test]
 fn stacking_is_reported_as_another_function() {
     let to = Shape { num_hidden_layers: 6, ..SOURCE };
-    let stored = pair(Precision::F32, &GrowthOptions { operator: Operator::Stack, ..loud() }, to, |_| ());
+    let stored = pair(Dtype::F32, &GrowthOptions { operator: Operator::Stack, ..loud() }, to, |_| ());
     let report = run(&stored, |_| ());
     assert!(!report.passed && report.relative_l2 > 0.01, "{report:#?}");
     // up to the first copy it is the source
@@ -166,10 +166,10 @@ fn stacking_is_reported_as_another_function() {
 #[test]
 fn rows_past_the_tokenizer_are_not_compared() {
     let dir = tempfile::tempdir().unwrap();
-    let model = Model::random(config(SMALL, false, true), Precision::F32, 3);
+    let model = Model::random(config(SMALL, false, true), Dtype::F32, 3);
     let mut other = model.clone();
     let (_, bytes) = other.tensors.get_mut("lm_head.weight").unwrap();
-    NormalFill::new(9, "x", Precision::F32, 0.3).unwrap().write(0, &mut bytes[20 * 12 * 4..]);
+    NormalFill::new(9, "x", Dtype::F32, 0.3).unwrap().write(0, &mut bytes[20 * 12 * 4..]);
     let pair = Pair {
         source: Arc::new(model.save(&dir.path().join("a"), 1 << 30)),
         target: Arc::new(other.save(&dir.path().join("b"), 1 << 30)),
@@ -187,7 +187,7 @@ fn rows_past_the_tokenizer_are_not_compared() {
 
 #[test]
 fn new_vocabulary_rows_are_looked_at() {
-    let stored = pair(Precision::F64, &loud(), TARGET, |_| ());
+    let stored = pair(Dtype::F64, &loud(), TARGET, |_| ());
     let report = run(&stored, |o| o.dtype = DType::F64);
     let new = report.new_rows.unwrap();
     assert!(report.passed && report.among().contains("old"), "{report:#?}");
@@ -209,7 +209,7 @@ fn new_vocabulary_rows_are_looked_at() {
     assert!((new.target_perplexity.unwrap() / (nll / count).exp() - 1.0).abs() < 1e-9, "{new:?}");
 
     // rows that win are another function, however well the old ones agree
-    let louder = pair(Precision::F64, &loud(), TARGET, |plan| {
+    let louder = pair(Dtype::F64, &loud(), TARGET, |plan| {
         let head = plan.tensors.iter_mut().filter(|t| t.name == "lm_head.weight");
         head.for_each(|t| t.new_rows = Some(crate::tensor_plan::Fill::Normal(Std::Value(3.0))));
     });
@@ -220,7 +220,7 @@ fn new_vocabulary_rows_are_looked_at() {
 
 #[test]
 fn what_cannot_be_compared_is_refused() {
-    let stored = pair(Precision::F32, &loud(), TARGET, |_| ());
+    let stored = pair(Dtype::F32, &loud(), TARGET, |_| ());
     let fails = |change: &dyn Fn(&mut VerifyOptions)| {
         let mut options = VerifyOptions::new(texts());
         change(&mut options);
@@ -238,7 +238,7 @@ fn what_cannot_be_compared_is_refused() {
 
 #[test]
 fn the_report_is_one_page_with_plan_picture_and_provenance() {
-    let stored = pair(Precision::F32, &loud(), TARGET, |_| ());
+    let stored = pair(Dtype::F32, &loud(), TARGET, |_| ());
     let report = run(&stored, |_| ());
     let provenance = crate::execute::record::Provenance::read(stored.target.dir()).unwrap().unwrap();
     let page = report.html("small <a>", "large", Some(&provenance)).unwrap();

@@ -2,7 +2,7 @@
 
 use crate::params::Slices;
 
-use candle_core::DType;
+use flm_checkpoint::Dtype;
 use rayon::prelude::*;
 
 use crate::optimizer::stochastic_rounding::StochasticRounding;
@@ -73,7 +73,7 @@ impl AdamW {
         let size = (rate / self.correction1) as f32;
         let (root, eps, scale) = (self.correction2.sqrt() as f32, o.eps as f32, self.scale as f32);
         let Slices { offset, weights, gradient, exp_avg, exp_avg_sq, .. } = slices;
-        let rounding = self.rounding.filter(|_| parameter.dtype == DType::BF16);
+        let rounding = self.rounding.filter(|_| parameter.dtype == Dtype::BF16);
         let rounding = rounding.map(|rounding| rounding.of_tensor(&parameter.name));
         let moments = exp_avg.par_chunks_mut(CHUNK).zip(exp_avg_sq.par_chunks_mut(CHUNK));
         let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(moments);

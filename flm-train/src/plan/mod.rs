@@ -25,7 +25,7 @@ use crate::plan::machine::Machine;
 use crate::recipe::{Placement, Recipe, WeightDtype};
 use flm_candle::Tokenizer;
 use flm_candle::{ChatPolicy, TokenizerError};
-use flm_checkpoint::Checkpoint;
+use flm_checkpoint::{Checkpoint, Dtype};
 
 /// A run that is about to start: data read, placement chosen, nothing written.
 #[derive(Debug)]
@@ -210,10 +210,10 @@ impl Plan {
     ///
     /// # Errors
     /// [`TrainError::Recipe`] for one that does not exist.
-    pub fn save_dtype(&self) -> Result<DType, TrainError> {
+    pub fn save_dtype(&self) -> Result<Dtype, TrainError> {
         let source =
             self.layout.parameters().next().and_then(|(_, _, p)| self.checkpoint.entry(&p.name).ok());
-        self.recipe.save_dtype().map(|asked| asked.or(source.map(|e| e.dtype)).unwrap_or(DType::F32))
+        self.recipe.save_dtype().map(|asked| asked.or(source.map(|e| e.dtype)).unwrap_or(Dtype::F32))
     }
 
     /// Updates of one pass over the data.

@@ -397,11 +397,11 @@ impl Recipe {
     }
 
     /// Dtype of the trained model, `None` for the source's.
-    pub(crate) fn save_dtype(&self) -> Result<Option<candle_core::DType>, TrainError> {
+    pub(crate) fn save_dtype(&self) -> Result<Option<flm_checkpoint::Dtype>, TrainError> {
         match self.save.dtype.as_str() {
-            "f32" => Ok(Some(candle_core::DType::F32)),
-            "bf16" => Ok(Some(candle_core::DType::BF16)),
-            "f16" => Ok(Some(candle_core::DType::F16)),
+            "f32" => Ok(Some(flm_checkpoint::Dtype::F32)),
+            "bf16" => Ok(Some(flm_checkpoint::Dtype::BF16)),
+            "f16" => Ok(Some(flm_checkpoint::Dtype::F16)),
             "source" => Ok(None),
             other => {
                 Err(TrainError::Recipe(format!("save.dtype is {other:?}, expected source, f32, bf16 or f16")))

@@ -10,6 +10,7 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor, Var};
+use flm_checkpoint::Dtype;
 use half::{bf16, slice::HalfFloatSliceExt};
 use tempfile::TempDir;
 
@@ -174,7 +175,7 @@ impl Files {
         values: &mut [f32],
     ) -> Result<(), TrainError> {
         let first = self.weight_offsets[unit][index];
-        if parameter.dtype != DType::BF16 {
+        if parameter.dtype != Dtype::BF16 {
             return self.read(&self.weights, first + offset as u64 * 4, values);
         }
         let mut stored = vec![bf16::ZERO; PART.min(values.len())];
@@ -198,7 +199,7 @@ impl Files {
         values: &[f32],
     ) -> Result<(), TrainError> {
         let first = self.weight_offsets[unit][index];
-        if parameter.dtype != DType::BF16 {
+        if parameter.dtype != Dtype::BF16 {
             return self.write(&self.weights, first + offset as u64 * 4, values);
         }
         let mut stored = vec![bf16::ZERO; PART.min(values.len())];

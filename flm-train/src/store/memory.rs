@@ -7,6 +7,8 @@ use candle_core::{
     CpuStorage, DType, Device, InplaceOp1, Result as CandleResult, Storage, Tensor, Var, bail,
 };
 
+use flm_candle::candle_dtype;
+
 use crate::error::TrainError;
 use crate::params::{Layout, ParameterGroup, Slices};
 use crate::store::host_slice;
@@ -44,8 +46,10 @@ impl MemoryStore {
         let mut units = Vec::with_capacity(layout.units().len());
         for unit in layout.units() {
             let zeros = || unit.parameters.iter().map(|p| vec![0f32; p.len()]).collect::<Vec<_>>();
-            let weights =
-                unit.parameters.iter().map(|p| Var::zeros(p.shape.as_slice(), p.dtype, &Device::Cpu));
+            let weights = unit
+                .parameters
+                .iter()
+                .map(|p| Var::zeros(p.shape.as_slice(), candle_dtype(p.dtype), &Device::Cpu));
             units.push(UnitState {
                 weights: weights.collect::<CandleResult<_>>()?,
                 copies: None,

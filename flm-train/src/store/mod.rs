@@ -3,14 +3,14 @@
 pub(crate) mod disk;
 pub(crate) mod memory;
 
-use candle_core::{DType, Var};
-use half::{bf16, f16};
+use candle_core::Var;
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::error::TrainError;
 use crate::params::{Layout, Parameter, Slices};
 use crate::sums::CHUNK;
-use flm_checkpoint::Checkpoint;
+use flm_checkpoint::{Checkpoint, Dtype, cast};
 
 /// Which of a parameter's four arrays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,13 +105,10 @@ pub(crate) fn narrow(wide: &[f32], stored: &mut [bf16]) {
     });
 }
 
-fn values(bytes: &[u8], dtype: DType) -> Vec<f32> {
-    match dtype {
-        DType::BF16 => bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
-        DType::F16 => bytes.as_chunks::<2>().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-        DType::F64 => bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
-        _ => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-    }
+fn values(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let mut wide = Vec::new();
+    cast(dtype, Dtype::F32, bytes, &mut wide);
+    wide.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
 /// The values of a CPU tensor's storage.

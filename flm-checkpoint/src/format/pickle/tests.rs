@@ -1,6 +1,6 @@
 //! Pickles: tensors are described, everything else is refused by name, every cut is an error.
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 use proptest::prelude::*;
 
 use crate::format::pickle::error::PickleError;
@@ -36,7 +36,7 @@ fn a_tensor_is_described_in_bytes() {
         ..Saved::default()
     })
     .unwrap();
-    assert_eq!((found.dtype, found.shape, found.storage.as_str()), (DType::BF16, vec![2, 1, 3], "7"));
+    assert_eq!((found.dtype, found.shape, found.storage.as_str()), (Dtype::BF16, vec![2, 1, 3], "7"));
     assert_eq!((found.storage_bytes, found.offset, found.nbytes), (40, 6, 12));
 }
 

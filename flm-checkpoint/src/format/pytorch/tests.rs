@@ -1,6 +1,6 @@
 //! Against files that PyTorch itself wrote, and against hostile ones.
 
-use candle_core::DType;
+use crate::dtype::Dtype;
 use half::{bf16, f16};
 
 use crate::format::pytorch::{PyTorchError, read};
@@ -11,16 +11,16 @@ fn load(name: &str) -> Vec<u8> {
 }
 
 /// Name, dtype, shape and values of each tensor.
-fn values(file: &[u8]) -> Vec<(String, DType, Vec<usize>, Vec<f64>)> {
+fn values(file: &[u8]) -> Vec<(String, Dtype, Vec<usize>, Vec<f64>)> {
     let tensors = read(&file).unwrap().tensors.into_iter();
     tensors
         .map(|t| {
             let bytes = &file[t.offset as usize..(t.offset + t.nbytes) as usize];
             let chunks = bytes.chunks_exact(t.dtype.size_in_bytes());
             let values = chunks.map(|c| match t.dtype {
-                DType::BF16 => bf16::from_le_bytes(c.try_into().unwrap()).to_f64(),
-                DType::F16 => f16::from_le_bytes(c.try_into().unwrap()).to_f64(),
-                DType::F32 => f32::from_le_bytes(c.try_into().unwrap()).into(),
+                Dtype::BF16 => bf16::from_le_bytes(c.try_into().unwrap()).to_f64(),
+                Dtype::F16 => f16::from_le_bytes(c.try_into().unwrap()).to_f64(),
+                Dtype::F32 => f32::from_le_bytes(c.try_into().unwrap()).into(),
                 _ => f64::from_le_bytes(c.try_into().unwrap()),
             });
             (t.name, t.dtype, t.shape, values.collect())
@@ -44,8 +44,8 @@ fn quarters(n: usize) -> Vec<f64> {
 fn state_dicts_and_parameters_of_a_module_are_read() {
     for name in ["state-dict.bin", "parameters.bin"] {
         let found = values(&load(name));
-        assert_eq!(found[0], ("a.weight".into(), DType::F32, vec![2, 3], quarters(6)));
-        assert_eq!(found[1], ("b.weight".into(), DType::F32, vec![2], quarters(2)));
+        assert_eq!(found[0], ("a.weight".into(), Dtype::F32, vec![2, 3], quarters(6)));
+        assert_eq!(found[1], ("b.weight".into(), Dtype::F32, vec![2], quarters(2)));
         assert_eq!(found.len(), 2);
     }
 }
@@ -55,7 +55,7 @@ fn all_four_dtypes_are_read_also_from_other_zip_writers() {
     for name in ["dtypes.bin", "repacked-zip64.bin"] {
         let found = values(&load(name));
         let dtypes: Vec<_> = found.iter().map(|t| t.1).collect();
-        assert_eq!(dtypes, [DType::BF16, DType::F16, DType::F32, DType::F64]);
+        assert_eq!(dtypes, [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64]);
         assert!(found.iter().all(|t| t.2 == [2, 3] && t.3 == quarters(6)), "{name}");
     }
 }

@@ -5,12 +5,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use candle_core::DType;
 use proptest::prelude::*;
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use crate::config::TeleFlmConfig;
+use crate::dtype::Dtype;
 use crate::error::CheckpointError;
 use crate::read::Checkpoint;
 use crate::tensor_id::TensorSpec;
@@ -22,13 +21,13 @@ fn config() -> TeleFlmConfig {
     TeleFlmConfig::from_file(&path).unwrap()
 }
 
-fn spec(name: &str, dtype: DType, shape: &[usize]) -> TensorSpec {
+fn spec(name: &str, dtype: Dtype, shape: &[usize]) -> TensorSpec {
     TensorSpec { name: name.into(), dtype, shape: shape.into() }
 }
 
 /// A writer of one tensor `w` of eight bytes.
 fn small(dst: &Path) -> Writer {
-    Writer::create(dst, &[spec("w", DType::F32, &[2])], u64::MAX).unwrap()
+    Writer::create(dst, &[spec("w", Dtype::F32, &[2])], u64::MAX).unwrap()
 }
 
 #[test]
@@ -148,17 +147,16 @@ fn specs_that_cannot_be_written_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let create =
         |specs: &[TensorSpec]| Writer::create(&dir.path().join("out"), specs, 10).map(drop).unwrap_err();
-    let w = spec("w", DType::F32, &[1]);
+    let w = spec("w", Dtype::F32, &[1]);
     assert!(matches!(create(&[w.clone(), w]), CheckpointError::DuplicateSpec(name) if name == "w"));
     for bad in [
-        spec("w", DType::U8, &[1]),
-        spec("w", DType::F32, &[usize::MAX, 2]),
-        spec("w", DType::F64, &[usize::MAX / 8]),
-        spec("__metadata__", DType::F32, &[1]),
+        spec("w", Dtype::F32, &[usize::MAX, 2]),
+        spec("w", Dtype::F64, &[usize::MAX / 8]),
+        spec("__metadata__", Dtype::F32, &[1]),
     ] {
         assert!(matches!(create(&[bad]), CheckpointError::BadSpec { .. }));
     }
-    let half = spec("v", DType::F32, &[1 << 60]);
+    let half = spec("v", Dtype::F32, &[1 << 60]);
     assert!(matches!(
         create(&[half.clone(), TensorSpec { name: "w".into(), ..half }]),
         CheckpointError::BadSpec { .. }
@@ -171,7 +169,7 @@ fn shards_break_where_the_size_would_be_exceeded_and_the_index_says_where() {
     let dir = tempfile::tempdir().unwrap();
     let dst = dir.path().join("out");
     let specs =
-        [("a", 2), ("d", 3), ("c", 1), ("b", 9), ("e", 1)].map(|(n, len)| spec(n, DType::F32, &[len]));
+        [("a", 2), ("d", 3), ("c", 1), ("b", 9), ("e", 1)].map(|(n, len)| spec(n, Dtype::F32, &[len]));
     let writer = Writer::create(&dst, &specs, 24).unwrap();
     assert_eq!(writer.disk_order(), ["a", "c", "d", "b", "e"]);
     for s in &specs {
@@ -217,7 +215,7 @@ fn parts_that_a_family_stores_as_one_tensor_are_written_and_read_under_their_own
     let source = Checkpoint::open(&path).unwrap();
     assert!(source.problems().is_empty(), "{:?}", source.problems());
     let specs: Vec<TensorSpec> =
-        source.config().tensors().map(|t| spec(&t.name, DType::F32, &t.shape)).collect();
+        source.config().tensors().map(|t| spec(&t.name, Dtype::F32, &t.shape)).collect();
     for shard in [u64::MAX, 1] {
         let dir = tempfile::tempdir().unwrap();
         let dst = dir.path().join("out");
@@ -262,10 +260,8 @@ proptest! {
     fn any_tensors_come_back_and_one_file_has_the_crates_bytes(
         tensors in tensor_sets(), max_shard_size in prop_oneof![Just(u64::MAX), 1u64..500], piece in 1usize..40,
     ) {
-        const DTYPES: [(DType, Dtype); 4] =
-            [(DType::BF16, Dtype::BF16), (DType::F16, Dtype::F16), (DType::F32, Dtype::F32), (DType::F64, Dtype::F64)];
         let specs: Vec<_> =
-            tensors.iter().map(|(name, (d, shape))| spec(name, DTYPES[*d as usize].0, shape)).collect();
+            tensors.iter().map(|(name, (d, shape))| spec(name, Dtype::ALL[*d as usize], shape)).collect();
         let data: Vec<Vec<u8>> = specs.iter().enumerate().map(|(i, s)| {
             let nbytes = s.shape.iter().product::<usize>() * s.dtype.size_in_bytes();
             (0..nbytes).map(|j| (i * 31 + j) as u8).collect()
@@ -289,7 +285,7 @@ proptest! {
         }
         if max_shard_size == u64::MAX {
             let views = tensors.iter().zip(&data).map(|((name, (d, shape)), data)| {
-                (name, TensorView::new(DTYPES[*d as usize].1, shape.clone(), data).unwrap())
+                (name, TensorView::new(Dtype::ALL[*d as usize].to_safetensors(), shape.clone(), data).unwrap())
             });
             let metadata = Some([("format".to_string(), "pt".to_string())].into());
             let expected = safetensors::serialize(views, metadata).unwrap();

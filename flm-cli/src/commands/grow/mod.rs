@@ -5,9 +5,9 @@ pub(crate) mod report;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use candle_core::DType;
 use clap::{Args, ValueEnum};
 use flm_checkpoint::Checkpoint;
+use flm_checkpoint::Dtype;
 use flm_checkpoint::TeleFlmConfig;
 use flm_growth::Placement;
 use flm_growth::Provenance;
@@ -313,7 +313,7 @@ impl Grow {
         let model = match source {
             Source::Checkpoint(checkpoint) => SourceModel::from_checkpoint(checkpoint)?,
             Source::Config(config) => {
-                SourceModel::from_config(config, config.declared_dtype().unwrap_or(DType::BF16))?
+                SourceModel::from_config(config, config.declared_dtype().unwrap_or(Dtype::BF16))?
             }
         };
         let tokenizer_size = match self.src.as_deref().filter(|dir| has_tokenizer(dir)) {

@@ -12,10 +12,11 @@ use flm_train::{Event, Outcome, StepMetrics, Trainer};
 use flm_train::{Plan, PlanReport};
 use serde::Serialize;
 
-use crate::arguments::{Dtype, RunArgs, parse_size};
+use crate::arguments::{RunArgs, dtypes, parse_size};
 use crate::commands::sft::plan::ShapeArgs;
 use crate::exit as interrupt;
 use crate::output::{Output, count, size};
+use flm_checkpoint::Dtype;
 
 /// Train all parameters of a model: supervised fine-tuning on conversations, or pre-training on text.
 ///
@@ -55,7 +56,7 @@ pub(crate) struct Sft {
     #[arg(long, requires = "dry_run", value_name = "RATE")]
     tokens_per_second: Option<f64>,
     /// Dtype of the arithmetic: f32 or bf16 [default: f32 on a CPU, bf16 on a GPU].
-    #[arg(long, value_name = "DTYPE", hide_possible_values = true)]
+    #[arg(long, value_parser = dtypes(), value_name = "DTYPE", hide_possible_values = true)]
     dtype: Option<Dtype>,
     /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]

@@ -1,13 +1,13 @@
 //! Conversion among BF16, F16, F32 and F64, rounding to nearest, ties to even.
 
-use candle_core::DType;
+use super::Dtype;
 use half::{bf16, f16};
 
 /// Converts the little-endian elements of `src` and puts them into `out`, which is overwritten.
 ///
 /// Returns how many finite elements became infinite. Both dtypes are among BF16, F16, F32, F64.
-pub fn cast(from: DType, to: DType, src: &[u8], out: &mut Vec<u8>) -> u64 {
-    use DType::{BF16, F16, F32};
+pub fn cast(from: Dtype, to: Dtype, src: &[u8], out: &mut Vec<u8>) -> u64 {
+    use Dtype::{BF16, F16, F32};
     let bf = |b| bf16::from_le_bytes(b).to_f32();
     let h = |b| f16::from_le_bytes(b).to_f32();
     let f = f32::from_le_bytes;
@@ -44,19 +44,19 @@ pub struct Scaled {
 }
 
 /// [`cast`] of the elements times `factor`; products are made in f64 and rounded once.
-pub fn scale(from: DType, to: DType, factor: f64, src: &[u8], out: &mut Vec<u8>) -> Scaled {
+pub fn scale(from: Dtype, to: Dtype, factor: f64, src: &[u8], out: &mut Vec<u8>) -> Scaled {
     /// Elements at a time: as f64 they stay in the cache.
     const BLOCK: usize = 4096;
     out.clear();
     let (mut wide, mut narrow, mut back) = (Vec::new(), Vec::new(), Vec::new());
     let mut done = Scaled::default();
     for block in src.chunks(BLOCK * from.size_in_bytes()) {
-        cast(from, DType::F64, block, &mut wide);
+        cast(from, Dtype::F64, block, &mut wide);
         for slot in wide.as_chunks_mut::<8>().0 {
             *slot = (f64::from_le_bytes(*slot) * factor).to_le_bytes();
         }
-        done.overflowed += cast(DType::F64, to, &wide, &mut narrow);
-        cast(to, DType::F64, &narrow, &mut back);
+        done.overflowed += cast(Dtype::F64, to, &wide, &mut narrow);
+        cast(to, Dtype::F64, &narrow, &mut back);
         let pairs = wide.as_chunks::<8>().0.iter().zip(back.as_chunks::<8>().0);
         done.rounded += pairs.filter(|(a, b)| a != b).count() as u64;
         out.extend_from_slice(&narrow);
@@ -94,7 +94,7 @@ fn to_f16(x: f32) -> ([u8; 2], bool) {
 ///
 /// Rounding twice to nearest can be off by one; rounding to odd first, then to nearest in a format that
 /// is at least two bits narrower, gives the nearest: Boldo and Melquiond, "When double rounding is odd".
-fn round_to_odd(x: f64) -> f32 {
+pub(super) fn round_to_odd(x: f64) -> f32 {
     let near = x as f32;
     if x.is_nan() || f64::from(near) == x {
         return near;
@@ -107,7 +107,7 @@ fn round_to_odd(x: f64) -> f32 {
 mod tests {
     use super::*;
 
-    fn one<const N: usize, const M: usize>(from: DType, to: DType, bytes: [u8; N]) -> ([u8; M], u64) {
+    fn one<const N: usize, const M: usize>(from: Dtype, to: Dtype, bytes: [u8; N]) -> ([u8; M], u64) {
         let mut out = Vec::new();
         let overflowed = cast(from, to, &bytes, &mut out);
         (out.try_into().unwrap(), overflowed)
@@ -117,11 +117,11 @@ mod tests {
     fn ties_go_to_even() {
         // 1 + 2⁻⁸ lies between the bf16 1 and 1 + 2⁻⁷, 1 + 3·2⁻⁸ between 1 + 2⁻⁷ and 1 + 2⁻⁶.
         for (x, bits) in [(1.0 + 2f32.powi(-8), 0x3f80u16), (1.0 + 3.0 * 2f32.powi(-8), 0x3f82)] {
-            assert_eq!(one(DType::F32, DType::BF16, x.to_le_bytes()), (bits.to_le_bytes(), 0));
+            assert_eq!(one(Dtype::F32, Dtype::BF16, x.to_le_bytes()), (bits.to_le_bytes(), 0));
         }
         // 1 + 2⁻¹¹ between the f16 1 and 1 + 2⁻¹⁰.
         for (x, bits) in [(1.0 + 2f32.powi(-11), 0x3c00u16), (1.0 + 3.0 * 2f32.powi(-11), 0x3c02)] {
-            assert_eq!(one(DType::F32, DType::F16, x.to_le_bytes()), (bits.to_le_bytes(), 0));
+            assert_eq!(one(Dtype::F32, Dtype::F16, x.to_le_bytes()), (bits.to_le_bytes(), 0));
         }
     }
 
@@ -129,25 +129,25 @@ mod tests {
     fn f64_is_rounded_once() {
         // Just above the tie 1 + 2⁻⁸: the nearest f32 is the tie itself, which would go down.
         let x = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
-        assert_eq!(one(DType::F64, DType::BF16, x.to_le_bytes()), (0x3f81u16.to_le_bytes(), 0));
+        assert_eq!(one(Dtype::F64, Dtype::BF16, x.to_le_bytes()), (0x3f81u16.to_le_bytes(), 0));
         let below = 1.0 + 3.0 * 2f64.powi(-8) - 2f64.powi(-40);
-        assert_eq!(one(DType::F64, DType::BF16, (-below).to_le_bytes()), (0xbf81u16.to_le_bytes(), 0));
+        assert_eq!(one(Dtype::F64, Dtype::BF16, (-below).to_le_bytes()), (0xbf81u16.to_le_bytes(), 0));
         let half = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
-        assert_eq!(one(DType::F64, DType::F16, half.to_le_bytes()), (0x3c01u16.to_le_bytes(), 0));
+        assert_eq!(one(Dtype::F64, Dtype::F16, half.to_le_bytes()), (0x3c01u16.to_le_bytes(), 0));
     }
 
     #[test]
     fn overflow_is_counted_and_infinity_is_not() {
         let inf16 = f16::INFINITY.to_le_bytes();
-        assert_eq!(one(DType::F32, DType::F16, 65520f32.to_le_bytes()), (inf16, 1));
-        assert_eq!(one(DType::F32, DType::F16, 65519f32.to_le_bytes()), (f16::MAX.to_le_bytes(), 0));
-        assert_eq!(one(DType::F32, DType::F16, f32::INFINITY.to_le_bytes()), (inf16, 0));
-        assert_eq!(one(DType::BF16, DType::F16, bf16::MAX.to_le_bytes()), (inf16, 1));
+        assert_eq!(one(Dtype::F32, Dtype::F16, 65520f32.to_le_bytes()), (inf16, 1));
+        assert_eq!(one(Dtype::F32, Dtype::F16, 65519f32.to_le_bytes()), (f16::MAX.to_le_bytes(), 0));
+        assert_eq!(one(Dtype::F32, Dtype::F16, f32::INFINITY.to_le_bytes()), (inf16, 0));
+        assert_eq!(one(Dtype::BF16, Dtype::F16, bf16::MAX.to_le_bytes()), (inf16, 1));
         let inf = bf16::INFINITY.to_le_bytes();
-        assert_eq!(one(DType::F32, DType::BF16, f32::MAX.to_le_bytes()), (inf, 1));
-        assert_eq!(one(DType::F64, DType::BF16, 1e300f64.to_le_bytes()), (inf, 1));
+        assert_eq!(one(Dtype::F32, Dtype::BF16, f32::MAX.to_le_bytes()), (inf, 1));
+        assert_eq!(one(Dtype::F64, Dtype::BF16, 1e300f64.to_le_bytes()), (inf, 1));
         assert_eq!(
-            one(DType::F64, DType::F32, (-1e300f64).to_le_bytes()),
+            one(Dtype::F64, Dtype::F32, (-1e300f64).to_le_bytes()),
             (f32::NEG_INFINITY.to_le_bytes(), 1)
         );
     }
@@ -164,31 +164,31 @@ mod tests {
         };
         let exact = Scaled::default();
         let source = bf(&[1.0, -3.0, 0.0, 1.5e-3]);
-        assert_eq!(run(DType::BF16, DType::BF16, 0.25, &source), (bf(&[0.25, -0.75, 0.0, 3.75e-4]), exact));
+        assert_eq!(run(Dtype::BF16, Dtype::BF16, 0.25, &source), (bf(&[0.25, -0.75, 0.0, 3.75e-4]), exact));
         // 1 + 2⁻⁷ times 3/4 has one bit too many for bf16, none for f32
         let odd = bf(&[1.0 + 2f32.powi(-7)]);
-        assert_eq!(run(DType::BF16, DType::BF16, 0.75, &odd).1, Scaled { rounded: 1, ..exact });
+        assert_eq!(run(Dtype::BF16, Dtype::BF16, 0.75, &odd).1, Scaled { rounded: 1, ..exact });
         let wide = 0.75f32 * (1.0 + 2f32.powi(-7));
-        assert_eq!(run(DType::BF16, DType::F32, 0.75, &odd), (wide.to_le_bytes().to_vec(), exact));
+        assert_eq!(run(Dtype::BF16, Dtype::F32, 0.75, &odd), (wide.to_le_bytes().to_vec(), exact));
         // a subnormal of bf16 loses its last bit, f16 ends at 65504
         let small = bf16::from_bits(1).to_le_bytes();
-        assert_eq!(run(DType::BF16, DType::BF16, 0.5, &small).1, Scaled { rounded: 1, ..exact });
+        assert_eq!(run(Dtype::BF16, Dtype::BF16, 0.5, &small).1, Scaled { rounded: 1, ..exact });
         let over = Scaled { overflowed: 1, rounded: 1 };
-        assert_eq!(run(DType::F16, DType::F16, 2.0, &f16::MAX.to_le_bytes()).1, over);
+        assert_eq!(run(Dtype::F16, Dtype::F16, 2.0, &f16::MAX.to_le_bytes()).1, over);
         let many: Vec<u8> = (0..5000).flat_map(|i| (i as f32).to_le_bytes()).collect();
         let doubled: Vec<u8> = (0..5000).flat_map(|i| (2.0 * i as f32).to_le_bytes()).collect();
-        assert_eq!(run(DType::F32, DType::F32, 2.0, &many), (doubled, exact));
+        assert_eq!(run(Dtype::F32, Dtype::F32, 2.0, &many), (doubled, exact));
     }
 
     #[test]
     fn every_half_survives_widening_and_back() {
         let bits: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-        for from in [DType::BF16, DType::F16] {
+        for from in [Dtype::BF16, Dtype::F16] {
             let nan = |b: [u8; 2]| match from {
-                DType::F16 => f16::from_le_bytes(b).is_nan(),
+                Dtype::F16 => f16::from_le_bytes(b).is_nan(),
                 _ => bf16::from_le_bytes(b).is_nan(),
             };
-            for via in [DType::F32, DType::F64] {
+            for via in [Dtype::F32, Dtype::F64] {
                 let (mut wide, mut back) = (Vec::new(), Vec::new());
                 assert_eq!(cast(from, via, &bits, &mut wide), 0);
                 assert_eq!(cast(via, from, &wide, &mut back), 0);

@@ -199,11 +199,6 @@ pub enum GrowthError {
         /// Bytes of all tensors.
         total: u64,
     },
-    /// What an earlier run finished is no longer what it wrote.
-    #[error(
-        "the unfinished run's tensor {0} was damaged since it was written (a power cut?): run the same command again, it will write everything anew"
-    )]
-    Damaged(String),
     /// A file could not be written.
     #[error("cannot write {path}: {source}")]
     Write {

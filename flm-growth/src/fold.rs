@@ -135,7 +135,7 @@ impl FoldPlan {
         config.growth = None;
         config.rms_norm_eps = self.rms_norm_eps;
         if let Some(dtype) = self.dtype {
-            config.set_dtype(dtype.into());
+            config.set_dtype(dtype);
         }
         config.validate()?;
         Ok(config)

@@ -11,7 +11,7 @@ use flm_checkpoint::{EMBED_TOKENS, TensorSpec};
 use crate::error::Result;
 use crate::execute::record::PROVENANCE_FILE;
 use crate::fill::NormalFill;
-use flm_checkpoint::Dtype;
+use flm_checkpoint::{Checksums, Dtype};
 
 /// Standard deviation of the embedding's rows.
 pub(crate) const EMBEDDING_STD: f64 = 0.2;
@@ -34,25 +34,23 @@ pub fn init(
     dst: &Path,
     side_files: Option<&Path>,
     seed: u64,
-    precision: Dtype,
+    dtype: Dtype,
     max_shard_bytes: u64,
     progress: &dyn Fn(u64),
 ) -> Result<()> {
     side_files.map_or(Ok(()), |dir| require_outside(dir, dst))?;
-    let specs: Vec<TensorSpec> = config
-        .tensors()
-        .map(|tensor| TensorSpec { name: tensor.name, dtype: precision.into(), shape: tensor.shape })
-        .collect();
+    let specs: Vec<TensorSpec> =
+        config.tensors().map(|tensor| TensorSpec { name: tensor.name, dtype, shape: tensor.shape }).collect();
     let writer = Writer::create_model(dst, config, &specs, max_shard_bytes)?;
     let (mut chunk, mut digests) = (Vec::new(), BTreeMap::new());
     for spec in &specs {
         let one = {
             let mut bytes = [0; 8];
-            precision.encode(1.0 - config.gain_offset(), &mut bytes[..precision.size_in_bytes()]);
+            dtype.encode(1.0 - config.gain_offset(), &mut bytes[..dtype.size_in_bytes()]);
             bytes
         };
-        let fill = NormalFill::new(seed, &spec.name, precision, std(config, spec))?;
-        let len = spec.shape.iter().product::<usize>() * precision.size_in_bytes();
+        let fill = NormalFill::new(seed, &spec.name, dtype, std(config, spec))?;
+        let len = spec.shape.iter().product::<usize>() * dtype.size_in_bytes();
         let mut hasher = blake3::Hasher::new();
         for start in (0..len).step_by(CHUNK) {
             chunk.resize(CHUNK.min(len - start), 0);
@@ -60,10 +58,10 @@ pub fn init(
                 chunk.fill(0);
             } else if spec.shape.len() == 1 {
                 chunk
-                    .chunks_exact_mut(precision.size_in_bytes())
+                    .chunks_exact_mut(dtype.size_in_bytes())
                     .for_each(|v| v.copy_from_slice(&one[..v.len()]));
             } else {
-                fill.write((start / precision.size_in_bytes()) as u64, &mut chunk);
+                fill.write((start / dtype.size_in_bytes()) as u64, &mut chunk);
             }
             writer.write_at(&spec.name, start as u64, &chunk)?;
             hasher.update(&chunk);
@@ -75,12 +73,12 @@ pub fn init(
         copy_side_files(dir, writer.staging_dir(), Card::Leave)?;
     }
     let mut config = config.clone();
-    config.set_dtype(precision.into());
+    config.set_dtype(dtype);
     let provenance =
         serde_json::json!({ "tool": crate::execute::record::TOOL, "source": "", "init": { "seed": seed } });
     let path = writer.staging_dir().join(PROVENANCE_FILE);
     flm_checkpoint::atomic::write(&path, format!("{provenance:#}\n").as_bytes())?;
-    writer.finish_with_checksums(&config, digests)?;
+    writer.finish_with_checksums(&config, Checksums { tensors: digests, ..Checksums::default() })?;
     Ok(())
 }
 
@@ -109,9 +107,9 @@ mod tests {
     fn weights_have_their_width_and_depend_on_the_seed_only() {
         let dir = tempfile::tempdir().unwrap();
         let config = preset("nano-52b").unwrap();
-        let make = |name: &str, seed, precision| {
+        let make = |name: &str, seed, dtype| {
             let path = dir.path().join(name);
-            init(&config, &path, None, seed, precision, 1 << 20, &|_| ()).unwrap();
+            init(&config, &path, None, seed, dtype, 1 << 20, &|_| ()).unwrap();
             let checkpoint = Checkpoint::open(&path).unwrap();
             assert!(checkpoint.problems().is_empty(), "{:?}", checkpoint.problems());
             checkpoint

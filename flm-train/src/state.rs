@@ -84,7 +84,7 @@ pub(crate) fn save(
         for (array, prefix) in MOMENTS {
             digests.append(&mut write(store, &optimizer, array, prefix, |_| Dtype::F32)?);
         }
-        optimizer.finish_with_checksums(&config, digests)?;
+        optimizer.finish_with_checksums(&config, Checksums { tensors: digests, ..Checksums::default() })?;
         let path = writer.staging_dir().join(STATE);
         let text = serde_json::to_string_pretty(state).unwrap_or_default();
         atomic::write(&path, text.as_bytes())?;
@@ -93,7 +93,7 @@ pub(crate) fn save(
             fs::copy(metrics, &path).map_err(TrainError::file("write", &path))?;
         }
     }
-    Ok(writer.finish_with_checksums(&config, digests)?)
+    Ok(writer.finish_with_checksums(&config, Checksums { tensors: digests, ..Checksums::default() })?)
 }
 
 fn specs(layout: &Layout, prefix: &str, dtype: Option<Dtype>) -> Vec<TensorSpec> {

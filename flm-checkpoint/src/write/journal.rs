@@ -22,13 +22,11 @@ struct Line {
 
 /// The journal of a staging directory: its key, then a line for each finished tensor.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
-    /// Its first line.
-    key: String,
     /// Digests of the tensors that an earlier run has finished.
-    pub finished: BTreeMap<String, String>,
+    pub(crate) finished: BTreeMap<String, String>,
 }
 
 impl Journal {
@@ -36,7 +34,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`CheckpointError::ResumeMismatch`] where one of another key was.
-    pub fn is_begun(staging: &Path, key: &RunKey) -> Result<bool> {
+    pub(crate) fn is_begun(staging: &Path, key: &RunKey) -> Result<bool> {
         let path = staging.join(JOURNAL_FILE);
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -55,7 +53,7 @@ impl Journal {
     }
 
     /// Begins the journal, or goes on with one of the same key.
-    pub fn open(staging: &Path, key: &RunKey) -> Result<Self> {
+    pub(crate) fn open(staging: &Path, key: &RunKey) -> Result<Self> {
         let path = staging.join(JOURNAL_FILE);
         let key = json_line(key);
         let text = fs::read_to_string(&path).unwrap_or_default();
@@ -64,24 +62,19 @@ impl Journal {
         let lines = whole.strip_prefix(key.as_str()).unwrap_or_default().lines();
         let lines = lines.map_while(|line| serde_json::from_str::<Line>(line).ok());
         let finished: BTreeMap<_, _> = lines.map(|line| (line.tensor, line.blake3)).collect();
-        let mut start = key.clone();
+        let mut start = key;
         for (tensor, blake3) in &finished {
             start += &json_line(&Line { tensor: tensor.clone(), blake3: blake3.clone() });
         }
         let mut file = File::create(&path).map_err(io("create", &path))?;
         file.write_all(start.as_bytes()).map_err(io("write", &path))?;
-        Ok(Self { path, file, key, finished })
+        Ok(Self { path, file, finished })
     }
 
     /// Adds a tensor.
-    pub fn finish(&mut self, tensor: &str, blake3: &str) -> Result<()> {
+    pub(crate) fn finish(&mut self, tensor: &str, blake3: &str) -> Result<()> {
         let line = json_line(&Line { tensor: tensor.into(), blake3: blake3.into() });
         self.file.write_all(line.as_bytes()).map_err(io("write", &self.path))
-    }
-
-    /// Takes all tensors out.
-    pub fn forget(self) -> Result<()> {
-        fs::write(&self.path, &self.key).map_err(io("write", &self.path))
     }
 
     /// Removes the journal of a staging directory, where there is one, as the last step before the directory

@@ -1,6 +1,8 @@
-//! Writing checkpoints: `shard_plan` (which tensor goes where), `writer` (the files), `journal` (what is
-//! finished), `sidecar` (tokenizer and licence), `pytorch_shard` (one shard at a time).
+//! Writing checkpoints: `engine` (threads that fill, hash and write), `shard_plan` (which tensor goes where), `writer`
+//! (the files), `journal` (what is finished), `digest_tree` (digests from chunks in any order), `sidecar` (tokenizer and licence), `pytorch_shard` (one shard at a time).
 
+mod digest_tree;
+pub(crate) mod engine;
 pub(crate) mod journal;
 pub(crate) mod pytorch_shard;
 pub(crate) mod shard_plan;

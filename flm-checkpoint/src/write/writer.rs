@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use rayon::prelude::*;
+
 use crate::atomic::{self, Staging};
 use crate::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, WeightFileDigest, file_name};
 use crate::config::TeleFlmConfig;
@@ -232,23 +234,18 @@ impl Writer {
         self.staging.publish()
     }
 
-    /// [`Writer::finish`] with checksums.json: `tensors` has the BLAKE3 of each tensor's bytes in
-    /// hexadecimal, what else is in the staging directory is read back. Folders in it have their own.
+    /// [`Writer::finish`] with checksums.json: `checksums` has the digests of the tensors, and of whole weight files
+    /// where they were made; what else is in the staging directory is read back. Folders in it have their own.
     ///
     /// # Errors
     /// Those of [`Writer::finish`], and where a file cannot be read back.
-    pub fn finish_with_checksums(
-        self,
-        config: &TeleFlmConfig,
-        tensors: BTreeMap<String, String>,
-    ) -> Result<()> {
+    pub fn finish_with_checksums(self, config: &TeleFlmConfig, mut checksums: Checksums) -> Result<()> {
         let dir = self.staging.dir().to_path_buf();
-        let weights: BTreeMap<String, WeightFileDigest> =
-            self.digests().map(|(name, digest)| (name.to_owned(), digest.clone())).collect();
-        let mut files = BTreeMap::from([(
-            "config.json".to_owned(),
-            FileDigest::of(config.to_json_without_code().as_bytes()),
-        )]);
+        for (name, digest) in self.digests() {
+            checksums.weights.entry(name.to_owned()).or_insert_with(|| digest.clone());
+        }
+        let (weights, files) = (&checksums.weights, &mut checksums.files);
+        files.insert("config.json".into(), FileDigest::of(config.to_json_without_code().as_bytes()));
         if let Some(index) = &self.index {
             files.insert(INDEX_FILE.into(), FileDigest::of(index.as_bytes()));
         }
@@ -256,8 +253,9 @@ impl Writer {
             let entry = entry.map_err(io("list", &dir))?;
             let name = file_name(&entry.path());
             let is_file = entry.file_type().map_err(io("look at", &entry.path()))?.is_file();
-            if is_file && !name.starts_with('.') && !weights.contains_key(&name) && !files.contains_key(&name)
-            {
+            // checksums.json itself may be there, from a run that died
+            let known = weights.contains_key(&name) || files.contains_key(&name) || name == CHECKSUMS_FILE;
+            if is_file && !name.starts_with('.') && !known {
                 files.insert(name, FileDigest::of_file(&entry.path(), &|_| ())?);
             }
         }
@@ -265,9 +263,21 @@ impl Writer {
             let digest = FileDigest::of_file(&dir.join(&name), &|_| ())?;
             files.insert(name, digest);
         }
-        let checksums = Checksums { files, weights, tensors, ..Checksums::default() };
         atomic::write(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
         self.finish(config)
+    }
+
+    /// Digests of whole weight files, which are read back.
+    ///
+    /// # Errors
+    /// Where one cannot be read.
+    pub fn hash_files(&self) -> Result<BTreeMap<String, WeightFileDigest>> {
+        let hashed = |(name, digest): (&str, &WeightFileDigest)| {
+            let file = FileDigest::of_file(&self.staging.dir().join(name), &|_| ())?;
+            Ok((name.to_owned(), WeightFileDigest { blake3: Some(file.blake3), ..digest.clone() }))
+        };
+        let files: Vec<_> = self.digests().collect();
+        files.into_par_iter().map(hashed).collect()
     }
 
     fn require_complete(&self) -> Result<()> {

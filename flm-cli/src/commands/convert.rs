@@ -106,15 +106,15 @@ impl Convert {
             source_digests: !self.no_source_digests,
             allow_zero: self.allow_zero,
         };
-        let bytes_read: u64 = src.entries().map(|e| e.nbytes).sum();
-        let bar = output.bytes("converting", bytes_read);
+        let context = || format!("cannot convert {}", self.src.display());
+        let planned = plan_conversion(&src, &options).with_context(context)?;
+        let bar = output.bytes("converting", planned.bytes_written);
         let start = Instant::now();
         let report = if self.dry_run {
-            plan_conversion(&src, &options)
+            planned
         } else {
-            convert(&src, &self.dst, &options, &|bytes| bar.inc(bytes))
+            convert(&src, &self.dst, &options, &|bytes| bar.inc(bytes)).with_context(context)?
         };
-        let report = report.with_context(|| format!("cannot convert {}", self.src.display()))?;
         bar.finish_and_clear();
         let summary = Summary {
             dst: self.dst.clone(),

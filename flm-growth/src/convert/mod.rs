@@ -16,34 +16,27 @@ mod plan;
 mod run;
 #[cfg(test)]
 pub(crate) mod tests;
-mod tree;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
 
 use flm_checkpoint::Dtype;
-use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::convert::plan::{Plan, Planned};
-use crate::convert::run::{Job, Run, lock};
+use crate::convert::run::{Moved, check_uncovered};
 use flm_candle::write_llama_files;
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::CheckpointError;
 use flm_checkpoint::Format;
-use flm_checkpoint::Journal;
 use flm_checkpoint::Layout;
 use flm_checkpoint::ModelType;
 use flm_checkpoint::Result;
 use flm_checkpoint::RunKey;
 use flm_checkpoint::TensorSpec;
-use flm_checkpoint::Writer;
-use flm_checkpoint::atomic;
-use flm_checkpoint::{CHECKSUMS_FILE, Checksums, FileDigest, TensorSource, digest_of};
 use flm_checkpoint::{Card, copy_side_files};
+use flm_checkpoint::{Checksums, Engine, Fill, TensorSource};
 
 /// How to convert.
 #[derive(Debug, Clone)]
@@ -146,7 +139,7 @@ const TOOL: &str = concat!("flm convert ", env!("CARGO_PKG_VERSION"));
 /// Memory is a few MiB a thread, whatever the size. Bytes are moved as they are where the dtype stays;
 /// else elements are rounded to nearest, ties to even. The CRC-32 of every storage of a PyTorch file is
 /// checked. `torch_dtype` in config.json becomes what the weights are. `progress` is called with the
-/// number of tensor bytes of the source done since its last call, from several threads.
+/// number of tensor bytes of the output done since its last call, from several threads.
 ///
 /// `dst` appears complete or not at all. What a run that was killed has finished is kept for the next, if
 /// that is of the same source and options.
@@ -185,21 +178,17 @@ pub fn convert(
         }
     }
     let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
-    let staging = Writer::staging_path(dst)?;
-    let resumed = !options.restart && Journal::is_begun(&staging, &key)?;
-    let open = if resumed { Writer::resume_model } else { Writer::create_model };
-    let mut writer = open(dst, &plan.config, &specs, options.max_shard_size)?;
-    writer.keep_staging();
-    let done = write(src, &plan, &writer, Journal::open(&staging, &key)?, resumed, progress);
+    let mut engine = Engine::open(dst, &plan.config, &specs, options.max_shard_size, &key, options.restart)?;
+    let done = write(src, &plan, &engine, progress);
     // what the system refused may be granted later; what is wrong with the source stays wrong
     if let Err(error) = &done
         && !matches!(error, CheckpointError::Io { .. } | CheckpointError::Read { .. })
     {
-        writer.discard_staging();
+        engine.writer.discard_staging();
     }
-    let report = done?;
+    let (report, checksums) = done?;
     key.require_unchanged(src)?;
-    writer.finish(&plan.config)?;
+    engine.writer.finish_with_checksums(&plan.config, checksums)?;
     Ok(report)
 }
 
@@ -219,83 +208,38 @@ pub fn plan_conversion(src: &Checkpoint, options: &ConvertOptions) -> Result<Con
 fn write(
     src: &Checkpoint,
     plan: &Plan<'_>,
-    writer: &Writer,
-    journal: Journal,
-    begun: bool,
+    engine: &Engine,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<ConvertReport> {
-    let finished = still_there(plan, writer, &journal, progress)?;
-    let whole = plan.tensors.iter().filter(|t| finished.contains_key(&t.entry.name));
-    let resumed = whole.map(Planned::nbytes).sum();
-    let planned: BTreeMap<&str, Planned<'_>> =
-        plan.tensors.iter().map(|t| (t.entry.name.as_str(), *t)).collect();
-    let order = writer.disk_order();
-    let mut jobs: Vec<Job<'_>> =
-        order.iter().filter_map(|name| Some(Job::tensor(src, *planned.get(name)?))).collect();
-    jobs.extend(Job::uncovered_storages(src, &jobs));
-    let run = Run {
-        src,
-        writer,
-        progress,
-        resumed: begun,
-        journal: Mutex::new(journal),
-        digests: Mutex::new(finished),
-        read: AtomicU64::new(0),
-        holes: AtomicU64::new(0),
-        overflowed: AtomicU64::new(0),
-    };
-    run.all(&jobs)?;
-
-    beside(src, plan, writer, std::mem::take(&mut *lock(&run.digests)))?;
-    let rounded: BTreeMap<&str, u64> = jobs.iter().filter_map(Job::rounded).collect();
+) -> Result<(ConvertReport, Checksums)> {
+    let tensors: Vec<Moved<'_>> = plan.tensors.iter().map(|planned| Moved::new(src, *planned)).collect();
+    let threads = rayon::current_num_threads().clamp(1, run::MAX_THREADS);
+    let written = engine.write(&tensors, threads, progress)?;
+    let moved = tensors.iter().filter(|t| !written.resumed.contains(t.name()));
+    let read: u64 = moved.map(|t| t.source_bytes(t.nbytes())).sum();
     let done = Done {
-        read: run.read.into_inner(),
-        holes: run.holes.into_inner(),
-        resumed,
-        overflowed: run.overflowed.into_inner(),
+        read: read + check_uncovered(src, &tensors)?,
+        holes: written.hole_bytes,
+        resumed: written.resumed_bytes(&tensors),
+        overflowed: tensors.iter().map(Moved::overflowed).sum(),
     };
+    let rounded: BTreeMap<&str, u64> = tensors.iter().map(|t| (t.name(), t.rounded())).collect();
+    let writer = &engine.writer;
     let files = writer.file_names().count();
-    Ok(plan.report(files, done, |tensor| rounded.get(tensor).copied().unwrap_or(0)))
-}
+    let report = plan.report(files, done, |tensor| rounded.get(tensor).copied().unwrap_or(0));
 
-/// Writes what lies beside the weights: side files and the manifest.
-fn beside(
-    src: &Checkpoint,
-    plan: &Plan<'_>,
-    writer: &Writer,
-    digests: BTreeMap<String, String>,
-) -> Result<()> {
-    let mut checksums = Checksums { tensors: digests, ..Checksums::default() };
-    for planned in &plan.tensors {
-        let factor = (planned.factor != 1.0).then_some(planned.factor);
-        let source = TensorSource { factor, ..TensorSource::of(src, planned.entry) };
-        checksums.sources.insert(planned.entry.name.clone(), source);
-    }
     let dir = writer.staging_dir();
     // an earlier run's, which would be taken for the source's
     let _ = std::fs::remove_file(dir.join("tokenizer.json"));
-    let mut side_files: BTreeSet<String> = copy_side_files(src.dir(), dir, Card::Keep)?.into_iter().collect();
+    copy_side_files(src.dir(), dir, Card::Keep)?;
     if plan.config.model_type == ModelType::Llama && src.config().model_type == ModelType::TeleFlm {
-        side_files.extend(
-            write_llama_files(dir)
-                .map_err(|e| CheckpointError::Sidecar(e.to_string()))?
-                .into_iter()
-                .map(str::to_owned),
-        );
+        write_llama_files(dir).map_err(|e| CheckpointError::Sidecar(e.to_string()))?;
     }
-    for name in side_files {
-        let digest = FileDigest::of_file(&dir.join(&name), &|_| ())?;
-        checksums.files.insert(name, digest);
-    }
-    let texts = [
-        ("config.json", Some(plan.config.to_json_without_code())),
-        (INDEX, writer.index().map(str::to_owned)),
-    ];
-    for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text?))) {
-        checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
-    }
-    checksums.weights = writer.digests().map(|(name, digest)| (name.into(), digest.clone())).collect();
-    atomic::write(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())
+    let source = |planned: &Planned<'_>| {
+        let factor = (planned.factor != 1.0).then_some(planned.factor);
+        (planned.entry.name.clone(), TensorSource { factor, ..TensorSource::of(src, planned.entry) })
+    };
+    let sources = plan.tensors.iter().map(source).collect();
+    Ok((report, Checksums { tensors: written.digests, sources, ..Checksums::default() }))
 }
 
 /// What the threads counted.
@@ -326,29 +270,6 @@ impl Plan<'_> {
             folded: folded.collect(),
         }
     }
-}
-
-const INDEX: &str = "model.safetensors.index.json";
-
-/// Reads back what the journal says is finished; what is not there as it was written is written anew.
-fn still_there(
-    plan: &Plan<'_>,
-    writer: &Writer,
-    journal: &Journal,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<BTreeMap<String, String>> {
-    let check = |planned: &Planned<'_>| -> Option<Result<(String, String)>> {
-        let name = &planned.entry.name;
-        let expected = journal.finished.get(name)?;
-        let read = |offset, part: &mut [u8]| writer.read_at(name, offset, part);
-        if digest_of(planned.nbytes(), &|_| (), read).ok().as_ref() != Some(expected) {
-            return None;
-        }
-        progress(planned.entry.nbytes);
-        let skipped = writer.skip(name, 0, planned.nbytes());
-        Some(skipped.map(|()| (name.clone(), expected.clone())))
-    };
-    plan.tensors.par_iter().filter_map(check).collect()
 }
 
 /// The matrices' dtype, where config.json declares another.

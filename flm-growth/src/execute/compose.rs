@@ -98,11 +98,6 @@ impl<'a> Composer<'a> {
         self.cols * self.plan.dtype.size_in_bytes()
     }
 
-    /// Whether all of rows `start..end` is zero.
-    pub(crate) fn is_zero(&self, start: usize, end: usize) -> bool {
-        self.plan.rows_are_zero(start, end)
-    }
-
     /// Writes rows `start..end` into `out`, which is theirs exactly. `scratch` is kept between calls.
     pub(crate) fn rows(
         &self,

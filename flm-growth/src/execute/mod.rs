@@ -16,7 +16,6 @@
 //! stopped by the same call; what the journal says is finished is read back and compared.
 
 pub(crate) mod compose;
-mod digests;
 pub(crate) mod disk;
 pub(crate) mod moments;
 pub(crate) mod record;
@@ -25,12 +24,11 @@ mod source;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use flm_checkpoint::Checkpoint;
-use flm_checkpoint::Journal;
 use flm_checkpoint::RunKey;
 use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
@@ -41,15 +39,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::{GrowthError, Result};
-use crate::execute::digests::Digests;
 use crate::execute::disk::disk_need;
 use crate::execute::moments::OptimizerGrowth;
-use crate::execute::record::{GrowthProvenance, PROVENANCE_FILE, Provenance};
-use crate::execute::run::Run;
+use crate::execute::record::{GrowthProvenance, Provenance};
+use crate::execute::run::Grown;
 use crate::execute::source::Source;
 use crate::plan::GrowthPlan;
 use crate::tensor_plan::TensorPlan;
-use flm_checkpoint::{CHECKSUMS_FILE, Checksums, FileDigest};
+use flm_checkpoint::{Checksums, Engine, FileDigest};
 
 /// How to write.
 #[derive(Debug, Clone)]
@@ -169,82 +166,61 @@ impl Transfer<'_> {
         if options.source_digests {
             source.verify_digests()?;
         }
-        let mut tensors: Vec<Source<'_>> =
+        let tensors: Vec<Source<'_>> =
             self.tensors.par_iter().map(|t| Source::new(t, source)).collect::<Result<_>>()?;
         let optimizer =
             options.optimizer_state.then(|| OptimizerGrowth::new(source, self.tensors)).transpose()?;
-        let specs: Vec<TensorSpec> = self
-            .tensors
-            .iter()
-            .map(|t| TensorSpec { name: t.name.clone(), dtype: t.dtype.into(), shape: t.shape.clone() })
-            .collect();
-        let staging = Writer::staging_path(dst)?;
-        let begun = !options.restart && Journal::is_begun(&staging, &key)?;
+        let spec =
+            |t: &TensorPlan| TensorSpec { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() };
+        let specs: Vec<TensorSpec> = self.tensors.iter().map(spec).collect();
         disk_need(self.tensors, dst)?.check()?;
-        let open = if begun { Writer::resume_model } else { Writer::create_model };
-        let mut writer = open(dst, &self.config, &specs, options.max_shard_bytes)?;
-        writer.keep_staging();
-        optimizer.as_ref().map_or(Ok(()), |o| o.check_disk(&writer))?;
-        let journal = Journal::open(&staging, &key)?;
-        let order: HashMap<&str, usize> =
-            writer.disk_order().into_iter().enumerate().map(|(place, name)| (name, place)).collect();
-        tensors.sort_by_key(|t| order.get(t.plan.name.as_str()).copied());
+        let max_shard = options.max_shard_bytes;
+        let engine = Engine::open(dst, &self.config, &specs, max_shard, &key, options.restart)?;
+        optimizer.as_ref().map_or(Ok(()), |o| o.check_disk(&engine.writer))?;
         let total = self.tensors.iter().map(TensorPlan::nbytes).sum();
-        let digests = Digests::new(&writer, journal, options.file_digests);
-        let run = Run::new(self.seed, source, &writer, digests, progress);
-        let done = run.all(&tensors, options.chunk_bytes).map_err(|e| e.disk_full(total))?;
+        let grown: Vec<Grown<'_>> =
+            tensors.iter().map(|t| Grown::new(t, source, self.seed, options.chunk_bytes)).collect();
+        let threads = rayon::current_num_threads();
+        let written = engine.write(&grown, threads, progress).map_err(|e| e.disk_full(total))?;
 
-        let mut checksums = done.checksums;
-        let side_files =
-            self.beside(source, &writer, options, &mut checksums).map_err(|e| e.disk_full(total))?;
+        let side_files = self.beside(source, &engine.writer, options).map_err(|e| e.disk_full(total))?;
         if let Some(optimizer) = optimizer {
-            optimizer.run(&self.config, &self.digest, &writer, options).map_err(|e| e.disk_full(total))?;
+            let moments = optimizer.run(&self.config, &self.digest, &engine.writer, options);
+            moments.map_err(|e| e.disk_full(total))?;
         }
+        let resumed_bytes = written.resumed_bytes(&grown);
+        let weights = if options.file_digests { engine.writer.hash_files()? } else { BTreeMap::new() };
+        let checksums = Checksums { tensors: written.digests, weights, ..Checksums::default() };
         key.require_unchanged(source)?;
-        writer.finish(&self.config).map_err(|e| GrowthError::from(e).disk_full(total))?;
+        let finished = engine.writer.finish_with_checksums(&self.config, checksums);
+        finished.map_err(|e| GrowthError::from(e).disk_full(total))?;
         Ok(ExecuteReport {
             output_bytes: total,
-            hole_bytes: done.hole_bytes,
-            resumed_bytes: done.resumed_bytes,
-            overflowed: done.overflowed,
-            inexact: done.inexact,
+            hole_bytes: written.hole_bytes,
+            resumed_bytes,
+            overflowed: grown.iter().map(Grown::overflowed).sum(),
+            inexact: grown.iter().map(Grown::inexact).sum(),
             seconds: started.elapsed().as_secs_f64(),
             side_files,
         })
     }
 
-    /// Everything but the weights: side files, recipe, provenance, checksums.
+    /// Everything but the weights and their digests: side files, recipe, provenance.
     fn beside(
         &mut self,
         source: &Checkpoint,
         writer: &Writer,
         options: &ExecuteOptions,
-        checksums: &mut Checksums,
     ) -> Result<Vec<String>> {
         let dir = writer.staging_dir();
-        let mut names = copy_side_files(source.dir(), dir, Card::Keep)?;
-        let side_files = names.clone();
+        let side_files = copy_side_files(source.dir(), dir, Card::Keep)?;
         if let Some(recipe) = &options.recipe {
             atomic::write(&dir.join(RECIPE_FILE), recipe.as_bytes())?;
-            names.push(RECIPE_FILE.into());
         }
         if options.source_digests {
             self.provenance.source_files = source_files(source)?;
         }
         self.provenance.write(dir)?;
-        names.push(PROVENANCE_FILE.into());
-        for name in names {
-            let digest = FileDigest::of_file(&dir.join(&name), &|_| ())?;
-            checksums.files.insert(name, digest);
-        }
-        let mut text = |name: &str, text: &str| {
-            checksums.files.insert(name.into(), FileDigest::of(text.as_bytes()));
-        };
-        text("config.json", &self.config.to_json_without_code());
-        if let Some(index) = writer.index() {
-            text("model.safetensors.index.json", index);
-        }
-        atomic::write(&dir.join(CHECKSUMS_FILE), checksums.to_json().as_bytes())?;
         Ok(side_files)
     }
 }
@@ -253,7 +229,7 @@ impl Transfer<'_> {
 pub(crate) const RECIPE_FILE: &str = "recipe.toml";
 
 /// Digests of the source's weight files and config, by name.
-fn source_files(source: &Checkpoint) -> Result<std::collections::BTreeMap<String, FileDigest>> {
+fn source_files(source: &Checkpoint) -> Result<BTreeMap<String, FileDigest>> {
     let config = source.dir().join("config.json");
     let paths: Vec<&Path> =
         source.files().iter().map(|f| f.path.as_path()).chain([config.as_path()]).collect();

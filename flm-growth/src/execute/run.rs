@@ -1,194 +1,104 @@
-//! The threads that compose and write.
+//! What fills the tensors of a growth: rows that are composed of the source's and of new ones.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use flm_checkpoint::Checkpoint;
-use flm_checkpoint::Writer;
+use flm_checkpoint::{Checkpoint, Fill, Scratch};
 
 use crate::error::{GrowthError, Result};
 use crate::execute::compose::Composer;
-use crate::execute::digests::{Bytes, Digests};
 use crate::execute::source::Source;
-use flm_checkpoint::Checksums;
 
-/// Buffers of one thread.
-#[derive(Default)]
-struct Buffers {
-    out: Vec<u8>,
-    scratch: Vec<u8>,
-}
-
-pub(super) struct Run<'a> {
-    seed: u64,
+/// A tensor of the target.
+pub(super) struct Grown<'a> {
+    tensor: &'a Source<'a>,
     source: &'a Checkpoint,
-    writer: &'a Writer,
-    progress: &'a (dyn Fn(u64) + Sync),
-    digests: Digests<'a>,
-    holes: AtomicU64,
-    resumed: AtomicU64,
+    seed: u64,
+    /// Bytes of a chunk, in whole rows.
+    chunk_bytes: usize,
+    /// There while chunks are filled: its tables are large.
+    composer: Mutex<Option<Arc<Composer<'a>>>>,
     overflowed: AtomicU64,
     inexact: AtomicU64,
 }
 
-/// What a run leaves besides the files.
-pub(super) struct Done {
-    pub checksums: Checksums,
-    pub hole_bytes: u64,
-    pub resumed_bytes: u64,
-    /// Finite values that became infinite, in tensors that this run wrote.
-    pub overflowed: u64,
+impl<'a> Grown<'a> {
+    pub(super) fn new(tensor: &'a Source<'a>, source: &'a Checkpoint, seed: u64, chunk_bytes: usize) -> Self {
+        let (overflowed, inexact) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { tensor, source, seed, chunk_bytes, composer: Mutex::default(), overflowed, inexact }
+    }
+
+    /// Finite values that became infinite.
+    pub(super) fn overflowed(&self) -> u64 {
+        self.overflowed.load(Ordering::Relaxed)
+    }
+
     /// Weights whose copies do not add up to them exactly.
-    pub inexact: u64,
+    pub(super) fn inexact(&self) -> u64 {
+        self.inexact.load(Ordering::Relaxed)
+    }
+
+    fn row_bytes(&self) -> u64 {
+        let plan = &self.tensor.plan;
+        (plan.size().1 * plan.dtype.size_in_bytes()).max(1) as u64
+    }
+
+    fn rows(&self, range: &Range<u64>) -> Range<usize> {
+        (range.start / self.row_bytes()) as usize..(range.end / self.row_bytes()) as usize
+    }
+
+    fn composer(&self) -> Result<Arc<Composer<'a>>> {
+        let mut slot = self.composer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(composer) = &*slot {
+            return Ok(Arc::clone(composer));
+        }
+        let composer = Composer::new(&self.tensor.plan, self.seed)?.with_mean(self.tensor.mean.as_deref());
+        Ok(Arc::clone(slot.insert(Arc::new(composer))))
+    }
 }
 
-/// Rows `start..end` of a tensor.
-struct Chunk {
-    tensor: usize,
-    start: usize,
-    end: usize,
-    /// Whether it is the tensor's last.
-    last: bool,
-}
+impl Fill for Grown<'_> {
+    type Error = GrowthError;
 
-impl<'a> Run<'a> {
-    pub(super) fn new(
-        seed: u64,
-        source: &'a Checkpoint,
-        writer: &'a Writer,
-        digests: Digests<'a>,
-        progress: &'a (dyn Fn(u64) + Sync),
-    ) -> Self {
-        Self {
-            seed,
-            source,
-            writer,
-            progress,
-            digests,
-            holes: AtomicU64::new(0),
-            resumed: AtomicU64::new(0),
-            overflowed: AtomicU64::new(0),
-            inexact: AtomicU64::new(0),
-        }
+    fn name(&self) -> &str {
+        &self.tensor.plan.name
     }
 
-    /// Every chunk, in the order of the file so that disks see mostly sequential access.
-    pub(super) fn all(self, tensors: &[Source<'_>], chunk_bytes: usize) -> Result<Done> {
-        let chunks = chunks(tensors, chunk_bytes);
-        let next = AtomicUsize::new(0);
-        let failure = Mutex::new(None);
-        // threads of their own: a worker waits for its turn, and a thread of rayon's that waits could have
-        // stolen the work it waits for
-        std::thread::scope(|scope| {
-            for _ in 0..rayon::current_num_threads() {
-                scope.spawn(|| {
-                    let _stop = StopOnPanic(&self.digests);
-                    if let Err(error) = self.worker(tensors, &chunks, &next) {
-                        self.digests.stop();
-                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                    }
-                });
-            }
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(GrowthError::Damaged(tensor)) => {
-                self.digests.forget()?;
-                Err(GrowthError::Damaged(tensor))
-            }
-            Some(error) => Err(error),
-            None => Ok(Done {
-                checksums: self.digests.finish()?,
-                hole_bytes: self.holes.into_inner(),
-                resumed_bytes: self.resumed.into_inner(),
-                overflowed: self.overflowed.into_inner(),
-                inexact: self.inexact.into_inner(),
-            }),
-        }
+    fn nbytes(&self) -> u64 {
+        self.tensor.plan.nbytes()
     }
 
-    fn worker(&self, tensors: &[Source<'_>], chunks: &[Chunk], next: &AtomicUsize) -> Result<()> {
-        let mut current: Option<(usize, Composer<'_>)> = None;
-        let mut buffers = Buffers::default();
-        while !self.digests.stopped() {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(chunk) = chunks.get(index) else { break };
-            let tensor = &tensors[chunk.tensor];
-            let composer = match current.take() {
-                Some((index, composer)) if index == chunk.tensor => composer,
-                _ => Composer::new(&tensor.plan, self.seed)?.with_mean(tensor.mean.as_deref()),
-            };
-            self.chunk(index, chunk, tensor, &composer, &mut buffers)?;
-            current = Some((chunk.tensor, composer));
-        }
-        Ok(())
+    /// Whole rows, all copied or all new.
+    fn cut(&self, start: u64) -> u64 {
+        let (row, row_bytes) = ((start / self.row_bytes()) as usize, self.row_bytes());
+        let step = (self.chunk_bytes / row_bytes as usize).max(1);
+        let bands = self.tensor.plan.bands().into_iter();
+        let end = bands.map(|(_, end)| end).find(|&end| end > row).unwrap_or(row);
+        end.min(row + step) as u64 * row_bytes
     }
 
-    fn chunk(
-        &self,
-        index: usize,
-        chunk: &Chunk,
-        tensor: &Source<'_>,
-        composer: &Composer<'_>,
-        buffers: &mut Buffers,
-    ) -> Result<()> {
-        let name = &tensor.plan.name;
-        let row = composer.row_bytes();
-        let (offset, length) = (chunk.start as u64 * row as u64, (chunk.end - chunk.start) * row);
-        let zero = composer.is_zero(chunk.start, chunk.end);
-        let finished = self.digests.finished(name);
-        let bytes = if zero && !finished {
-            self.writer.skip(name, offset, length as u64)?;
-            self.holes.fetch_add(length as u64, Ordering::Relaxed);
-            Bytes::Zeros(length)
-        } else {
-            buffers.out.resize(length.max(buffers.out.len()), 0);
-            let out = &mut buffers.out[..length];
-            if finished {
-                self.writer.read_at(name, offset, out)?;
-                self.writer.skip(name, offset, length as u64)?;
-                self.resumed.fetch_add(length as u64, Ordering::Relaxed);
-                self.holes.fetch_add(if zero { length as u64 } else { 0 }, Ordering::Relaxed);
-            } else {
-                let read = |offset: u64, out: &mut [u8]| match tensor.entry {
-                    Some(entry) => Ok(self.source.read_at(entry, offset, out)?),
-                    None => Ok(()),
-                };
-                composer.rows(chunk.start, chunk.end, &read, &mut buffers.scratch, out)?;
-                self.overflowed.fetch_add(composer.take_overflowed(), Ordering::Relaxed);
-                self.inexact.fetch_add(composer.take_inexact(), Ordering::Relaxed);
-                self.writer.write_at(name, offset, out)?;
-            }
-            Bytes::These(&*out)
+    fn is_zero(&self, range: &Range<u64>) -> bool {
+        let rows = self.rows(range);
+        self.tensor.plan.rows_are_zero(rows.start, rows.end)
+    }
+
+    fn fill(&self, range: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<()> {
+        let rows = self.rows(&range);
+        out.resize((range.end - range.start) as usize, 0);
+        let read = |offset: u64, out: &mut [u8]| match self.tensor.entry {
+            Some(entry) => Ok(self.source.read_at(entry, offset, out)?),
+            None => Ok(()),
         };
-        self.digests.add(index, name, bytes, chunk.start == 0, chunk.last)?;
-        (self.progress)(length as u64);
+        let composer = self.composer()?;
+        composer.rows(rows.start, rows.end, &read, &mut scratch.read, out)?;
+        self.overflowed.fetch_add(composer.take_overflowed(), Ordering::Relaxed);
+        self.inexact.fetch_add(composer.take_inexact(), Ordering::Relaxed);
         Ok(())
     }
-}
 
-/// Sends the other threads home when one panics; they would wait for its turn.
-struct StopOnPanic<'a, 'b>(&'a Digests<'b>);
-
-impl Drop for StopOnPanic<'_, '_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.stop();
-        }
+    fn finish(&self) -> Result<()> {
+        *self.composer.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
     }
-}
-
-/// Cuts every tensor into chunks of whole rows, each all copied or all new.
-fn chunks(tensors: &[Source<'_>], chunk_bytes: usize) -> Vec<Chunk> {
-    let mut chunks = Vec::new();
-    for (tensor, source) in tensors.iter().enumerate() {
-        let (rows, cols) = source.plan.size();
-        let step = (chunk_bytes / (cols * source.plan.dtype.size_in_bytes()).max(1)).max(1);
-        for (first, band_end) in source.plan.bands() {
-            chunks.extend((first..band_end).step_by(step).map(|start| {
-                let end = band_end.min(start + step);
-                Chunk { tensor, start, end, last: end == rows }
-            }));
-        }
-    }
-    chunks
 }

@@ -98,7 +98,7 @@ fn read(path: &Path) -> (Content, File) {
 /// `reshape` and `transpose`.
 fn expected(src: &Checkpoint, tensor: &GgufTensor) -> Tensor {
     let c = src.config();
-    let t = read_tensor(&src, &tensor.source, &Device::Cpu).unwrap();
+    let t = read_tensor(src, &tensor.source, &Device::Cpu).unwrap();
     let heads = |n: usize| {
         t.reshape((n, 2, c.head_dim / 2, c.hidden_size))
             .unwrap()
@@ -715,7 +715,7 @@ fn families_have_llama_cpps_names_scalars_and_fused_tensors() {
         (plan, found)
     };
     let stored = |src: &Checkpoint, name: &str| -> Vec<f32> {
-        read_tensor(&src, name, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        read_tensor(src, name, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     let block = |part: &str| format!("model.layers.0.{part}.weight");
 

@@ -17,6 +17,7 @@ pub(crate) fn invalid(key: &'static str, got: impl std::fmt::Display, expected: 
 }
 
 /// Typed access to a JSON object; `null` counts as absent.
+#[derive(Clone, Copy)]
 pub(crate) struct Keys<'a>(pub &'a Map<String, Value>);
 
 impl Keys<'_> {

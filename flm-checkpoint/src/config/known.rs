@@ -150,6 +150,49 @@ mod tests {
         }
     }
 
+    /// Every key that the code reads by name is in the list, or inspect would call it unknown.
+    #[test]
+    fn what_is_read_is_known() {
+        let sources = [
+            include_str!("family.rs"),
+            include_str!("json.rs"),
+            include_str!("layers.rs"),
+            include_str!("refused.rs"),
+            include_str!("rope.rs"),
+        ];
+        // inside `rope_scaling` and `rope_parameters`, not at the top
+        let inner = [
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "factor",
+            "full_attention",
+            "high_freq_factor",
+            "low_freq_factor",
+            "mscale",
+            "mscale_all_dim",
+            "rope_type",
+            "sliding_attention",
+            "truncate",
+            "type",
+        ];
+        let readers =
+            ["number", "size", "optional_size", "boolean", "token", "tokens", "get", "contains_key"];
+        let mut found = 0;
+        for source in sources {
+            let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+            for reader in readers {
+                for rest in code.split(&format!("{reader}(\"")).skip(1) {
+                    let key = rest.split('"').next().unwrap_or_default();
+                    found += 1;
+                    let known = READ.contains(&key) || NEUTRAL.contains(&key) || inner.contains(&key);
+                    assert!(known, "{key} is read and not in READ");
+                }
+            }
+        }
+        assert!(found > 30, "{found}");
+    }
+
     #[test]
     fn what_nobody_knows_is_named() {
         let mut raw = preset("nano-52b").unwrap().raw().clone();

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod family;
+mod json;
 mod keys;
 mod known;
 pub(crate) mod layers;
@@ -11,18 +12,15 @@ mod refused;
 pub(crate) mod rope;
 #[cfg(test)]
 pub(crate) mod tests;
-
-use crate::config::keys::{Keys, MAX_DIMENSION, invalid, short};
-use crate::config::layers::LayerKinds;
-use crate::config::rope::{RopeScaling, model_table, model_table_mut};
-use crate::dtype::Dtype;
-use crate::tensor_id::{Axis, FUSED, Fused, Part, TensorId, TensorShape};
-
-use std::path::Path;
+mod validate;
 
 use serde_json::{Map, Value};
 
+use crate::config::layers::LayerKinds;
 use crate::config::masks::GrowthMasks;
+use crate::config::rope::RopeScaling;
+use crate::dtype::Dtype;
+use crate::tensor_id::{Axis, FUSED, Fused, Part, TensorId, TensorShape};
 
 /// What can be wrong with a `config.json`.
 #[derive(Debug, thiserror::Error)]
@@ -216,249 +214,6 @@ pub struct TeleFlmConfig {
 }
 
 impl TeleFlmConfig {
-    /// Reads and checks a `config.json`.
-    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
-        Self::from_json(&text)
-    }
-
-    /// Reads and checks the text of a `config.json`.
-    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}'))
-            .map_err(|e| ConfigError::NotAnObject(e.to_string()))?;
-        match value {
-            Value::Object(raw) => Self::from_map(raw),
-            other => Err(ConfigError::NotAnObject(short(&other))),
-        }
-    }
-
-    fn from_map(raw: Map<String, Value>) -> Result<Self, ConfigError> {
-        let keys = Keys(&raw);
-        let model_type = match raw.get("model_type").and_then(Value::as_str) {
-            Some(name) => {
-                ModelType::of(name).ok_or_else(|| ConfigError::ModelType(name.chars().take(80).collect()))?
-            }
-            None => return Err(ConfigError::Missing("model_type")),
-        };
-        let family = model_type.family();
-        let attention_bias = family.attention_bias_key && keys.boolean("attention_bias")?.unwrap_or(false);
-        let mlp_bias = family.mlp_bias_key && keys.boolean("mlp_bias")?.unwrap_or(false);
-        for (key, read) in [("attention_bias", attention_bias), ("mlp_bias", mlp_bias)] {
-            if !read && keys.boolean(key)?.unwrap_or(false) {
-                return Err(ConfigError::Unsupported(format!("`{key}` = true of a {}", family.name)));
-            }
-        }
-        let (key, default) = family.activation;
-        let activation = match keys.get(key).map(|name| (name, name.as_str())) {
-            None => default,
-            Some((_, Some("silu" | "swish"))) => Activation::Silu,
-            Some((_, Some("gelu_pytorch_tanh" | "gelu_new"))) => Activation::GeluTanh,
-            // what Gemma's files say and never meant
-            Some((_, Some("gelu"))) if model_type == ModelType::Gemma => Activation::GeluTanh,
-            Some((name, _)) => return Err(ConfigError::Unsupported(format!("`{key}` = {}", short(name)))),
-        };
-        refused::check(&raw, family)?;
-        let num_attention_heads = keys.size("num_attention_heads")?;
-        let hidden_size = keys.size("hidden_size")?;
-        let head_dim = match keys.optional_size("head_dim")? {
-            Some(d) => d,
-            None if family.head_dim.is_some() => family.head_dim.unwrap_or_default(),
-            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
-            None => {
-                return Err(ConfigError::Inconsistent(format!(
-                    "hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads} and there is no head_dim"
-                )));
-            }
-        };
-        let use_mup = model_type == ModelType::TeleFlm && keys.boolean("use_mup")?.unwrap_or(false);
-        let multiplier = |key| match keys.number(key)? {
-            Some(value) => Ok(value),
-            None if use_mup => Err(ConfigError::Missing(key)),
-            None => Ok(1.0),
-        };
-        // transformers 5 takes the inner one where both are given
-        let outer = keys.number("rope_theta")?.unwrap_or(family.rope_theta);
-        let inner = |key: &str| -> Result<Option<f64>, ConfigError> {
-            match model_table(&raw, key).filter(|object| !object.is_empty()) {
-                Some(object) => Ok(Some(Keys(object).number("rope_theta")?.unwrap_or(outer))),
-                None => Ok(None),
-            }
-        };
-        let rope_theta = match (inner("rope_scaling")?, inner("rope_parameters")?) {
-            (Some(one), Some(other)) if one != other => {
-                return Err(ConfigError::Unsupported(format!(
-                    "`rope_theta` of `rope_scaling` = {one} beside that of `rope_parameters` = {other}"
-                )));
-            }
-            (Some(theta), _) | (None, Some(theta)) => theta,
-            (None, None) => outer,
-        };
-        // LlamaConfig's defaults; the first Llama's files said max_sequence_length
-        let max_position_embeddings = match keys.optional_size("max_position_embeddings")? {
-            Some(length) => length,
-            None => keys.optional_size("max_sequence_length")?.unwrap_or(family.max_position_embeddings),
-        };
-        let num_hidden_layers = keys.size("num_hidden_layers")?;
-        let partial = |object: &Map<String, Value>| Keys(object).number("partial_rotary_factor");
-        let mut turned = if family.partial_rotary { partial(&raw)? } else { None };
-        for key in ["rope_scaling", "rope_parameters"] {
-            if let Some(factor) = model_table(&raw, key).map(partial).transpose()?.flatten() {
-                turned = Some(factor);
-            }
-        }
-        let turned = turned.unwrap_or(1.0);
-        if turned != 1.0 && !family.partial_rotary || !(0.0..=1.0).contains(&turned) {
-            return Err(ConfigError::Unsupported(format!("`partial_rotary_factor` = {turned}")));
-        }
-        let scalar = |key| if family.scalars { keys.number(key) } else { Ok(None) };
-        // absent in transformers' GraniteConfig: 1, not the root
-        let attention_multiplier = match (family.scalars, family.query_scalar) {
-            (true, _) => Some(scalar("attention_multiplier")?.unwrap_or(1.0)),
-            (false, Some(default)) => {
-                Some(keys.number("query_pre_attn_scalar")?.unwrap_or(default).powf(-0.5))
-            }
-            (false, None) => None,
-        };
-        // null is none; only an absent key has the family's default
-        let softcap = |key: &'static str, index: usize| match family.softcaps {
-            Some(defaults) if !raw.contains_key(key) => Ok(defaults[index]),
-            Some(_) => keys.number(key),
-            None => Ok(None),
-        };
-        let config = Self {
-            model_type,
-            hidden_size,
-            intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads: keys
-                .optional_size("num_key_value_heads")?
-                .unwrap_or(family.num_key_value_heads.unwrap_or(num_attention_heads)),
-            head_dim,
-            vocab_size: keys.size("vocab_size")?,
-            max_position_embeddings,
-            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(family.rms_norm_eps),
-            rope_theta,
-            rope_scaling: RopeScaling::read(&raw, max_position_embeddings)?,
-            qkv_bias: family.qkv_bias || attention_bias,
-            attention_output_bias: attention_bias,
-            mlp_bias,
-            qk_norm: family.qk_norm,
-            norms: family.norms,
-            activation,
-            layers: LayerKinds::read(&raw, family, num_hidden_layers)?,
-            partial_rotary_factor: turned,
-            attention_multiplier,
-            residual_multiplier: scalar("residual_multiplier")?.unwrap_or(1.0),
-            embedding_multiplier: scalar("embedding_multiplier")?.unwrap_or(1.0),
-            logits_scaling: scalar("logits_scaling")?.unwrap_or(1.0),
-            attention_softcap: softcap("attn_logit_softcapping", 0)?,
-            logit_softcap: softcap("final_logit_softcapping", 1)?,
-            tie_word_embeddings: keys.boolean("tie_word_embeddings")?.unwrap_or(family.tie_word_embeddings),
-            use_mup,
-            input_mult: multiplier("input_mult")?,
-            output_mult: multiplier("output_mult")?,
-            mup_scale_factor: multiplier("mup_scale_factor")?,
-            bos_token_id: keys.token("bos_token_id")?,
-            eos_token_ids: keys.tokens("eos_token_id")?,
-            growth: keys.get("growth").map(GrowthMasks::from_value).transpose()?,
-            raw,
-        };
-        config.validate()?;
-        Ok(config)
-    }
-
-    /// Checks that the sizes fit each other; every constructor and writer calls it.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let (h, kv) = (self.num_attention_heads, self.num_key_value_heads);
-        for (key, size) in [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", h),
-            ("num_key_value_heads", kv),
-            ("head_dim", self.head_dim),
-            ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ] {
-            if size == 0 || size as u64 > MAX_DIMENSION {
-                return Err(invalid(key, size, "a positive size"));
-            }
-        }
-        if !h.is_multiple_of(kv) {
-            return Err(ConfigError::Inconsistent(format!(
-                "num_attention_heads {h} is not a multiple of num_key_value_heads {kv}"
-            )));
-        }
-        let turned = self.rotary_dim();
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(ConfigError::Inconsistent(format!(
-                "head_dim {} is odd: rotary needs pairs",
-                self.head_dim
-            )));
-        }
-        if turned == 0 || !turned.is_multiple_of(2) || turned > self.head_dim {
-            return Err(ConfigError::Inconsistent(format!(
-                "`partial_rotary_factor` turns {turned} of {} entries of a head: rotary needs pairs",
-                self.head_dim
-            )));
-        }
-        if !self.rope_scaling.fits(turned / 2) {
-            return Err(ConfigError::Inconsistent(format!(
-                "`rope_scaling` must list {} factors, one for each frequency",
-                turned / 2
-            )));
-        }
-        for (key, value) in [
-            ("rms_norm_eps", self.rms_norm_eps),
-            ("rope_theta", self.rope_theta),
-            ("input_mult", self.input_mult),
-            ("output_mult", self.output_mult),
-            ("mup_scale_factor", self.mup_scale_factor),
-            ("attention_multiplier", self.attention_multiplier.unwrap_or(1.0)),
-            ("residual_multiplier", self.residual_multiplier),
-            ("embedding_multiplier", self.embedding_multiplier),
-            ("logits_scaling", self.logits_scaling),
-            ("attention_factor", self.rope_scaling.attention_factor()),
-        ] {
-            if !value.is_finite() {
-                return Err(invalid(key, value, "a finite number"));
-            }
-        }
-        if self.rms_norm_eps < 0.0 {
-            return Err(invalid("rms_norm_eps", self.rms_norm_eps, "a number ≥ 0"));
-        }
-        if self.rope_theta <= 0.0 {
-            return Err(invalid("rope_theta", self.rope_theta, "a number > 0"));
-        }
-        if self.mup_scale_factor == 0.0 {
-            return Err(invalid("mup_scale_factor", 0.0, "a number other than 0 (it divides the logits)"));
-        }
-        if self.logits_scaling == 0.0 {
-            return Err(invalid("logits_scaling", 0.0, "a number other than 0 (it divides the logits)"));
-        }
-        for (key, cap) in [
-            ("attn_logit_softcapping", self.attention_softcap),
-            ("final_logit_softcapping", self.logit_softcap),
-        ] {
-            if let Some(cap) = cap.filter(|cap| !cap.is_finite() || *cap <= 0.0) {
-                return Err(invalid(key, cap, "a number > 0, or null"));
-            }
-        }
-        if matches!(self.rope_scaling, RopeScaling::Yarn { .. }) && self.rope_theta == 1.0 {
-            return Err(invalid(
-                "rope_theta",
-                1.0,
-                "a base other than 1 with yarn, which takes its logarithm",
-            ));
-        }
-        if let Some(growth) = &self.growth {
-            growth.validate(self)?;
-        }
-        self.checked_parameter_count().map(drop)
-    }
-
     /// What the embedding's output is multiplied by: `input_mult` under µP, and what the family has besides.
     pub fn input_scale(&self) -> f64 {
         let width = if self.scales_embedding_by_width() { (self.hidden_size as f64).sqrt() } else { 1.0 };
@@ -593,30 +348,6 @@ impl TeleFlmConfig {
         self.checked_parameter_count().unwrap_or(u64::MAX)
     }
 
-    fn checked_parameter_count(&self) -> Result<u64, ConfigError> {
-        let count = || {
-            self.num_attention_heads.checked_mul(self.head_dim)?;
-            let product = |id: TensorId| {
-                id.axes().iter().try_fold(1u64, |n, &axis| n.checked_mul(self.size(axis) as u64))
-            };
-            let mut total = self
-                .block_parts()
-                .try_fold(0u64, |n, part| n.checked_add(product(TensorId::Block(0, part))?))?
-                .checked_mul(self.num_hidden_layers as u64)?;
-            for id in [TensorId::Embedding, TensorId::FinalNorm] {
-                total = total.checked_add(product(id)?)?;
-            }
-            if !self.tie_word_embeddings {
-                total = total.checked_add(product(TensorId::Head)?)?;
-            }
-            // eight bytes a parameter, the widest dtype, must be a file size that systems can express
-            (total < (i64::MAX / 8) as u64).then_some(total)
-        };
-        count().ok_or_else(|| {
-            ConfigError::Inconsistent("the sizes multiply to more parameters than can exist".into())
-        })
-    }
-
     /// The file's keys as they were read; fields changed since are not in it.
     pub fn raw(&self) -> &Map<String, Value> {
         &self.raw
@@ -646,120 +377,5 @@ impl TeleFlmConfig {
     /// Sets a key that has no field.
     pub fn set_raw(&mut self, key: &str, value: Value) {
         self.raw.insert(key.into(), value);
-    }
-
-    /// [`Self::to_json`] for a directory that holds no code: `auto_map` names only classes that stand in a
-    /// repository of their own.
-    pub fn to_json_without_code(&self) -> String {
-        let mut config = self.clone();
-        if let Some(Value::Object(map)) = config.raw.get_mut("auto_map") {
-            map.retain(|_, class| class.as_str().is_some_and(|class| class.contains("--")));
-            if map.is_empty() {
-                config.raw.shift_remove("auto_map");
-            }
-        }
-        config.to_json()
-    }
-
-    /// The text of a `config.json`: the keys that were read, with every field's present value.
-    ///
-    /// A key is written where it was present before or where its value is not what a reader would
-    /// assume without it, so reading and writing an unchanged config gives the same keys and values.
-    pub fn to_json(&self) -> String {
-        let mut out = self.raw.clone();
-        // the base of rotary is where readers of both generations look for it, with one value
-        let mut nested = false;
-        for key in ["rope_parameters", "rope_scaling"] {
-            let inner = model_table_mut(&mut out, key);
-            if let Some(theta) = inner.and_then(|object| object.get_mut("rope_theta")) {
-                nested = true;
-                if !same_value(theta, &self.rope_theta.into()) {
-                    *theta = self.rope_theta.into();
-                }
-            }
-        }
-        let mut put = |key: &str, value: Value, implied: bool| {
-            let write = match out.get(key) {
-                Some(old) => !same_value(old, &value),
-                None => !implied,
-            };
-            if write {
-                out.insert(key.into(), value);
-            }
-        };
-        put("model_type", self.model_type.as_str().into(), false);
-        for (key, size) in [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ] {
-            put(key, size.into(), false);
-        }
-        let same_heads = self.num_key_value_heads
-            == self.model_type.family().num_key_value_heads.unwrap_or(self.num_attention_heads);
-        put("num_key_value_heads", self.num_key_value_heads.into(), same_heads);
-        let family = self.model_type.family();
-        let implied = match family.head_dim {
-            Some(implied) => self.head_dim == implied,
-            None => self.head_dim * self.num_attention_heads == self.hidden_size,
-        };
-        put("head_dim", self.head_dim.into(), implied);
-        put("rms_norm_eps", self.rms_norm_eps.into(), false);
-        // Tele-FLM's own code is of transformers 4, which knows no inner one
-        let implied =
-            if nested { self.model_type != ModelType::TeleFlm } else { self.rope_theta == family.rope_theta };
-        put("rope_theta", self.rope_theta.into(), implied);
-        put(
-            "tie_word_embeddings",
-            self.tie_word_embeddings.into(),
-            self.tie_word_embeddings == family.tie_word_embeddings,
-        );
-        put("use_mup", self.use_mup.into(), !self.use_mup);
-        for (key, value) in [
-            ("input_mult", self.input_mult),
-            ("output_mult", self.output_mult),
-            ("mup_scale_factor", self.mup_scale_factor),
-        ] {
-            put(key, value.into(), !self.use_mup);
-        }
-        match self.bos_token_id {
-            Some(id) => put("bos_token_id", id.into(), false),
-            None => put("bos_token_id", Value::Null, true),
-        }
-        self.layers.write(&mut out, family, self.num_hidden_layers);
-        match self.eos_token_ids.as_slice() {
-            [] if out.get("eos_token_id").is_some() => {
-                out.insert("eos_token_id".into(), Value::Null);
-            }
-            [] => {}
-            [id] if !out.get("eos_token_id").is_some_and(Value::is_array) => {
-                out.insert("eos_token_id".into(), (*id).into());
-            }
-            ids => {
-                out.insert("eos_token_id".into(), ids.into());
-            }
-        }
-        match &self.growth {
-            Some(growth) => {
-                out.insert("growth".into(), serde_json::to_value(growth).unwrap_or_default());
-            }
-            None => {
-                out.shift_remove("growth");
-            }
-        }
-        let mut text = serde_json::to_string_pretty(&Value::Object(out)).unwrap_or_default();
-        text.push('\n');
-        text
-    }
-}
-
-/// Equal as JSON, where 4 and 4.0 are the same number.
-fn same_value(a: &Value, b: &Value) -> bool {
-    match (a.as_f64(), b.as_f64()) {
-        (Some(x), Some(y)) => x == y,
-        _ => a == b,
     }
 }

@@ -1,5 +1,7 @@
 //! Released config.json files open with their published sizes, and each wrong value names its key.
 
+use std::path::Path;
+
 use super::*;
 use crate::PRESETS;
 use crate::config::layers::LayerRope;

@@ -38,7 +38,7 @@ struct FamilyRow {
     architecture: &'static str,
     differs_from_llama: Vec<&'static str>,
     gguf: &'static str,
-    gguf_limits: &'static str,
+    gguf_limits: String,
 }
 
 #[derive(Debug, Serialize)]

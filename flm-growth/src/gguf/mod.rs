@@ -7,8 +7,10 @@
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
+pub(crate) mod architecture;
 mod container;
 pub(crate) mod error;
+mod metadata;
 pub(crate) mod plan;
 pub(crate) mod tensor;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! From a sample to token ids, and which of them are learned.
 
-use crate::data::format::{Content, Conversation};
+use crate::data::samples::{Content, Conversation};
 use crate::data::{DataStatistics, Document};
 use flm_candle::Tokenizer;
 use flm_candle::{ChatMessage, ChatPolicy};

@@ -128,7 +128,8 @@ fn asked(parts: &[String], answer: String) -> Result<Vec<ChatMessage>, String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::data::format::{Content, read_samples};
+    use crate::data::format::read_samples;
+    use crate::data::samples::Content;
 
     fn turns(line: &str) -> Result<Vec<(String, String)>, String> {
         let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,8 @@ pub(crate) mod encode;
 pub(crate) mod format;
 mod forms;
 pub(crate) mod pack;
+mod rows;
+pub(crate) mod samples;
 mod shuffle;
 mod trees;
 
@@ -13,8 +15,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::data::encode::{Encoder, OnUnrendered, Truncation};
-use crate::data::format::{Content, read_data};
+use crate::data::format::read_data;
 use crate::data::pack::{Row, pack};
+use crate::data::samples::Content;
 use crate::data::shuffle::{permutation, shuffled};
 
 use crate::data::batch::Packed;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value};
 
-use crate::data::format::{Content, Conversation, Sample, Samples};
+use crate::data::samples::{Content, Conversation, Sample, Samples};
 use flm_candle::ChatMessage;
 
 /// A message of a tree.
@@ -167,7 +167,8 @@ impl Forest {
 mod tests {
     use std::collections::BTreeMap;
 
-    use crate::data::format::{Content, Samples, read_data};
+    use crate::data::format::read_data;
+    use crate::data::samples::{Content, Samples};
 
     fn data(text: &str) -> Samples {
         let dir = tempfile::tempdir().unwrap();
@@ -178,7 +179,7 @@ mod tests {
 
     /// Each conversation as its turns, those that are learned with a star.
     fn ways(found: &Samples) -> Vec<String> {
-        let way = |sample: &crate::data::format::Sample| match &sample.content {
+        let way = |sample: &crate::data::samples::Sample| match &sample.content {
             Content::Chat(chat) => {
                 let turns = chat.messages.iter().zip(&chat.learned);
                 turns

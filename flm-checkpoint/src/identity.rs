@@ -64,8 +64,9 @@ impl RunKey {
     /// [`CheckpointError::SourceChanged`].
     pub fn require_unchanged(&self, source: &Checkpoint) -> Result<()> {
         let now = stamps(source)?;
-        match self.source.iter().zip(&now).find(|(was, is)| was != is) {
-            Some((file, _)) => Err(CheckpointError::SourceChanged { path: source.dir().join(&file.name) }),
+        let gone = self.source.iter().find(|file| !now.contains(file));
+        match gone.or_else(|| now.iter().find(|file| !self.source.contains(file))) {
+            Some(file) => Err(CheckpointError::SourceChanged { path: source.dir().join(&file.name) }),
             None => Ok(()),
         }
     }
@@ -90,8 +91,11 @@ impl RunKey {
 }
 
 fn stamps(source: &Checkpoint) -> Result<Vec<SourceFile>> {
-    let config = source.dir().join("config.json");
-    let paths = source.files().iter().map(|f| f.path.clone()).chain([config]);
+    // the tokenizer goes with the weights: it must be theirs
+    let beside = FILES.iter().chain(&FURTHER_FILES).map(|name| source.dir().join(name));
+    let beside =
+        beside.filter(|path| path.file_name().is_some_and(|name| name == "config.json") || path.exists());
+    let paths = source.files().iter().map(|f| f.path.clone()).chain(beside);
     let stamp = |path: std::path::PathBuf| {
         let meta = fs::metadata(&path).map_err(io("look at", &path))?;
         let modified = (meta.mtime(), meta.mtime_nsec());

@@ -87,6 +87,31 @@ pub(crate) fn check(path: &Path, kind: Kind, force: bool) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Fails where lines may not be added to the file `path`: where a checkpoint has its files, at anything but a
+/// regular file, and where the first line is none of `ours`.
+pub(crate) fn check_appended(path: &Path, ours: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    ensure!(
+        !is_place_of_checkpoint(path),
+        "{} is the place of a checkpoint's file: choose another name",
+        path.display()
+    );
+    let meta = match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        meta => meta.with_context(|| format!("cannot look at {}", path.display()))?,
+    };
+    ensure!(meta.is_file(), "{} is not a regular file", path.display());
+    let mut head = Vec::new();
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.take(HEAD).read_to_end(&mut head)?;
+    let head = String::from_utf8_lossy(&head);
+    ensure!(
+        head.is_empty() || ours(head.lines().next().unwrap_or_default()),
+        "{} is a file of another kind: choose another name",
+        path.display()
+    );
+    Ok(())
+}
+
 /// Writes a result, whole or not at all.
 ///
 /// # Errors

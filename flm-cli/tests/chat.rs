@@ -326,3 +326,20 @@ fn sampling_is_generation_configs_until_a_flag_says_otherwise() {
         (&json!(0.0), &json!(0), &json!(0.5))
     );
 }
+
+#[test]
+fn conversations_and_histories_are_added_to_no_other_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = word_model(dir.path());
+    let notes = dir.path().join("notes.txt");
+    std::fs::write(&notes, "mine\n".repeat(300)).unwrap();
+    for file in [&notes, &model.join("config.json")] {
+        let before = std::fs::read(file).unwrap();
+        let lines = format!("w20\n/save {}\n", file.display());
+        let said = stderr(&chat(&model, &lines, &["--max-new-tokens", "1"]));
+        assert!(said.contains("choose another name"), "{said}");
+        let history = chat(&model, "w20\n", &["--history", file.to_str().unwrap()]);
+        assert_eq!(history.status.code(), Some(1), "{}", stderr(&history));
+        assert_eq!(std::fs::read(file).unwrap(), before);
+    }
+}

@@ -411,3 +411,32 @@ fn the_judge_reads_answers_without_their_thinking() {
     // the row keeps all of it
     assert!(rows(&dir.path().join("judgments.jsonl"))[0]["answer"].as_str().unwrap().contains("secret"));
 }
+
+#[test]
+fn a_file_of_the_users_is_not_cut_and_no_secret_of_an_address_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let answers = write_answers(dir.path(), 1);
+    let out = dir.path().join("mine");
+    let rule = |out: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+        command.args(["eval", "judge"]).arg(&answers).args(["--judge", "rule", "--out", out]);
+        command.output().unwrap()
+    };
+    for mine in ["{\"mine\": 1}\n{\"mine\": 2} and a note", "{\"mine\": 1}", "{ \"mine\": ["] {
+        std::fs::write(&out, mine).unwrap();
+        assert_eq!(rule(out.to_str().unwrap()).status.code(), Some(1), "{mine}");
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), mine);
+    }
+    let said = String::from_utf8(rule("/dev/zero").stderr).unwrap();
+    assert!(said.contains("not a regular file"), "{said}");
+    // nobody listens at this address
+    for scheme in ["http", "ftp"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+        command.args(["eval", "judge"]).arg(&answers).args(["--judge-model", "m", "--judge-attempts", "1"]);
+        command.args(["--judge-url", &format!("{scheme}://u:hidden-1@127.0.0.1:9/v1?key=hidden-2")]);
+        let out = command.env("OPENAI_API_KEY", "hidden-3").env("NO_PROXY", "*").output().unwrap();
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(!out.status.success() && !said.contains("hidden"), "{said}");
+    }
+}

@@ -341,6 +341,23 @@ fn killed_runs_go_on_and_end_in_the_same_bytes() {
 }
 
 #[test]
+fn what_a_narrow_dtype_cannot_hold_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, grown) = (nano(dir.path()), dir.path().join("grown"));
+    flm_json(["grow", text(&source), text(&grown), "--ffn", "320"]);
+    let weights = grown.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len();
+    // a billion in bf16
+    bytes[end - 2..].copy_from_slice(&[0x6e, 0x4e]);
+    std::fs::write(&weights, bytes).unwrap();
+    std::fs::remove_file(grown.join("checksums.json")).unwrap();
+    let out = flm(["fold", text(&grown), text(&dir.path().join("folded")), "--dtype", "f16"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.contains("1 finite values became infinite"), "{said}");
+}
+
+#[test]
 fn a_stage_of_other_bytes_is_never_taken_up() {
     let dir = tempfile::tempdir().unwrap();
     let source = nano(dir.path());

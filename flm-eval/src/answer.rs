@@ -83,6 +83,8 @@ pub fn answer(
         let id = row.get("question_id").map(|id| serde_json::from_value::<QuestionId>(id.clone()));
         done.extend(id.transpose().with_context(|| format!("{}, line {}", out.display(), index + 1))?);
     }
+    // the rows are ours
+    journal.as_mut().map_or(Ok(()), Journal::repair)?;
     let mut todo: Vec<&Question> = questions.list.iter().filter(|q| !done.contains(&q.question_id)).collect();
     let mut answered = Answered {
         model: model.name.clone(),

@@ -16,6 +16,8 @@ use serde_json::{Map, Value};
 
 use flm_checkpoint::{atomic, is_place_of_checkpoint};
 
+/// What a row begins with.
+const ROW: &[u8] = br#"{"question_id":"#;
 /// How long rows may wait for the disk.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
 
@@ -27,12 +29,16 @@ type Rows = Vec<Map<String, Value>>;
 pub(crate) struct Journal {
     path: PathBuf,
     file: File,
+    /// Of the rows that are whole.
     len: u64,
+    /// Whether the last row lacks its newline.
+    newline: bool,
     synced: Instant,
 }
 
 impl Journal {
-    /// Opens or makes a journal; returns it with the rows that are in it.
+    /// Opens or makes a journal; returns it with the rows that are in it. A row that a kill has torn is still
+    /// in the file: whoever knows from the rows that the journal is its own calls [`Journal::repair`].
     pub(crate) fn open(path: &Path) -> anyhow::Result<(Self, Rows)> {
         Self::open_or_make(path).with_context(|| format!("cannot use {}", path.display()))
     }
@@ -50,6 +56,10 @@ impl Journal {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent)?;
         }
+        // a pipe or a device without an end would be read for ever
+        if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+            bail!("it is not a regular file: rows are written to regular files only");
+        }
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -61,14 +71,22 @@ impl Journal {
         file.read_to_end(&mut bytes)?;
         let (rows, len, newline) = whole_rows(&bytes)?;
         // the only line is torn: a row of ours that a kill has cut, or a file of somebody else's
-        ensure!(len > 0 || bytes.first().is_none_or(|&first| first == b'{'), "it holds no rows");
-        file.set_len(len)?;
-        file.seek(SeekFrom::Start(len))?;
-        let mut journal = Self { path: path.to_owned(), file, len, synced: Instant::now() };
-        if newline {
-            journal.write(b"\n")?;
-        }
-        Ok((journal, rows))
+        ensure!(len > 0 || ROW.starts_with(&bytes) || bytes.starts_with(ROW), "it holds no rows");
+        Ok((Self { path: path.to_owned(), file, len, newline, synced: Instant::now() }, rows))
+    }
+
+    /// Drops a row that is torn, and ends the last.
+    pub(crate) fn repair(&mut self) -> anyhow::Result<()> {
+        let mut repair = || {
+            self.file.set_len(self.len)?;
+            self.file.seek(SeekFrom::Start(self.len))?;
+            if self.newline {
+                self.write(b"\n")?;
+                self.newline = false;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        repair().with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Appends a row.
@@ -136,8 +154,9 @@ mod tests {
     fn a_journal_cut_anywhere_loses_at_most_the_row_that_is_cut() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/rows.jsonl");
-        let rows = [json!({"a": "甲\n"}), json!({"b": [1, 2]}), json!({})];
+        let rows = [json!({"question_id": "甲\n"}), json!({"question_id": [1, 2]}), json!({})];
         let (mut journal, found) = Journal::open(&path).unwrap();
+        journal.repair().unwrap();
         assert!(found.is_empty());
         for row in &rows {
             journal.append(row).unwrap();
@@ -147,6 +166,8 @@ mod tests {
         for cut in 0..=whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let (mut journal, found) = Journal::open(&path).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), whole[..cut], "{cut}: nothing is repaired unasked");
+            journal.repair().unwrap();
             let lines = whole[..cut].iter().filter(|&&byte| byte == b'\n').count();
             // a row without its newline is still a row
             assert!(found.len() == lines || found.len() == lines + 1, "{cut}: {}", found.len());
@@ -164,6 +185,10 @@ mod tests {
         let path = dir.path().join("rows.jsonl");
         std::fs::write(&path, "{}\n{\"a\n{}\n").unwrap();
         assert!(format!("{:#}", Journal::open(&path).unwrap_err()).contains("line 2"));
+        // a file of somebody else's whose only line is torn
+        std::fs::write(&path, "{ \"settings\": [").unwrap();
+        assert!(format!("{:#}", Journal::open(&path).unwrap_err()).contains("holds no rows"));
+        assert!(format!("{:#}", Journal::open(Path::new("/dev/zero")).unwrap_err()).contains("regular file"));
         std::fs::write(&path, "{}\n").unwrap();
         let _open = Journal::open(&path).unwrap();
         assert!(format!("{:#}", Journal::open(&path).unwrap_err()).contains("another run"));

@@ -24,7 +24,7 @@ pub use crate::answer::{AnswerOptions, Answered, answer};
 pub use crate::benchmark::Questions;
 pub use crate::journal::write_whole;
 pub use crate::judge::Judge;
-pub use crate::judge::endpoint::{Endpoint, EndpointOptions};
+pub use crate::judge::endpoint::{Endpoint, EndpointOptions, shown_url};
 pub use crate::judge::local::LocalJudge;
 pub use crate::judge::prompt::Prompt;
 pub use crate::judge::rule::RuleJudge;

@@ -11,6 +11,8 @@ use flm_candle::Tokenizer;
 use flm_candle::{ChatMessage, ChatTemplate};
 use serde_json::json;
 
+use crate::output_file;
+
 /// What was said so far, and how it is put to the model.
 #[derive(Debug)]
 pub(crate) struct Conversation {
@@ -129,6 +131,7 @@ impl Conversation {
     /// When there is no answer yet, or the file cannot be written.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<usize> {
         ensure!(!self.turns.is_empty(), "there is nothing to save yet");
+        output_file::check_appended(path, |first| first.starts_with('{'))?;
         let messages = self.messages(0);
         let line = format!("{}\n", json!({ "messages": messages }));
         append(path, &line).with_context(|| format!("cannot write {}", path.display()))?;

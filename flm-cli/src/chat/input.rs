@@ -8,11 +8,16 @@ use std::{
 use anyhow::Context;
 use rustyline::{Behavior, Config, DefaultEditor, error::ReadlineError};
 
+use crate::output_file;
+
 /// Where the lines come from: a terminal, with editing and history, or a pipe or a file.
 pub(crate) enum Input {
     Terminal { editor: Box<DefaultEditor>, history: Option<PathBuf> },
     Pipe { lines: StdinLock<'static>, number: usize },
 }
+
+/// The first line of a file of the editor's.
+const HISTORY: &str = "#V2";
 
 /// What was read.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,6 +33,10 @@ impl Input {
     /// Standard input; on a terminal, lines of earlier conversations come from the file `history`, where
     /// one is given.
     pub(crate) fn open(history: Option<&Path>) -> anyhow::Result<Self> {
+        if let Some(path) = history {
+            // anything else would be cut to the lines that the editor keeps
+            output_file::check_appended(path, |first| first == HISTORY)?;
+        }
         if !std::io::stdin().is_terminal() {
             return Ok(Self::Pipe { lines: std::io::stdin().lock(), number: 0 });
         }

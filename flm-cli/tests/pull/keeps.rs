@@ -138,6 +138,24 @@ fn weights_are_those_of_the_index() {
 }
 
 #[test]
+fn a_listing_of_two_files_of_one_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = HubServer::start(&files(), Options::default());
+    let twice = r#"{"id": "acme/tiny", "sha": "0123456789abcdef0123456789abcdef01234567", "siblings": [
+        {"rfilename": "config.json", "size": 2, "blobId": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"},
+        {"rfilename": "config.json", "size": 99, "blobId": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"}]}"#;
+    server.fault(move |asked| match asked.file.as_str() {
+        "" => Fault::Says(200, vec![("Content-Type", "application/json".into())], twice),
+        _ => Fault::None,
+    });
+    let target = dir.path().join("t");
+    for more in [&[][..], &["--dry-run"]] {
+        pull(&server, &target, more).failed(&["lists config.json twice, with different content"]);
+    }
+    assert!(!target.join("config.json").exists());
+}
+
+#[test]
 fn impossible_sizes_are_refused_and_pipes_are_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { told_size: Some((SHARD, u64::MAX - 5)), ..Options::default() };

@@ -62,6 +62,15 @@ pub struct Endpoint {
     agent: ureq::Agent,
 }
 
+/// An address as messages and results show it: neither a user's name and password nor a query belongs there.
+pub fn shown_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{scheme}://{host}/{path}")
+}
+
 /// Why a request gave no judgment.
 #[derive(Debug)]
 enum Problem {
@@ -82,7 +91,7 @@ impl Endpoint {
     /// A URL that is neither http nor https; a client that cannot be made.
     pub fn new(options: EndpointOptions, prompt: Prompt) -> anyhow::Result<Self> {
         if !options.url.starts_with("http://") && !options.url.starts_with("https://") {
-            bail!("--judge-url {}: expected http://… or https://…", options.url);
+            bail!("--judge-url {}: expected http://… or https://…", shown_url(&options.url));
         }
         // a query, as Azure's api-version, stays at the end
         let (base, query) = options.url.split_at(options.url.find('?').unwrap_or(options.url.len()));
@@ -218,17 +227,12 @@ impl Judge for Endpoint {
     }
 
     fn details(&self) -> Map<String, Value> {
-        // neither a user's name and password nor a query belongs in a result
-        let (scheme, rest) = self.url.split_once("://").unwrap_or(("", &self.url));
-        let rest = rest.split(['?', '#']).next().unwrap_or_default();
-        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
         let temperature = self
             .options
             .temperature
             .map_or(Value::Null, |t| if t.fract() == 0.0 { (t as i64).into() } else { t.into() });
         let mut details = Map::from_iter([
-            ("judge_url".to_owned(), format!("{scheme}://{host}/{path}").into()),
+            ("judge_url".to_owned(), shown_url(&self.url).into()),
             ("judge_temperature".to_owned(), temperature),
         ]);
         if !self.options.fields.is_empty() {

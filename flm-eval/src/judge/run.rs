@@ -203,6 +203,8 @@ pub fn run(
         };
         done.extend(id.map(|id| (id, state)));
     }
+    // the rows are ours
+    journal.repair()?;
     let is_again = |state: State| match state {
         State::Refused => options.again.refused,
         State::Unreadable => options.again.unreadable,

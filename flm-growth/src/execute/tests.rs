@@ -635,6 +635,14 @@ fn a_source_that_changes_meanwhile_is_noticed_and_nothing_published() {
     let error = execute(&plan, &source, &dst, &small_chunks(100, 1 << 20), &change).unwrap_err().to_string();
     assert!(error.contains("model.safetensors changed while it was read"), "{error}");
     assert!(!dst.exists());
+    // what is copied beside the weights is theirs
+    let (path, dst) = (dir.path().join("other"), dir.path().join("larger"));
+    let source = model().save(&path, 1 << 30);
+    let tokenizer = |_| std::fs::write(path.join("tokenizer_config.json"), "{}").unwrap();
+    let error =
+        execute(&plan, &source, &dst, &small_chunks(100, 1 << 20), &tokenizer).unwrap_err().to_string();
+    assert!(error.contains("tokenizer_config.json changed while it was read"), "{error}");
+    assert!(!dst.exists());
 }
 
 #[test]

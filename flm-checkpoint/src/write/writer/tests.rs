@@ -92,6 +92,23 @@ fn an_output_that_exists_is_refused_unless_it_is_an_empty_directory() {
 }
 
 #[test]
+fn the_journal_is_gone_before_the_directory_gets_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("out");
+    let mut writer = small(&dst);
+    writer.skip("w", 0, 8).unwrap();
+    writer.keep_staging();
+    let journal = writer.staging_dir().join(".journal.jsonl");
+    fs::write(&journal, "").unwrap();
+    // the last step fails, as if the process died there
+    fs::create_dir(&dst).unwrap();
+    fs::write(dst.join("x"), "").unwrap();
+    assert!(matches!(writer.finish(&config()), Err(CheckpointError::DestinationExists { .. })));
+    assert!(dir.path().join(".out.partial/model.safetensors").exists());
+    assert!(!journal.exists());
+}
+
+#[test]
 fn a_staging_directory_in_use_is_refused_and_one_left_behind_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let dst = dir.path().join("out");

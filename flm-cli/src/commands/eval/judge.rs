@@ -14,7 +14,7 @@ use flm_eval::Questions;
 use flm_eval::Rubric;
 use flm_eval::RuleJudge;
 use flm_eval::{Again, JudgeOptions, Judged, read_answers, run};
-use flm_eval::{Endpoint, EndpointOptions};
+use flm_eval::{Endpoint, EndpointOptions, shown_url};
 use serde_json::Value;
 
 /// Have answers judged, each on a scale of 1 to 10.
@@ -239,8 +239,9 @@ impl JudgeArgs {
             }));
         }
         let key = std::env::var(&self.judge_key_env).ok().filter(|key| !key.trim().is_empty());
-        if key.is_some() && self.judge_url.starts_with("http://") && !is_local(&self.judge_url) {
-            output.warn(&format!("the key in {} goes to {} unencrypted", self.judge_key_env, self.judge_url));
+        let address = shown_url(&self.judge_url);
+        if key.is_some() && address.starts_with("http://") && !is_local(&address) {
+            output.warn(&format!("the key in {} goes to {address} unencrypted", self.judge_key_env));
         }
         let options = EndpointOptions {
             url: self.judge_url.clone(),
@@ -261,9 +262,14 @@ impl JudgeArgs {
     }
 }
 
+/// Whether an address as [`shown_url`] shows it is this machine's; a name that only begins like one is not.
 fn is_local(url: &str) -> bool {
-    let host = url.trim_start_matches("http://");
-    ["127.", "localhost", "[::1]"].iter().any(|local| host.starts_with(local))
+    let rest = url.trim_start_matches("http://");
+    let host = rest.split('/').next().unwrap_or_default();
+    let host = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).map_or(host, |(host, _)| host);
+    host == "localhost"
+        || host == "[::1]"
+        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

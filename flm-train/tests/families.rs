@@ -35,7 +35,7 @@ fn loss_and_every_gradient_equal_transformers() {
         let golden: HashMap<String, Tensor> =
             candle_core::safetensors::load(fixture(name).join("golden.safetensors"), &Device::Cpu).unwrap();
         let ids: Vec<i64> = golden["ids"].to_vec1().unwrap();
-        let labels = ids[1..].iter().copied().chain([IGNORED]).collect();
+        let labels = ids[1..].iter().map(|&id| id as i32).chain([IGNORED]).collect();
         let row =
             Packed { ids: ids.iter().map(|&id| id as u32).collect(), labels, starts: vec![0; ids.len()] };
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();

@@ -48,7 +48,7 @@ fn rows(goldens: &Goldens, step: u64) -> Vec<Packed> {
             let positions = part(row, "positions");
             Packed {
                 ids: part(row, "ids").into_iter().map(|id| id as u32).collect(),
-                labels: part(row, "labels"),
+                labels: part(row, "labels").into_iter().map(|label| label as i32).collect(),
                 starts: positions.iter().enumerate().map(|(i, p)| (i as i64 - p) as u32).collect(),
             }
         })

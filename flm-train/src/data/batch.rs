@@ -1,7 +1,7 @@
 //! Rows of token ids, labels and document boundaries, and rows that run together.
 
 /// The label of a position that is not learned.
-pub const IGNORED: i64 = -100;
+pub const IGNORED: i32 = -100;
 
 /// A row of tokens, packed with one or more documents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub struct Packed {
     /// Token ids.
     pub ids: Vec<u32>,
     /// For each position the token that follows, or [`IGNORED`].
-    pub labels: Vec<i64>,
+    pub labels: Vec<i32>,
     /// For each position that of its document's first token.
     pub starts: Vec<u32>,
 }
@@ -21,7 +21,7 @@ impl Packed {
         self.ids.extend_from_slice(ids);
         self.starts.extend(std::iter::repeat_n(start, ids.len()));
         let label = |i: usize| match (ids.get(i), target.get(i)) {
-            (Some(&id), Some(true)) => i64::from(id),
+            (Some(&id), Some(true)) => id as i32,
             _ => IGNORED,
         };
         self.labels.extend((1..=ids.len()).map(label));
@@ -53,7 +53,7 @@ pub struct MicroBatch {
     /// Token ids, `[rows, len]`.
     pub ids: Vec<u32>,
     /// Targets, `[rows, len]`; [`IGNORED`] where nothing is learned.
-    pub labels: Vec<i64>,
+    pub labels: Vec<i32>,
     /// First position of the document that each position belongs to, `[rows, len]`.
     pub starts: Vec<u32>,
 }

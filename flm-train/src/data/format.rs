@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::data::container::{self, DataFile};
 use crate::data::rows::Rows;
-use crate::data::samples::{Content, Sample, Samples};
+use crate::data::samples::{Content, Sample, Samples, Take};
 use crate::data::trees::Forest;
 use crate::error::TrainError;
 
@@ -34,6 +34,24 @@ pub fn read_samples(path: &Path) -> Result<Vec<Sample>, TrainError> {
 /// # Errors
 /// What is wrong, with file and line; rows of which a part would be passed over, by the name of the key.
 pub fn read_data(path: &Path, columns: &BTreeMap<String, String>) -> Result<Samples, TrainError> {
+    let mut samples = Vec::new();
+    let found = each_sample(path, columns, &mut |sample| {
+        samples.push(sample);
+        Ok(())
+    })?;
+    Ok(Samples { samples, ..found })
+}
+
+/// [`read_data`] that gives the samples to `take` as they come, and returns what else is to be told of the file. Only
+/// trees of messages are in memory until the end.
+///
+/// # Errors
+/// Those of [`read_data`] and of `take`.
+pub(super) fn each_sample(
+    path: &Path,
+    columns: &BTreeMap<String, String>,
+    take: &mut Take<'_>,
+) -> Result<Samples, TrainError> {
     let mut rows = Rows { columns, found: Samples::default(), forest: Forest::default() };
     let mut reader = match container::open(path)? {
         DataFile::Parquet(table) => {
@@ -41,10 +59,14 @@ pub fn read_data(path: &Path, columns: &BTreeMap<String, String>) -> Result<Samp
                 let line = index + 1;
                 let wrong = |message: String| TrainError::Line { path: path.into(), line, message };
                 rows.take(row?, line).map_err(wrong)?;
+                rows.give(take)?;
             }
-            return Ok(rows.finish());
+            return rows.finish(take);
         }
-        DataFile::Text { reader, plain: true } => return plain_text(path, reader),
+        DataFile::Text { reader, plain: true } => {
+            take(plain_text(path, reader)?)?;
+            return Ok(Samples::default());
+        }
         DataFile::Text { reader, .. } => reader,
     };
     let head = reader.fill_buf().map_err(TrainError::file("read", path))?;
@@ -54,16 +76,20 @@ pub fn read_data(path: &Path, columns: &BTreeMap<String, String>) -> Result<Samp
         let skip = head.len() - start.len();
         reader.consume(skip);
         let mut json = serde_json::Deserializer::from_reader(reader);
-        let mut visitor = Elements { rows: &mut rows, failed: None, next: 1 };
+        let mut visitor = Elements { rows: &mut rows, take: &mut *take, failed: None, next: 1 };
         let done =
             serde::de::Deserializer::deserialize_seq(&mut json, &mut visitor).and_then(|()| json.end());
         let Elements { failed, next, .. } = visitor;
-        let wrong = |message| TrainError::Line { path: path.into(), line: next, message };
-        if let Some(message) = failed {
-            return Err(wrong(format!("element {next} of the array: {message}")));
+        let wrong = |message: String| {
+            let message = format!("element {next} of the array: {message}");
+            TrainError::Line { path: path.into(), line: next, message }
+        };
+        match failed {
+            Some(Failed::Element(message)) => return Err(wrong(message)),
+            Some(Failed::Taking(error)) => return Err(error),
+            None => done.map_err(|e| wrong(format!("not JSON: {e}")))?,
         }
-        done.map_err(|e| wrong(format!("element {next} of the array: not JSON: {e}")))?;
-        return Ok(rows.finish());
+        return rows.finish(take);
     }
     for (index, line) in reader.split(b'\n').enumerate() {
         let bytes = line.map_err(TrainError::file("read", path))?;
@@ -76,11 +102,12 @@ pub fn read_data(path: &Path, columns: &BTreeMap<String, String>) -> Result<Samp
         }
         let value: Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
         rows.take(value, line).map_err(wrong)?;
+        rows.give(take)?;
     }
-    Ok(rows.finish())
+    rows.finish(take)
 }
 
-fn plain_text(path: &Path, mut reader: impl Read) -> Result<Samples, TrainError> {
+fn plain_text(path: &Path, mut reader: impl Read) -> Result<Sample, TrainError> {
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes).map_err(TrainError::file("read", path))?;
     let text = String::from_utf8(bytes).map_err(|e| {
@@ -88,18 +115,24 @@ fn plain_text(path: &Path, mut reader: impl Read) -> Result<Samples, TrainError>
         TrainError::Line { path: path.into(), line, message: "not UTF-8 text".into() }
     })?;
     let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
-    let samples = vec![Sample { line: 1, content: Content::Text(text) }];
-    Ok(Samples { samples, ..Samples::default() })
+    Ok(Sample { line: 1, content: Content::Text(text) })
 }
 
 /// Takes the elements of an array one by one, so that the whole is never in memory as JSON.
-struct Elements<'r, 'c> {
+struct Elements<'r, 'c, 't> {
     rows: &'r mut Rows<'c>,
-    failed: Option<String>,
+    take: &'r mut Take<'t>,
+    failed: Option<Failed>,
     next: usize,
 }
 
-impl<'de> serde::de::Visitor<'de> for &mut Elements<'_, '_> {
+/// Why an array was not read to its end.
+enum Failed {
+    Element(String),
+    Taking(TrainError),
+}
+
+impl<'de> serde::de::Visitor<'de> for &mut Elements<'_, '_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -108,8 +141,10 @@ impl<'de> serde::de::Visitor<'de> for &mut Elements<'_, '_> {
 
     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         while let Some(value) = elements.next_element::<Value>()? {
-            if let Err(message) = self.rows.take(value, self.next) {
-                self.failed = Some(message);
+            let taken = self.rows.take(value, self.next).map_err(Failed::Element);
+            let taken = taken.and_then(|()| self.rows.give(self.take).map_err(Failed::Taking));
+            if let Err(failed) = taken {
+                self.failed = Some(failed);
                 return Err(serde::de::Error::custom("a wrong element"));
             }
             self.next += 1;

@@ -15,9 +15,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::data::encode::{Encoder, OnUnrendered, Truncation};
-use crate::data::format::read_data;
+use crate::data::format::each_sample;
 use crate::data::pack::{Row, pack};
-use crate::data::samples::Content;
+use crate::data::samples::{Content, Sample};
 use crate::data::shuffle::{permutation, shuffled};
 
 use crate::data::batch::Packed;
@@ -176,7 +176,8 @@ impl Dataset {
             let mut hasher = crc32fast::Hasher::new();
             for row in rows {
                 row.packed.ids.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
-                row.packed.labels.iter().for_each(|label| hasher.update(&label.to_le_bytes()));
+                // as i64, which states of earlier versions have hashed
+                row.packed.labels.iter().for_each(|label| hasher.update(&i64::from(*label).to_le_bytes()));
             }
             hasher.finalize()
         };
@@ -209,6 +210,7 @@ impl Dataset {
     }
 }
 
+/// Encodes the samples of files as they are read: their text is not kept.
 fn encode_files(
     files: &[PathBuf],
     first: usize,
@@ -218,50 +220,26 @@ fn encode_files(
 ) -> Result<Vec<Document>, TrainError> {
     let mut documents = Vec::new();
     for (index, path) in files.iter().enumerate() {
-        let data = read_data(path, &options.columns)?;
-        statistics.samples += data.left_out.values().sum::<usize>();
-        data.left_out.iter().for_each(|(why, count)| statistics.leave_out(why, *count));
-        for (key, count) in data.unread {
+        let mut take = |sample: Sample| {
+            statistics.samples += 1;
+            let source = (first + index, sample.line);
+            let line = |message| TrainError::Line { path: path.clone(), line: source.1, message };
+            if is_rendered(&sample.content, options.unrendered, encoder, statistics).map_err(line)? {
+                let document = encoder.encode(&sample.content, source).map_err(line)?;
+                let whole = matches!(sample.content, Content::Text(_));
+                let parts = options.truncation.apply(document, options.context, whole, statistics);
+                documents.extend(parts.map_err(line)?);
+            }
+            Ok(())
+        };
+        let found = each_sample(path, &options.columns, &mut take)?;
+        statistics.samples += found.left_out.values().sum::<usize>();
+        found.left_out.iter().for_each(|(why, count)| statistics.leave_out(why, *count));
+        for (key, count) in found.unread {
             *statistics.unread.entry(key).or_default() += count;
         }
-        for (what, count) in data.chosen {
+        for (what, count) in found.chosen {
             *statistics.chosen.entry(what).or_default() += count;
-        }
-        for sample in data.samples {
-            statistics.samples += 1;
-            let line = sample.line;
-            let at_line = |message: String| TrainError::Line { path: path.clone(), line, message };
-            let unrendered = encoder.unrendered(&sample.content).map_err(at_line)?;
-            for key in unrendered.others {
-                *statistics.unread.entry(key).or_default() += 1;
-            }
-            if let Some(first) = unrendered.matters.first() {
-                match options.unrendered {
-                    OnUnrendered::Error => {
-                        return Err(at_line(format!(
-                            "the chat template does not render `{first}`: what is learned would be another \
-                             conversation. Give a template that does (data.chat_template), or set \
-                             data.unrendered to \"drop\" to leave such samples out or \"ignore\" to learn the rest"
-                        )));
-                    }
-                    OnUnrendered::Drop => {
-                        let key = first.rsplit('.').next().unwrap_or(first);
-                        statistics.leave_out(&format!("`{key}` is not rendered by the chat template"), 1);
-                        continue;
-                    }
-                    OnUnrendered::Ignore => {
-                        for key in &unrendered.matters {
-                            let key = key.rsplit('.').next().unwrap_or(key);
-                            *statistics.unread.entry(key.to_owned()).or_default() += 1;
-                        }
-                    }
-                }
-            }
-            let document = encoder.encode(&sample.content, (first + index, line)).map_err(at_line)?;
-            let whole = matches!(sample.content, Content::Text(_));
-            let parts =
-                options.truncation.apply(document, options.context, whole, statistics).map_err(at_line)?;
-            documents.extend(parts);
         }
     }
     statistics.documents = documents.len();
@@ -269,6 +247,38 @@ fn encode_files(
     statistics.targets = documents.iter().map(Document::targets).sum();
     statistics.longest = documents.iter().map(|d| d.ids.len()).max().unwrap_or(0);
     Ok(documents)
+}
+
+/// Whether the template renders a sample, or what it does not may be passed over; that is counted.
+fn is_rendered(
+    content: &Content,
+    unrendered: OnUnrendered,
+    encoder: &Encoder<'_>,
+    statistics: &mut DataStatistics,
+) -> Result<bool, String> {
+    let found = encoder.unrendered(content)?;
+    for key in found.others {
+        *statistics.unread.entry(key).or_default() += 1;
+    }
+    let Some(first) = found.matters.first() else { return Ok(true) };
+    let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
+    match unrendered {
+        OnUnrendered::Error => Err(format!(
+            "the chat template does not render `{first}`: what is learned would be another \
+             conversation. Give a template that does (data.chat_template), or set \
+             data.unrendered to \"drop\" to leave such samples out or \"ignore\" to learn the rest"
+        )),
+        OnUnrendered::Drop => {
+            statistics.leave_out(&format!("`{}` is not rendered by the chat template", last(first)), 1);
+            Ok(false)
+        }
+        OnUnrendered::Ignore => {
+            for key in &found.matters {
+                *statistics.unread.entry(last(key)).or_default() += 1;
+            }
+            Ok(true)
+        }
+    }
 }
 
 /// A row with one document.

@@ -69,7 +69,7 @@ mod tests {
                     let (ids, len) = (&documents[i].ids, lens[i]);
                     prop_assert_eq!(&row.packed.ids[at..at + len], ids.as_slice());
                     prop_assert!(row.packed.starts[at..at + len].iter().all(|&s| s as usize == at));
-                    prop_assert!(row.packed.labels[at..at + len - 1].iter().zip(&ids[1..]).all(|(l, id)| *l == i64::from(*id)));
+                    prop_assert!(row.packed.labels[at..at + len - 1].iter().zip(&ids[1..]).all(|(l, id)| *l == *id as i32));
                     prop_assert_eq!(row.packed.labels[at + len - 1], -100);
                     (at, found[i]) = (at + len, found[i] + 1);
                 }

@@ -6,8 +6,9 @@ use flm_candle::ChatMessage;
 use serde_json::{Map, Value};
 
 use crate::data::forms;
-use crate::data::samples::{Content, Conversation, Sample, Samples};
+use crate::data::samples::{Content, Conversation, Sample, Samples, Take};
 use crate::data::trees::Forest;
+use crate::error::TrainError;
 
 /// Different unread keys that are kept apart; a file may hold any number of them.
 const UNREAD: usize = 64;
@@ -83,10 +84,16 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// What the file holds, its trees of messages as conversations.
-    pub(super) fn finish(mut self) -> Samples {
-        self.forest.finish(&mut self.found);
-        self.found
+    /// Gives away what was taken since the last call.
+    pub(super) fn give(&mut self, take: &mut Take<'_>) -> Result<(), TrainError> {
+        self.found.samples.drain(..).try_for_each(take)
+    }
+
+    /// Gives away the trees of messages as conversations; returns what else the file holds.
+    pub(super) fn finish(mut self, take: &mut Take<'_>) -> Result<Samples, TrainError> {
+        std::mem::take(&mut self.forest).finish(&mut self.found);
+        self.give(take)?;
+        Ok(self.found)
     }
 
     fn unread(&mut self, key: &str) {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use flm_candle::ChatMessage;
 use serde_json::Value;
 
+use crate::error::TrainError;
+
 /// A conversation and what of it is learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
@@ -60,3 +62,6 @@ pub struct Samples {
     /// Rows of which something was chosen, by what.
     pub chosen: BTreeMap<String, usize>,
 }
+
+/// Takes samples one after the other; an error ends the reading.
+pub(super) type Take<'a> = dyn FnMut(Sample) -> Result<(), TrainError> + 'a;

@@ -76,7 +76,7 @@ impl Plan {
 fn small(row: &Packed) -> Packed {
     let mut row = row.clone();
     row.ids.iter_mut().for_each(|id| *id %= VOCABULARY as u32);
-    row.labels.iter_mut().filter(|label| **label >= 0).for_each(|label| *label %= VOCABULARY as i64);
+    row.labels.iter_mut().filter(|label| **label >= 0).for_each(|label| *label %= VOCABULARY as i32);
     row
 }
 

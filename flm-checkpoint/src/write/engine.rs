@@ -105,7 +105,7 @@ impl Engine {
     ) -> Result<Self, CheckpointError> {
         let staging = Writer::staging_path(dst)?;
         let resumed = !restart && Journal::is_begun(&staging, key)?;
-        let open = if resumed { Writer::resume_model } else { Writer::create_model };
+        let open = if resumed { Writer::resume_model } else { Writer::restart_model };
         let mut writer = open(dst, config, specs, max_shard_size)?;
         writer.keep_staging();
         let journal = Mutex::new(Journal::open(&staging, key)?);

@@ -52,6 +52,15 @@ impl Journal {
         }
     }
 
+    /// # Errors
+    /// [`CheckpointError::Unfinished`] where any run was begun in `staging`.
+    pub(crate) fn require_none(staging: &Path) -> Result<()> {
+        match staging.join(JOURNAL_FILE).symlink_metadata() {
+            Ok(_) => Err(CheckpointError::Unfinished { path: staging.into() }),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Begins the journal, or goes on with one of the same key.
     pub(crate) fn open(staging: &Path, key: &RunKey) -> Result<Self> {
         let path = staging.join(JOURNAL_FILE);

@@ -67,15 +67,28 @@ impl Writer {
     ///
     /// # Errors
     /// [`CheckpointError::DestinationExists`] unless `dst` is free or an empty directory,
-    /// [`CheckpointError::InUse`] where another process is writing it; and specs that cannot be written.
+    /// [`CheckpointError::InUse`] where another process is writing it, [`CheckpointError::Unfinished`] where one that
+    /// can be resumed has begun it; and specs that cannot be written.
     pub fn create(dst: &Path, specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
         let layout = Layout::new(specs, max_shard_size)?;
+        Journal::require_none(&Staging::path(dst)?)?;
         Self::open(layout, Staging::create(dst)?)
     }
 
     /// [`Writer::create`] for tensors of a model of `config`, whose family may store some of them as one: they
     /// are written and read under their own names.
     pub fn create_model(
+        dst: &Path,
+        config: &TeleFlmConfig,
+        specs: &[TensorSpec],
+        max_shard_size: u64,
+    ) -> Result<Self> {
+        Journal::require_none(&Staging::path(dst)?)?;
+        Self::restart_model(dst, config, specs, max_shard_size)
+    }
+
+    /// [`Writer::create_model`] that throws away what another run has begun.
+    pub(crate) fn restart_model(
         dst: &Path,
         config: &TeleFlmConfig,
         specs: &[TensorSpec],
@@ -89,7 +102,7 @@ impl Writer {
     /// for keep their bytes.
     ///
     /// Nothing counts as written: what is known to be whole is declared by [`Writer::skip`].
-    pub fn resume_model(
+    pub(crate) fn resume_model(
         dst: &Path,
         config: &TeleFlmConfig,
         specs: &[TensorSpec],

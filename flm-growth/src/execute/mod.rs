@@ -214,8 +214,15 @@ impl Transfer<'_> {
     ) -> Result<Vec<String>> {
         let dir = writer.staging_dir();
         let side_files = copy_side_files(source.dir(), dir, Card::Keep)?;
-        if let Some(recipe) = &options.recipe {
-            atomic::write(&dir.join(RECIPE_FILE), recipe.as_bytes())?;
+        match &options.recipe {
+            Some(recipe) => atomic::write(&dir.join(RECIPE_FILE), recipe.as_bytes())?,
+            // an earlier run's
+            None => atomic::remove(&dir.join(RECIPE_FILE))?,
+        }
+        let optimizer = dir.join(moments::OPTIMIZER);
+        if !options.optimizer_state && optimizer.is_dir() {
+            let failed = |source| GrowthError::Write { path: optimizer.display().to_string(), source };
+            std::fs::remove_dir_all(&optimizer).map_err(failed)?;
         }
         if options.source_digests {
             self.provenance.source_files = source_files(source)?;

@@ -92,6 +92,20 @@ fn an_output_that_exists_is_refused_unless_it_is_an_empty_directory() {
 }
 
 #[test]
+fn what_another_run_can_be_resumed_from_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("out");
+    let mut writer = small(&dst);
+    writer.keep_staging();
+    let journal = writer.staging_dir().join(".journal.jsonl");
+    fs::write(&journal, "").unwrap();
+    drop(writer);
+    let again = Writer::create(&dst, &[spec("w", Dtype::F32, &[2])], u64::MAX);
+    assert!(matches!(again, Err(CheckpointError::Unfinished { .. })));
+    assert!(journal.exists());
+}
+
+#[test]
 fn the_journal_is_gone_before_the_directory_gets_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let dst = dir.path().join("out");

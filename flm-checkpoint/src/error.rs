@@ -230,7 +230,9 @@ pub enum CheckpointError {
     #[error("{path} exists: remove it or choose another name")]
     FileExists { path: PathBuf },
     /// The staging directory holds a run that can be resumed, and this one is none.
-    #[error("{path} holds an unfinished run of another command: finish it with that, or remove the directory")]
+    #[error(
+        "{path} holds an unfinished run of another command: finish it with that, or remove the directory"
+    )]
     Unfinished { path: PathBuf },
     /// Something else has the name of a file of this program's own.
     #[error("{path} is a link, a pipe or a directory where flm keeps a file of its own: remove it")]

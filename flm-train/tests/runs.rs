@@ -390,8 +390,15 @@ fn what_a_template_renders_of_a_message_is_learned_and_what_it_does_not_is_refus
                  {% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}</s>{% endfor %}";
     let expected = r#"{"name": "f", "arguments": {"z": 1, "a": 2}}</s>"#;
     assert_eq!(learned(dir.path(), call, calls), [expected]);
-    // the template of the model renders none of it
-    for (line, key) in [(thought, "messages[1].reasoning_content"), (call, "tools")] {
+    // the template of the model renders none of it, and no message of the system or of a tool
+    let system = r#"{"system":"in French","instruction":"one","output":"four"}"#;
+    let tool = r#"{"messages":[{"role":"user","content":"one"},{"role":"tool","content":"2"},{"role":"assistant","content":"four"}]}"#;
+    for (line, key) in [
+        (thought, "messages[1].reasoning_content"),
+        (call, "tools"),
+        (system, "messages[0].system"),
+        (tool, "messages[1].tool"),
+    ] {
         let plan = |how: &str| Plan::new(recipe(dir.path(), &[LINES[0], line], &[how]).unwrap());
         let error = plan("data.packing=true").unwrap_err().to_string();
         assert!(
@@ -812,4 +819,87 @@ fn a_run_goes_on_under_another_plan_bit_for_bit() {
         text.lines().map(loss).collect::<Vec<_>>()
     };
     assert_eq!(losses(whole.path()), losses(parts.path()));
+}
+
+/// Puts f32 values at the beginning of a stored tensor, from its value `at` on.
+fn set(model: &Path, name: &str, at: usize, values: &[f32]) {
+    use std::os::unix::fs::FileExt;
+    let checkpoint = Checkpoint::open(model).unwrap();
+    let entry = checkpoint.entry(name).unwrap();
+    let file = fs::File::options().write(true).open(&checkpoint.files()[entry.file].path).unwrap();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    file.write_all_at(&bytes, entry.offset + 4 * at as u64).unwrap();
+}
+
+#[test]
+fn a_validation_that_is_no_number_is_told_and_weights_that_are_none_are_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path());
+    // a token that the validation alone has
+    let id = *Tokenizer::from_dir(&model).unwrap().encode("红豆生南国").unwrap().last().unwrap() as usize;
+    let width = config().hidden_size;
+    set(&model, "model.embed_tokens.weight", id * width, &vec![f32::NAN; width]);
+    let validation = dir.path().join("validation.jsonl");
+    fs::write(&validation, LINES[5]).unwrap();
+    let changes = [format!("data.validation_files=[{validation:?}]"), "train.max_steps=1".into()];
+    let (outcome, events) = run(&mut start(dir.path(), &LINES[3..4], &strs(&changes)).unwrap(), None);
+    let said = outcome.unwrap_err().to_string();
+    assert!(said.contains("model.embed_tokens.weight has a value that is not finite"), "{said}");
+    assert!(
+        events.iter().any(|e| matches!(e, Event::Validation { loss, .. } if loss.is_nan())),
+        "{events:?}"
+    );
+    let kept = names(&dir.path().join("out"));
+    assert!(!kept.iter().any(|name| name.starts_with("step-") || name == "final"), "{kept:?}");
+}
+
+#[test]
+fn a_run_that_diverges_leaves_no_state_of_weights_that_are_no_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let changes = [
+        "data.packing=false",
+        "train.batch_size=1",
+        "optimizer.learning_rate=3e38",
+        "optimizer.schedule=constant",
+        "optimizer.clip_norm=0",
+        "save.every_steps=1",
+        "save.keep=1",
+    ];
+    run(&mut start(dir.path(), &LINES, &changes).unwrap(), None).0.unwrap_err();
+    let finite = |bytes: &[u8]| {
+        bytes.chunks_exact(4).all(|value| f32::from_le_bytes(value.try_into().unwrap()).is_finite())
+    };
+    let out = dir.path().join("out");
+    for name in names(&out).iter().filter(|name| name.starts_with("step-")) {
+        assert!(weights(&out.join(name)).iter().all(|(_, bytes)| finite(bytes)), "{name}");
+    }
+}
+
+#[test]
+fn rows_of_the_validation_are_not_trained_on_after_a_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    let (outcome, _) = run(&mut start(dir.path(), &LINES, &["data.validation=0.34"]).unwrap(), Some(1));
+    assert!(outcome.unwrap().stopped);
+    let said = refusal(dir.path(), &LINES, &["data.validation=0"]);
+    assert!(said.contains("validation"), "{said}");
+}
+
+#[test]
+fn the_result_has_the_sources_dtype_and_small_updates_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let changes = ["save.dtype=source", "optimizer.learning_rate=1e-6", "train.max_steps=1"];
+    let outcome = run(&mut start(dir.path(), &LINES, &changes).unwrap(), None).0.unwrap();
+    assert!(Checkpoint::open(&outcome.model).unwrap().entries().all(|entry| entry.dtype == Dtype::F32));
+    let (before, after) = (weights(&dir.path().join("model")), weights(&outcome.model));
+    assert!(before.iter().all(|tensor| !after.contains(tensor)), "a tensor has not moved");
+}
+
+#[test]
+fn a_stored_weight_that_half_precision_cannot_hold_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path());
+    set(&model, "model.layers.0.mlp.down_proj.weight", 0, &[70_000.0]);
+    let changes = ["save.dtype=f16", "optimizer.learning_rate=1e-6", "train.max_steps=1"];
+    let said = run(&mut start(dir.path(), &LINES, &changes).unwrap(), None).0.unwrap_err().to_string();
+    assert!(said.contains("model.layers.0.mlp.down_proj.weight") && said.contains("beyond f16"), "{said}");
 }

@@ -96,3 +96,44 @@ fn what_is_learned_is_what_the_peers_learn() {
         );
     }
 }
+
+/// AdamW with decay, clipping and a warm-up, over the same rows packed or not, whole or in micro-batches.
+#[test]
+fn steps_are_pytorchs_however_rows_are_packed_and_split() {
+    let text = fs::read_to_string(fixtures().join("steps.json")).unwrap();
+    let right: Value = serde_json::from_str(&text).unwrap();
+    let numbers = |key: &str| -> Vec<f64> {
+        right[key].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
+    };
+    let rows: String = right["rows"].as_array().unwrap().iter().map(|row| format!("{row}\n")).collect();
+    for (packing, micro) in [true, false].into_iter().flat_map(|packing| [1, 3, 64].map(|n| (packing, n))) {
+        let dir = tempfile::tempdir().unwrap();
+        model(&dir.path().join("model"), "llama", &Value::Null);
+        fs::write(dir.path().join("data.jsonl"), &rows).unwrap();
+        let recipe = format!(
+            "model = \"model\"\noutput = \"out\"\n[data]\nfiles = [\"data.jsonl\"]\npacking = {packing}\n\
+             context_length = 120\n[train]\nbatch_size = 99\nmicro_batch_size = {micro}\nepochs = 4\n\
+             [optimizer]\nlearning_rate = 1e-3\nfinal_learning_rate = 1e-4\nwarmup_steps = 1\n\
+             weight_decay = 0.1\nclip_norm = 0.7\n[save]\ndtype = \"f32\"\n"
+        );
+        let path = dir.path().join("recipe.toml");
+        fs::write(&path, recipe).unwrap();
+        let plan = Plan::new(Recipe::from_file(&path, &[]).unwrap()).unwrap();
+        let mut steps = Vec::new();
+        let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32).unwrap();
+        trainer
+            .run(&AtomicBool::new(false), &mut |event| {
+                if let Event::Step(report) = event {
+                    assert_eq!(Some(report.targets as u64), right["targets"].as_u64());
+                    steps.push((report.loss, report.gradient_norm));
+                }
+            })
+            .unwrap();
+        assert_eq!(steps.len(), 4);
+        let expected = numbers("losses").into_iter().zip(numbers("gradient_norms"));
+        for (step, ((loss, norm), (right_loss, right_norm))) in steps.into_iter().zip(expected).enumerate() {
+            let close = (loss - right_loss).abs() < 1e-5 && (norm / right_norm - 1.0).abs() < 1e-4;
+            assert!(close, "packing {packing}, micro-batches of {micro}, step {step}: {loss}, {norm}");
+        }
+    }
+}

@@ -85,6 +85,17 @@ const CORRECTIONS: [&str; 12] = [
     "instead",
 ];
 
+/// Where a sentence ends.
+const ENDS: &str = "。!?;\n";
+
+/// Words of a clause that tells the reference's score, unless the answer is compared with it.
+const REFERENCE: [&str; 5] = ["参考答案", "标准答案", "参考回答", "參考答案", "reference"];
+const COMPARED: [&str; 9] = ["比", "根据", "按照", "对照", "参照", "than", "compar", "against", "based"];
+
+/// What begins a score that is given, and names of what it is given to (or who gives it).
+const GIVES: &str = "得评给打获";
+const ANSWER: [&str; 5] = ["回答", "作答", "助手", "模型", "我"];
+
 /// How much a score says for itself: what stands alone wins over what stands in a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Claim {
@@ -100,6 +111,7 @@ struct Candidate {
     end: usize,
     value: f64,
     braces: Option<(usize, usize)>,
+    of_reference: bool,
 }
 
 /// Reads the verdict; with `pattern`, it is the first group of the pattern's last match after the thinking.
@@ -110,6 +122,9 @@ pub(crate) fn conclude(judgment: &str, pattern: Option<&Regex>) -> Conclusion {
     candidates.sort_by_key(|candidate| candidate.start);
     let strongest = candidates.iter().map(|candidate| candidate.claim).max();
     candidates.retain(|candidate| Some(candidate.claim) == strongest);
+    if candidates.iter().all(|candidate| candidate.of_reference) {
+        candidates.clear();
+    }
     let verdict = match pattern {
         Some(pattern) => by_pattern(after_thinking(judgment), pattern),
         None => text.decide(&candidates),
@@ -236,7 +251,39 @@ impl Text {
             }
             None => Claim::Prose,
         };
-        Some(Candidate { claim, start: from, end: braces.map_or(end, |(_, close)| close + 1), value, braces })
+        if braces.is_none() && self.is_scale(end, value) {
+            return None;
+        }
+        let clause = self.clause(start);
+        let has = |words: &[&str]| words.iter().any(|word| clause.contains(word));
+        let of_reference = braces.is_none() && has(&REFERENCE) && !has(&COMPARED);
+        let end = braces.map_or(end, |(_, close)| close + 1);
+        Some(Candidate { claim, start: from, end, value, braces, of_reference })
+    }
+
+    /// What stands before `end` in its clause.
+    fn clause(&self, end: usize) -> String {
+        let border = self.chars[..end].iter().rposition(|&c| c == ',' || ENDS.contains(c));
+        let clause = &self.chars[border.map_or(0, |at| at + 1)..end];
+        clause.iter().collect::<String>().to_ascii_lowercase()
+    }
+
+    /// Whether a total is the scale: 10, and the sentence goes on with what the answer gets of it.
+    fn is_scale(&self, end: usize, value: f64) -> bool {
+        let gives = |index: usize| {
+            let number = self.number(self.skip(index + 1, |c| " 了到出为:分*".contains(c)));
+            let clause = self.clause(index);
+            let has = |words: &[&str]| words.iter().any(|word| clause.contains(word));
+            number.is_some_and(|(given, after)| {
+                let ends = self.at(after).is_none_or(|c| c == ',' || ENDS.contains(c));
+                given < 10.0
+                    && (ends || self.of_ten(after) != Some(after))
+                    && has(&ANSWER)
+                    && !has(&REFERENCE)
+            })
+        };
+        let sentence_end = self.skip(end, |c| !ENDS.contains(c));
+        value == 10.0 && (end..sentence_end).any(|index| GIVES.contains(self.chars[index]) && gives(index))
     }
 
     /// Scores written `[[n]]`.
@@ -250,7 +297,7 @@ impl Text {
         let starts = (0..self.chars.len()).filter(|&index| self.starts_with(index, "[["));
         let found = starts.filter_map(|start| {
             let (value, end) = inside(start)?;
-            Some(Candidate { claim: Claim::Line, start, end, value, braces: None })
+            Some(Candidate { claim: Claim::Line, start, end, value, braces: None, of_reference: false })
         });
         found.collect()
     }
@@ -272,7 +319,9 @@ impl Text {
             _ => return None,
         }
         let opening = |c: char| c.is_whitespace() || "*_`[".contains(c) || is_quote(c);
-        index = self.skip(index, opening);
+        let number = self.skip(index, opening);
+        let next_line = self.chars[index..number].contains(&'\n');
+        index = number;
         if self.at(index) == Some('{') {
             let name = self.skip(index + 1, |c| c.is_whitespace() || is_quote(c));
             let word = INNER.iter().find(|word| self.starts_with(name, word))?;
@@ -280,6 +329,10 @@ impl Text {
             index = self.skip((self.at(colon) == Some(':')).then_some(colon + 1)?, opening);
         }
         let (value, end) = self.number(index)?;
+        // 综合得分：, and in the next line 1. 事实正确性
+        let item = next_line
+            && self.at(end).is_some_and(|c| ".、)".contains(c))
+            && self.at(end + 1).is_some_and(|c| c != '\n');
         let end = self.of_ten(end)?;
         let next = self.skip(end, |c| c == ' ');
         // 6-7, 6或7, 8 × 0.5 + 6 × 0.5, 8→6, 1e1, | 10 | 6 |: it goes on, or the next number may be the one
@@ -287,7 +340,8 @@ impl Text {
             && self.at(self.skip(next + 1, |c| c == ' ')).is_some_and(|c| c.is_ascii_digit());
         // 综合得分：1 分是最低: said of the scale, not of the answer
         let of_scale = ["是", "为", "中的", "表示", "代表"].iter().any(|word| self.starts_with(next, word));
-        (!range && !of_scale).then_some((value, end))
+        let count = self.at(next).is_some_and(|c| "个项条%".contains(c));
+        (!range && !of_scale && !item && !count).then_some((value, end))
     }
 
     fn number(&self, start: usize) -> Option<(f64, usize)> {
@@ -406,12 +460,34 @@ mod tests {
             ("综合得分：10分中的6分", 6.0),
             ("综合得分为10表示完美，本回答得4分", 4.0),
             ("{'综合得分': 1e1}", 10.0),
+            ("综合得分：\n1. 事实正确 5\n2. 清晰 6", f64::NAN),
+            ("综合得分：3个维度平均为6", 6.0),
         ] {
             let found = conclude(text, None).verdict;
             let right = matches!(found, Verdict::Scored(score) if score == right);
             assert!(right || !matches!(found, Verdict::Scored(_)), "{text}: {found:?}");
         }
         assert!(matches!(conclude("综合得分：8分", None).verdict, Verdict::Scored(score) if score == 8.0));
+    }
+
+    #[test]
+    fn a_scale_and_a_references_score_are_no_verdict_on_the_answer() {
+        for (text, right) in [
+            ("总分为10分，本回答得9分", None),
+            ("总分：10分，我给这个回答打了6分", None),
+            ("总分为10分，本回答得9分。综合得分：9", Some(9.0)),
+            ("综合得分为10，事实正确性得9分", Some(10.0)),
+            ("综合得分为10分，参考答案得8分", Some(10.0)),
+            ("综合得分为10分，助手的回答得10分", Some(10.0)),
+            ("综合得分为10分，回答给出了3个例子", Some(10.0)),
+            ("参考答案的综合得分为8分，回答较差。", None),
+            ("参考答案的总分是8。\n综合得分：3", Some(3.0)),
+            ("与参考答案相比，综合得分为6", Some(6.0)),
+            ("相比参考答案综合得分为6", Some(6.0)),
+        ] {
+            assert_eq!(conclude(text, None).verdict.score(), right, "{text}");
+        }
+        assert_eq!(conclude("参考答案的总分为8，回答的总分为5", None).verdict, Verdict::Ambiguous);
     }
 
     #[test]

@@ -44,15 +44,18 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// What of a conversation the template does not render: keys that matter to what is learned, and
-    /// others, each as often as it stands there.
+    /// What of a conversation the template does not render: whole messages, keys that matter to what is
+    /// learned, and others, each as often as it stands there.
     ///
     /// # Errors
     /// Those of the template.
     pub fn unrendered(&self, content: &Content) -> Result<Unrendered, String> {
         let mut found = Unrendered::default();
         let (Content::Chat(chat), Some(policy)) = (content, &self.policy) else { return Ok(found) };
-        if chat.tools.is_none() && chat.messages.iter().all(|message| message.rest.is_empty()) {
+        let plain = |message: &ChatMessage| {
+            message.rest.is_empty() && ["user", "assistant"].contains(&message.role.as_str())
+        };
+        if chat.tools.is_none() && chat.messages.iter().all(plain) {
             return Ok(found);
         }
         let render_all = |messages: &[ChatMessage], tools| {
@@ -63,6 +66,14 @@ impl<'a> Encoder<'a> {
             found.matters.push("tools".into());
         }
         for (index, message) in chat.messages.iter().enumerate() {
+            if !["user", "assistant"].contains(&message.role.as_str()) && !message.content.trim().is_empty() {
+                let mut without = chat.messages.clone();
+                without.remove(index);
+                if render_all(&without, chat.tools.as_ref()).is_ok_and(|text| text == whole) {
+                    found.matters.push(format!("messages[{index}].{}", message.role));
+                    continue;
+                }
+            }
             for (key, value) in &message.rest {
                 let empty = match value {
                     Value::Array(list) => list.is_empty(),

@@ -95,7 +95,7 @@ pub(super) fn each_sample(
         let bytes = line.map_err(TrainError::file("read", path))?;
         let line = index + 1;
         let wrong = |message: String| TrainError::Line { path: path.into(), line, message };
-        let text = std::str::from_utf8(&bytes).map_err(|_| wrong("not UTF-8 text".into()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| wrong(no_utf8(&bytes).into()))?;
         let text = if index == 0 { text.trim_start_matches('\u{feff}') } else { text };
         if text.trim().is_empty() {
             continue;
@@ -107,13 +107,26 @@ pub(super) fn each_sample(
     rows.finish(take)
 }
 
+/// What bytes are that are not UTF-8.
+fn no_utf8(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16 text: make it UTF-8 (`iconv -f UTF-16 -t UTF-8`)",
+        _ => "not UTF-8 text",
+    }
+}
+
 fn plain_text(path: &Path, mut reader: impl Read) -> Result<Sample, TrainError> {
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes).map_err(TrainError::file("read", path))?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-        TrainError::Line { path: path.into(), line, message: "not UTF-8 text".into() }
+        TrainError::Line { path: path.into(), line, message: no_utf8(e.as_bytes()).into() }
     })?;
+    if let Some(at) = text.find('\0') {
+        let line = 1 + text[..at].matches('\n').count();
+        let message = "a NUL character: UTF-16 without a byte order mark, or no text".into();
+        return Err(TrainError::Line { path: path.into(), line, message });
+    }
     let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     Ok(Sample { line: 1, content: Content::Text(text) })
 }

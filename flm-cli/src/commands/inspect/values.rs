@@ -19,6 +19,12 @@ pub(crate) fn add(
     sample: Option<u64>,
     output: &Output,
 ) -> anyhow::Result<()> {
+    // whoever reads all of it compares it with its digests
+    if sample.is_none()
+        && let Err(error) = checkpoint.verify_digests()
+    {
+        report.problems.push(error.to_string());
+    }
     let bytes = checkpoint.entries().map(|e| sample.map_or(e.nbytes, |s| s.min(e.nbytes))).sum();
     let bar = output.bytes("reading", bytes);
     let found = checkpoint.value_statistics(sample, &|bytes| bar.inc(bytes))?;

@@ -210,6 +210,12 @@ fn what_is_no_data_is_named_and_a_byte_order_mark_is_no_text() {
         let error = read_samples(&path).unwrap_err().to_string();
         assert!(error.contains(says) && error.contains(name), "{error}");
     }
+    for (text, says) in [(&b"\xff\xfea\0"[..], "UTF-16"), (b"a\0b\0\n\0", "c.txt:1: a NUL character")] {
+        let path = dir.path().join("c.txt");
+        std::fs::write(&path, text).unwrap();
+        let error = read_samples(&path).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
     let path = dir.path().join("b.txt");
     std::fs::write(&path, "\u{feff}天地").unwrap();
     assert_eq!(read_samples(&path).unwrap()[0].content, Content::Text("天地".into()));

@@ -5,7 +5,7 @@
 //! - `config`: [`TeleFlmConfig`], the Hub's config.json without loss, presets, masks of a growing model
 //! - `format`: parsers of untrusted bytes: safetensors headers, zip directories, pickles, indexes
 //! - `read`: [`Checkpoint`], one table of tensors whatever the files are; [`RemoteFiles`] for ranges of a server
-//! - `write`: [`Writer`], sharded safetensors in a staging directory, resumed by a [`Journal`]
+//! - `write`: [`Writer`], sharded safetensors in a staging directory; [`Engine`], threads that fill and hash them
 //! - `checksums`, `identity`: what was written, and whether this is the same run ([`RunKey`])
 //! - [`atomic`]: files and directories that appear complete and fsynced, or not at all
 

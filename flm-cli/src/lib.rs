@@ -62,7 +62,7 @@ pub fn run() -> ExitCode {
     };
     let output = Output::new(cli.json, cli.quiet);
     settle_threads(cli.threads);
-    match cli.command.run(&output) {
+    match cli.command.run(command, &output) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {

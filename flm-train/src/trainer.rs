@@ -270,7 +270,7 @@ impl Trainer {
         }
         let learning_rate = self.plan.learning_rate(index);
         let clip = Some(self.plan.recipe.optimizer.clip_norm).filter(|&norm| norm > 0.0);
-        let scales = self.plan.recipe.optimizer.clip.coefficients(&got, clip);
+        let scales = self.plan.recipe.optimizer.clip.coefficients(got.gradient_norm, &got.unit_norms, clip);
         let update = self.state.earlier_steps + index + 1;
         let rounding = StochasticRounding::new(self.plan.recipe.train.seed, index);
         let adamw = AdamW::new(self.plan.recipe.adamw(), update, learning_rate, 1.0).with_rounding(rounding);

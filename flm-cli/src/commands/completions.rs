@@ -14,9 +14,10 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+    /// Prints the script for `command`, the definition of the whole command line.
+    pub(crate) fn run(&self, mut command: clap::Command, output: &Output) -> anyhow::Result<bool> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut crate::command(), "flm", &mut script);
+        clap_complete::generate(self.shell, &mut command, "flm", &mut script);
         output.line(&String::from_utf8_lossy(&script))?;
         Ok(true)
     }

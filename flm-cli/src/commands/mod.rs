@@ -49,8 +49,8 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Runs the command; false where a check that it makes has failed.
-    pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
+    /// Runs the command; false where a check that it makes has failed. `whole` defines the command line.
+    pub(crate) fn run(&self, whole: fn() -> clap::Command, output: &Output) -> anyhow::Result<bool> {
         match self {
             Self::Demo(command) => command.run(output),
             Self::Inspect(command) => command.run(output),
@@ -69,7 +69,7 @@ impl Command {
             Self::Sft(command) => command.run(output),
             Self::Models(command) => command.run(output),
             Self::Pull(command) => command.run(output),
-            Self::Completions(command) => command.run(output),
+            Self::Completions(command) => command.run(whole(), output),
         }
     }
 }

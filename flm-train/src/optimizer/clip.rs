@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backprop::StepLoss;
-
 /// What the norm of gradients is limited over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -16,13 +14,14 @@ pub enum Clip {
 }
 
 impl Clip {
-    /// What each unit's gradient is multiplied by so that norms are at most `max_norm`.
-    pub fn coefficients(self, loss: &StepLoss, max_norm: Option<f64>) -> Vec<f64> {
+    /// What each unit's gradient is multiplied by so that norms are at most `max_norm`: `whole` is the norm of
+    /// the whole gradient, `units` those of its units.
+    pub fn coefficients(self, whole: f64, units: &[f64], max_norm: Option<f64>) -> Vec<f64> {
         let norm = |&unit: &f64| match self {
-            Self::Global => loss.gradient_norm,
+            Self::Global => whole,
             Self::Block => unit,
         };
-        loss.unit_norms.iter().map(|unit| clip_coefficient(norm(unit), max_norm)).collect()
+        units.iter().map(|unit| clip_coefficient(norm(unit), max_norm)).collect()
     }
 }
 
@@ -37,13 +36,11 @@ mod tests {
 
     #[test]
     fn one_coefficient_for_all_or_one_for_each_unit() {
-        let unit_norms = vec![3.0, 4.0, 0.5];
-        let gradient_norm = (9.0f64 + 16.0 + 0.25).sqrt();
-        let usage = crate::backprop::StepUsage::default();
-        let loss = StepLoss { loss: 1.0, targets: 1, tokens: 1, gradient_norm, unit_norms, usage };
-        let global = Clip::Global.coefficients(&loss, Some(1.0));
+        let units = [3.0, 4.0, 0.5];
+        let whole = (9.0f64 + 16.0 + 0.25).sqrt();
+        let global = Clip::Global.coefficients(whole, &units, Some(1.0));
         assert_eq!(global, [1.0 / (25.25f64.sqrt() + 1e-6); 3]);
-        assert_eq!(Clip::Block.coefficients(&loss, Some(1.0)), [1.0 / 3.000001, 1.0 / 4.000001, 1.0]);
-        assert_eq!(Clip::Block.coefficients(&loss, None), [1.0; 3]);
+        assert_eq!(Clip::Block.coefficients(whole, &units, Some(1.0)), [1.0 / 3.000001, 1.0 / 4.000001, 1.0]);
+        assert_eq!(Clip::Block.coefficients(whole, &units, None), [1.0; 3]);
     }
 }

@@ -12,14 +12,12 @@
 //! - `random`: numbers by seed, stream and counter
 
 mod generate;
-mod html;
 mod model;
 mod random;
 mod tokenizer;
 
 pub use crate::generate::session::Session;
 pub use crate::generate::{Finish, GenerateOptions, generate, generate_each};
-pub use crate::html::escape;
 pub use crate::model::attention::Attention;
 pub use crate::model::block::{Block, offset_gain};
 pub use crate::model::causal_lm::{CausalLm, Positions, Residency};

@@ -135,7 +135,13 @@ fn recipes_and_stages_end_in_the_same_function() {
     let page = dir.path().join("report.html");
     let same = flm_json(["verify", text(&source), text(&grown), "--report", text(&page)]);
     assert_eq!(same["passed"], true, "{same:#}");
-    assert!(std::fs::read_to_string(&page).unwrap().contains("<polyline"));
+    let page = std::fs::read_to_string(&page).unwrap();
+    for part in ["→ grown", "16 → ", "<svg", "<polyline", "plan_blake3", "The same function"] {
+        assert!(page.contains(part), "{part}");
+    }
+    for outside in ["<script", "<link", "src=", "href="] {
+        assert!(!page.contains(outside), "{outside}");
+    }
     let copy = std::fs::read_to_string(grown.join("recipe.toml")).unwrap();
     assert!(copy.starts_with(&std::fs::read_to_string(&recipe).unwrap()) && copy.contains("#   seed=3"));
     assert_eq!(json(&grown.join("provenance.json"))["growth"]["seed"], 3);

@@ -150,6 +150,26 @@ fn an_interrupt_saves_and_exits_with_130() {
 }
 
 #[test]
+fn a_run_is_drawn_on_a_page_and_for_tensorboard() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let out = run(dir.path(), &["train.max_steps=4", "train.peak_flops=1G"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let page = fs::read_to_string(dir.path().join("out/report.html")).unwrap();
+    // loss twice, with its validation; rate, norm, tokens a second, memory, utilisation; no mask
+    assert_eq!(page.matches("<polyline").count(), 7);
+    for part in ["Model FLOP utilisation", "learning_rate = 0.001", "step 4"] {
+        assert!(page.contains(part), "{part}");
+    }
+    let curves: Vec<_> = fs::read_dir(dir.path().join("out/tensorboard")).unwrap().collect();
+    assert_eq!(curves.len(), 1);
+    let curves = fs::read(curves[0].as_ref().unwrap().path()).unwrap();
+    for tag in ["train/loss", "train/utilisation", "validation/loss"] {
+        assert!(curves.windows(tag.len()).any(|part| part == tag.as_bytes()), "{tag}");
+    }
+}
+
+#[test]
 fn a_dry_run_writes_nothing_and_wrong_recipes_fail_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     prepare(dir.path());

@@ -13,7 +13,6 @@ use flm_checkpoint::{Checkpoint, read_json_file};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{GrowthError, Result};
-use crate::picture::{Scale, layer_chart};
 use crate::placement::Placement;
 use crate::verify::groups;
 
@@ -178,21 +177,6 @@ impl Distances {
             None => Ok(read),
         }
     }
-
-    /// A picture of the distances over depth, as SVG.
-    pub fn svg(&self) -> Result<String> {
-        let series = |metric| self.layers.iter().map(|l| (l.layer as f64, l.by(metric))).collect();
-        layer_chart(
-            "Distance between a layer's input and output",
-            "distance",
-            Scale::Linear,
-            &[
-                ("angular", series(Metric::Angular)),
-                ("1 − cosine", series(Metric::Cosine)),
-                ("relative", series(Metric::Relative)),
-            ],
-        )
-    }
 }
 
 #[cfg(test)]
@@ -258,12 +242,5 @@ mod tests {
         std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
         let error = Distances::read(&path).unwrap_err().to_string();
         assert!(error.contains("at most"), "{error}");
-    }
-
-    #[test]
-    fn the_picture_is_self_contained_and_names_its_lines() {
-        let svg = distances(&[0.1, 0.4, 0.2]).svg().unwrap();
-        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        assert!(svg.contains("angular") && svg.contains("<polyline") && !svg.contains("href"));
     }
 }

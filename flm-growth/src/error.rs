@@ -150,9 +150,6 @@ pub enum GrowthError {
     /// The first and the last layer are kept, and there is no other.
     #[error("the model has no layers between its first and its last: copy those too with --keep-ends=false")]
     NoLayersToCopy,
-    /// A picture could not be drawn.
-    #[error("cannot draw the picture: {0}")]
-    Picture(String),
     /// A map of layers does not fit the models.
     #[error(
         "the layer map {got:?} must give, in ascending order, one of {target_layers} layers of the target for each of the {source_layers} layers of the source"

@@ -35,7 +35,6 @@ mod fold;
 mod gguf;
 mod init;
 mod operator;
-mod picture;
 mod placement;
 mod plan;
 #[cfg(test)]

@@ -22,11 +22,9 @@ mod optimizer;
 mod params;
 mod plan;
 mod recipe;
-mod report;
 mod state;
 mod store;
 mod sums;
-mod tensorboard;
 mod trainer;
 
 pub use crate::backprop::{Backprop, InputPlace, StepLoss, StepUsage, SweepOptions};
@@ -54,4 +52,4 @@ pub use crate::state::TrainingState;
 pub use crate::store::disk::DiskStore;
 pub use crate::store::memory::MemoryStore;
 pub use crate::store::{Array, ParameterStore, Place, load_weights};
-pub use crate::trainer::{Event, Outcome, StepMetrics, Trainer};
+pub use crate::trainer::{Event, Listener, Outcome, StepMetrics, Trainer};

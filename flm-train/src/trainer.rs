@@ -22,12 +22,11 @@ use crate::optimizer::stochastic_rounding::StochasticRounding;
 use crate::plan::Plan;
 use crate::plan::flops::model_operations;
 use crate::recipe::{Moments, OptimizerSettings, Placement};
+use crate::state;
 use crate::state::{Origin, TrainingState};
 use crate::store::disk::DiskStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Array, ParameterStore, Place, load_weights};
-use crate::tensorboard::EventFile;
-use crate::{report, state};
 use flm_checkpoint::{Checkpoint, DirectoryLock, EMBED_TOKENS, peak_memory};
 
 /// A line of `metrics.jsonl`.
@@ -76,6 +75,9 @@ pub enum Event {
     Saved(PathBuf),
 }
 
+/// Hears what happens in a run; an error that it returns ends the run.
+pub type Listener<'l> = dyn FnMut(&Event) -> Result<(), TrainError> + 'l;
+
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
@@ -102,7 +104,6 @@ pub struct Trainer {
     state: TrainingState,
     resumed: Option<u64>,
     metrics: PathBuf,
-    events: Option<EventFile>,
     /// Nobody else works in the output directory meanwhile.
     _lock: DirectoryLock,
 }
@@ -156,7 +157,7 @@ impl Trainer {
         let sweeps = plan.choice.sweeps;
         let mut backprop = Backprop::new(layout, device, dtype, sweeps.recompute).with_sweeps(sweeps, parent);
         backprop.set_masks(plan.masks.after(state.step));
-        Ok(Self { plan, store, backprop, state, resumed, metrics, events: None, _lock: lock })
+        Ok(Self { plan, store, backprop, state, resumed, metrics, _lock: lock })
     }
 
     /// The step that the run goes on from, if it is not a new one.
@@ -170,15 +171,12 @@ impl Trainer {
     }
 
     /// Trains to the end, or until `stop` is set: then the state is saved after the step in work.
+    /// `on_event` hears what happens, after it is in `metrics.jsonl` and the states.
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] before the update that would have used such a gradient; the training
     /// checkpoints stay. [`TrainError::DiskFull`] where one could not be written: those before it stay.
-    pub fn run(
-        &mut self,
-        stop: &AtomicBool,
-        on_event: &mut dyn FnMut(&Event),
-    ) -> Result<Outcome, TrainError> {
+    pub fn run(&mut self, stop: &AtomicBool, on_event: &mut Listener<'_>) -> Result<Outcome, TrainError> {
         self.train(stop, on_event).map_err(|error| {
             if error.is_device_memory() {
                 return TrainError::DeviceMemory { source: Box::new(error) };
@@ -194,7 +192,7 @@ impl Trainer {
         })
     }
 
-    fn train(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(&Event)) -> Result<Outcome, TrainError> {
+    fn train(&mut self, stop: &AtomicBool, on_event: &mut Listener<'_>) -> Result<Outcome, TrainError> {
         let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
         let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
         let model = self.plan.recipe.output.join("final");
@@ -215,8 +213,7 @@ impl Trainer {
             let metrics = self.step()?;
             loss = Some(metrics.loss);
             self.log(&metrics)?;
-            self.draw(&metrics)?;
-            on_event(&Event::Step(metrics));
+            on_event(&Event::Step(metrics))?;
             let step = self.state.step;
             let stopped = stop.load(Ordering::Relaxed);
             let saving = stopped || step == steps || every(save.every_steps, step);
@@ -229,9 +226,7 @@ impl Trainer {
                 }
             }
             if saving {
-                on_event(&Event::Saved(self.save()?));
-                let path = self.plan.recipe.output.join("report.html");
-                report::write(&self.metrics, &self.plan.recipe, &path)?;
+                on_event(&Event::Saved(self.save()?))?;
             }
             if stopped && step < steps {
                 let model = state::step_dir(&self.plan.recipe.output, step);
@@ -242,7 +237,7 @@ impl Trainer {
             let dtype = self.plan.save_dtype()?;
             let masks = self.plan.masks.after(self.state.step);
             state::save(self.store.as_ref(), &self.origin(), &model, Some(dtype), masks, None)?;
-            on_event(&Event::Saved(model.clone()));
+            on_event(&Event::Saved(model.clone()))?;
         }
         let step = self.state.step;
         Ok(Outcome { step, steps, stopped: false, loss, validation_loss: validation, model })
@@ -319,20 +314,11 @@ impl Trainer {
     }
 
     /// Validates, and tells everyone.
-    fn validated(&mut self, on_event: &mut dyn FnMut(&Event)) -> Result<f64, TrainError> {
+    fn validated(&mut self, on_event: &mut Listener<'_>) -> Result<f64, TrainError> {
         let (step, loss) = (self.state.step, self.validate()?);
         self.log(&serde_json::json!({ "step": step, "validation_loss": loss }))?;
-        self.events()?.scalar("validation/loss", step, loss)?;
-        on_event(&Event::Validation { step, loss });
+        on_event(&Event::Validation { step, loss })?;
         Ok(loss)
-    }
-
-    /// TensorBoard's file, made at its first use.
-    fn events(&mut self) -> Result<&mut EventFile, TrainError> {
-        Ok(match &mut self.events {
-            Some(events) => events,
-            none => none.insert(EventFile::create(&self.plan.recipe.output.join("tensorboard"))?),
-        })
     }
 
     /// Mean loss over the validation rows.
@@ -370,25 +356,6 @@ impl Trainer {
         Ok(dir)
     }
 
-    /// Adds a step to TensorBoard's curves.
-    fn draw(&mut self, step: &StepMetrics) -> Result<(), TrainError> {
-        let events = self.events()?;
-        for (tag, value) in [
-            ("train/loss", step.loss),
-            ("train/learning_rate", step.learning_rate),
-            ("train/gradient_norm", step.gradient_norm),
-            ("train/tokens_per_second", step.tokens as f64 / step.seconds),
-        ] {
-            events.scalar(tag, step.step, value)?;
-        }
-        for (tag, value) in [("train/utilisation", step.utilisation), ("train/mask", step.mask)] {
-            if let Some(value) = value {
-                events.scalar(tag, step.step, value)?;
-            }
-        }
-        Ok(())
-    }
-
     fn log(&self, line: &impl Serialize) -> Result<(), TrainError> {
         let text = serde_json::to_string(line).unwrap_or_default();
         let file = OpenOptions::new().create(true).append(true).open(&self.metrics);
@@ -406,7 +373,7 @@ fn micro_batches<'r>(rows: impl Iterator<Item = &'r Row>, size: usize) -> Vec<Mi
 const LOCK: &str = ".flm-sft.lock";
 /// Says which run an output directory belongs to.
 const MARKER: &str = "run.json";
-/// What a run writes into its output directory besides checkpoints.
+/// What a run and who draws it write into its output directory besides checkpoints.
 const OUTPUTS: [&str; 3] = ["final", "metrics.jsonl", "report.html"];
 
 /// Makes the output directory this run's, or fails where it is another's.

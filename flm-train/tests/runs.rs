@@ -94,6 +94,7 @@ fn run(trainer: &mut Trainer, steps: Option<u64>) -> (Result<Outcome, TrainError
         // the stop is seen after the step that is being reported
         stop.store(steps == Some(made), Ordering::Relaxed);
         events.push(event.clone());
+        Ok(())
     });
     (outcome, events)
 }
@@ -125,9 +126,6 @@ fn the_loss_falls_and_the_result_is_a_checkpoint() {
     assert_eq!(prompt, "<_user>a<_bot>b</s><_user>c<_bot>");
     let lines = fs::read_to_string(dir.path().join("out/metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), losses.len());
-    let report = fs::read_to_string(dir.path().join("out/report.html")).unwrap();
-    assert_eq!(report.matches("<polyline").count(), 5);
-    assert_eq!(fs::read_dir(dir.path().join("out/tensorboard")).unwrap().count(), 1);
 }
 
 #[test]
@@ -250,8 +248,6 @@ fn utilisation_is_the_steps_arithmetic_against_the_peak_rate() {
         }
     }
     assert!(seconds > measured / 50.0 && seconds < measured * 50.0, "{seconds} {measured}");
-    let report = fs::read_to_string(dir.path().join("out/report.html")).unwrap();
-    assert!(report.contains("Model FLOP utilisation"), "no picture");
 }
 
 fn weights_of_optimizer(dir: &Path) -> Vec<(String, Vec<u8>)> {

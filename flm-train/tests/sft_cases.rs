@@ -71,6 +71,7 @@ fn first_step(case: &Value) -> (f64, u64) {
             if let Event::Step(report) = event {
                 step = Some((report.loss, report.targets as u64));
             }
+            Ok(())
         })
         .unwrap();
     step.unwrap()
@@ -127,6 +128,7 @@ fn steps_are_pytorchs_however_rows_are_packed_and_split() {
                     assert_eq!(Some(report.targets as u64), right["targets"].as_u64());
                     steps.push((report.loss, report.gradient_norm));
                 }
+                Ok(())
             })
             .unwrap();
         assert_eq!(steps.len(), 4);

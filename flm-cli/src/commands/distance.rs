@@ -11,6 +11,7 @@ use flm_growth::{DistanceOptions, Distances, Metric};
 use crate::arguments::{RunArgs, TextArgs, open};
 use crate::output::{Output, count, table};
 use crate::output_file::{self, Kind, PICTURE};
+use crate::report::layers;
 
 /// Measure how much each layer changes the residual stream; `grow --place distance` copies those that
 /// change it least.
@@ -71,7 +72,7 @@ impl Distance {
         }
         let distances = measure(&checkpoint, &self.texts, Some(&self.run), output)?;
         if let Some(path) = &self.picture {
-            let picture = format!("{PICTURE}{}", distances.svg()?);
+            let picture = format!("{PICTURE}{}", layers::distances(&distances)?);
             output_file::write(path, Kind::Picture, picture.as_bytes(), self.force)?;
         }
         let metric = self.metric.into();

@@ -12,6 +12,7 @@ use flm_growth::{VerifyOptions, verify};
 use crate::arguments::{RunArgs, TextArgs, open};
 use crate::output::{Output, count, size, table};
 use crate::output_file::{self, Kind};
+use crate::report::verification::{among, page};
 
 /// Run two checkpoints on the same tokens and compare them, layer by layer and in their logits; of one
 /// checkpoint, compare its files with their checksums.
@@ -75,7 +76,7 @@ impl Verify {
         })?;
         bar.finish_and_clear();
         if let Some(file) = &self.report {
-            let page = report.html(&name(&self.a), &name(path), Provenance::read(path)?.as_ref())?;
+            let page = page(&report, &name(&self.a), &name(path), Provenance::read(path)?.as_ref())?;
             output_file::write(file, Kind::Page, page.as_bytes(), self.force)?;
         }
         output.result(&report, human)?;
@@ -155,7 +156,7 @@ fn human(r: &VerifyReport) -> String {
     }
     let mut text = table(&[], rows, false);
     match r.failures.as_slice() {
-        [] => text += &format!("the same function{}, within the bounds", r.among()),
+        [] => text += &format!("the same function{}, within the bounds", among(r)),
         failures => {
             text += &format!("NOT the same function:\n  {}", failures.join("\n  "));
             // where rounding alone can explain it

@@ -31,7 +31,9 @@ use serde::Serialize;
 
 use crate::arguments::{Asking, RunArgs, local_model};
 use crate::output::{Output, count, size};
-use crate::report::page::page;
+use crate::report::evaluation::page;
+use crate::report::layers;
+use crate::report::training::Pictures;
 use flm_eval::Decoding;
 use flm_eval::JudgeOptions;
 use flm_eval::Questions;
@@ -263,7 +265,7 @@ impl Demo<'_> {
         };
         let distances = measure(&self.open(SOURCE)?, &options, &mut |_, _| ())?;
         write_whole(&self.dir.join("distances.json"), &serde_json::to_vec_pretty(&distances)?)?;
-        write_whole(&self.dir.join("distances.svg"), distances.svg()?.as_bytes())?;
+        write_whole(&self.dir.join("distances.svg"), layers::distances(&distances)?.as_bytes())?;
         let added = self.added_layers()?;
         let Placement::After(layers) = distances.placement(Metric::Angular, added, true)? else {
             anyhow::bail!("a placement by distance names its layers");
@@ -335,11 +337,14 @@ impl Demo<'_> {
         let samples = plan.report().data.samples;
         let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32)?;
         let (mut first, mut tokens) = (None, 0);
+        let recipe = &trainer.plan().recipe;
+        let mut pictures = Pictures::new(&recipe.output, toml::to_string_pretty(recipe)?);
         let outcome = trainer.run(&AtomicBool::new(false), &mut |event| {
             if let flm_train::Event::Step(step) = event {
                 first = first.or(Some(step.loss));
                 tokens += step.tokens;
             }
+            pictures.draw(event)
         })?;
         let (first, last) = (first.unwrap_or(f64::NAN), outcome.loss.unwrap_or(f64::NAN));
         let did = format!(

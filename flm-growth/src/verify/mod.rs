@@ -6,7 +6,6 @@
 
 #[cfg(test)]
 pub(crate) mod exactness;
-mod html;
 mod metrics;
 pub(crate) mod report;
 mod runner;

@@ -190,7 +190,7 @@ fn new_vocabulary_rows_are_looked_at() {
     let stored = pair(Dtype::F64, &loud(), TARGET, |_| ());
     let report = run(&stored, |o| o.dtype = DType::F64);
     let new = report.new_rows.unwrap();
-    assert!(report.passed && report.among().contains("old"), "{report:#?}");
+    assert!(report.passed, "{report:#?}");
     assert_eq!((new.rows, new.likeliest), (28, 0.0));
     // by the reference's forward pass: every new row's logit is the mean of the old ones
     let (mut probability, mut positions, mut nll, mut count) = (0.0, 0.0, 0.0, 0.0);
@@ -234,21 +234,4 @@ fn what_cannot_be_compared_is_refused() {
     assert!(fails(&|o| o.dtype = DType::F16).contains("cannot compute in"));
     let back = verify(&stored.target, &stored.source, &VerifyOptions::new(texts()), &mut |_, _| ());
     assert!(back.unwrap_err().to_string().contains("vocab_size would shrink from 128 to 100"));
-}
-
-#[test]
-fn the_report_is_one_page_with_plan_picture_and_provenance() {
-    let stored = pair(Dtype::F32, &loud(), TARGET, |_| ());
-    let report = run(&stored, |_| ());
-    let provenance = crate::execute::record::Provenance::read(stored.target.dir()).unwrap().unwrap();
-    let page = report.html("small <a>", "large", Some(&provenance)).unwrap();
-    for part in ["small &lt;a&gt; → large", "3 → 5", "<svg", "<polyline", "plan_blake3", "The same function"]
-    {
-        assert!(page.contains(part), "{part}");
-    }
-    for outside in ["<script", "<link", "src=", "href="] {
-        assert!(!page.contains(outside), "{outside}");
-    }
-    let failed = VerifyReport { passed: false, failures: vec!["a & b".into()], ..report };
-    assert!(failed.html("a", "b", None).unwrap().contains("<li>a &amp; b</li>"));
 }

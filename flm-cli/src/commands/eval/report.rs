@@ -7,8 +7,8 @@ use clap::Args;
 
 use crate::output::{Output, size};
 use crate::output_file::{self, Kind};
+use crate::report::evaluation::page;
 use crate::report::markdown::markdown;
-use crate::report::page::page;
 use flm_eval::{Report, find};
 
 /// Show saved judgments as one HTML page for the browser, which loads nothing.

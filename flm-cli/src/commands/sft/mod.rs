@@ -16,6 +16,7 @@ use crate::arguments::{RunArgs, dtypes, parse_size};
 use crate::commands::sft::plan::ShapeArgs;
 use crate::exit as interrupt;
 use crate::output::{Output, count, size};
+use crate::report::training::Pictures;
 use flm_checkpoint::Dtype;
 
 /// Train all parameters of a model: supervised fine-tuning on conversations, or pre-training on text.
@@ -141,21 +142,27 @@ impl Sft {
         bar.set_position(resumed_from.unwrap_or(0));
         bar.reset_eta();
         let (start, mut tokens, mut busy) = (Instant::now(), 0, 0.0);
-        let outcome = trainer.run(stop, &mut |event| match event {
-            Event::Step(step) => {
-                tokens += step.tokens;
-                busy += step.seconds;
-                bar.set_message(line(step));
-                bar.inc(1);
-                // where no bar is seen, twenty lines are
-                if bar.is_hidden() && (step.step.is_multiple_of(steps.div_ceil(20)) || step.step == 1) {
-                    output.note(&format!("step {} of {steps}: {}", step.step, line(step)));
+        let recipe = &trainer.plan().recipe;
+        let settings = toml::to_string_pretty(recipe).unwrap_or_default();
+        let mut pictures = Pictures::new(&recipe.output, settings);
+        let outcome = trainer.run(stop, &mut |event| {
+            match event {
+                Event::Step(step) => {
+                    tokens += step.tokens;
+                    busy += step.seconds;
+                    bar.set_message(line(step));
+                    bar.inc(1);
+                    // where no bar is seen, twenty lines are
+                    if bar.is_hidden() && (step.step.is_multiple_of(steps.div_ceil(20)) || step.step == 1) {
+                        output.note(&format!("step {} of {steps}: {}", step.step, line(step)));
+                    }
                 }
+                Event::Validation { step, loss } => {
+                    bar.suspend(|| output.note(&format!("step {step}: validation loss {loss:.4}")));
+                }
+                Event::Saved(path) => bar.suspend(|| output.note(&format!("saved {}", path.display()))),
             }
-            Event::Validation { step, loss } => {
-                bar.suspend(|| output.note(&format!("step {step}: validation loss {loss:.4}")));
-            }
-            Event::Saved(path) => bar.suspend(|| output.note(&format!("saved {}", path.display()))),
+            pictures.draw(event)
         })?;
         bar.finish_and_clear();
         if outcome.stopped {

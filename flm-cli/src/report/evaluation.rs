@@ -5,15 +5,15 @@ use minijinja::{AutoEscape, Environment, Value, value::Serde};
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-use crate::report::chart;
+use crate::report::radar::radar;
 use flm_eval::JudgedRow;
 use flm_eval::published;
 use flm_eval::{OVERALL, Verdict};
 use flm_eval::{Report, gloss};
 
-const TEMPLATE: &str = include_str!("page.html");
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
+const TEMPLATE: &str = include_str!("evaluation.html");
+const STYLE: &str = include_str!("evaluation.css");
+const SCRIPT: &str = include_str!("evaluation.js");
 
 /// The report as one HTML page that loads nothing.
 ///
@@ -34,7 +34,7 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
         "all_rule": report.series.iter().all(|s| s.identity.judge_label().starts_with("rule")),
         "baseline": report.baseline,
         "differences": report.differences,
-        "radar": chart::radar(report),
+        "radar": radar(report),
         "categories": categories(report),
         "dimensions": dimensions(report),
         "questions": questions(report),

@@ -1,7 +1,7 @@
 //! Text inside HTML and SVG.
 
 /// `text` so that a browser shows it as it is, between tags and in quoted attributes.
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

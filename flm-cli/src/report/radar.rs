@@ -2,9 +2,9 @@
 
 use std::{f64::consts::TAU, fmt::Write};
 
-use flm_candle::escape;
-
 use flm_eval::{Report, gloss};
+
+use crate::report::html::escape;
 
 const RADIUS: f64 = 150.0;
 

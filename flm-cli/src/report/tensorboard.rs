@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::error::TrainError;
+use flm_train::TrainError;
 
 /// An event file that is open for appending.
 #[derive(Debug)]

@@ -1,11 +1,74 @@
-//! `report.html`: pictures of a run, in one file without scripts or links.
+//! What a training run shows people while it goes on: curves for TensorBoard, and `report.html`, pictures in one
+//! file without scripts or links.
 
-use std::{fmt::Write, fs, path::Path};
+use std::{
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+};
 
+use flm_checkpoint::atomic;
+use flm_train::{Event, StepMetrics, TrainError};
 use serde_json::Value;
 
-use crate::error::TrainError;
-use crate::recipe::Recipe;
+use crate::report::html::escape;
+use crate::report::tensorboard::EventFile;
+
+/// Draws a run from its events, into its output directory.
+#[derive(Debug)]
+pub(crate) struct Pictures {
+    output: PathBuf,
+    settings: String,
+    events: Option<EventFile>,
+}
+
+impl Pictures {
+    /// Of a run into `output`; the page shows its `settings`.
+    pub(crate) fn new(output: &Path, settings: String) -> Self {
+        Self { output: output.into(), settings, events: None }
+    }
+
+    /// Draws what happened: a point a step, a page a checkpoint.
+    ///
+    /// # Errors
+    /// Where a file cannot be written.
+    pub(crate) fn draw(&mut self, event: &Event) -> Result<(), TrainError> {
+        match event {
+            Event::Step(step) => self.step(step),
+            Event::Validation { step, loss } => self.curves()?.scalar("validation/loss", *step, *loss),
+            Event::Saved(_) => {
+                let metrics = self.output.join("metrics.jsonl");
+                write(&metrics, &self.settings, &self.output.join("report.html"))
+            }
+        }
+    }
+
+    fn step(&mut self, step: &StepMetrics) -> Result<(), TrainError> {
+        let curves = self.curves()?;
+        for (tag, value) in [
+            ("train/loss", step.loss),
+            ("train/learning_rate", step.learning_rate),
+            ("train/gradient_norm", step.gradient_norm),
+            ("train/tokens_per_second", step.tokens as f64 / step.seconds),
+        ] {
+            curves.scalar(tag, step.step, value)?;
+        }
+        for (tag, value) in [("train/utilisation", step.utilisation), ("train/mask", step.mask)] {
+            if let Some(value) = value {
+                curves.scalar(tag, step.step, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// TensorBoard's file, made at its first use.
+    fn curves(&mut self) -> Result<&mut EventFile, TrainError> {
+        Ok(match &mut self.events {
+            Some(events) => events,
+            none => none.insert(EventFile::create(&self.output.join("tensorboard"))?),
+        })
+    }
+}
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 240.0;
@@ -16,7 +79,7 @@ const BOTTOM: f64 = 28.0;
 type Picture<'a> = (&'a str, Vec<(&'a str, Vec<(f64, f64)>)>);
 
 /// Writes pictures of the run that `metrics` (a `metrics.jsonl`) tells of.
-pub(crate) fn write(metrics: &Path, recipe: &Recipe, path: &Path) -> Result<(), TrainError> {
+fn write(metrics: &Path, settings: &str, path: &Path) -> Result<(), TrainError> {
     let text = fs::read_to_string(metrics).map_err(TrainError::file("read", metrics))?;
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let curve = |value: &dyn Fn(&Value) -> Option<f64>| -> Vec<(f64, f64)> {
@@ -43,11 +106,9 @@ pub(crate) fn write(metrics: &Path, recipe: &Recipe, path: &Path) -> Result<(), 
     for (title, curves) in &pictures {
         html.push_str(&picture(title, curves));
     }
-    let settings = toml::to_string_pretty(recipe).unwrap_or_default();
-    let settings = flm_candle::escape(&settings);
     // writing to a string cannot fail
-    let _ = writeln!(html, "<h2>Recipe</h2><pre>{settings}</pre>");
-    fs::write(path, html).map_err(TrainError::file("write", path))
+    let _ = writeln!(html, "<h2>Recipe</h2><pre>{}</pre>", escape(settings));
+    Ok(atomic::replace(path, html.as_bytes())?)
 }
 
 fn picture(title: &str, curves: &[(&str, Vec<(f64, f64)>)]) -> String {

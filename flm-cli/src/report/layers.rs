@@ -1,8 +1,8 @@
 //! Charts over layers, as SVG text; no fonts of the system are read.
 
+use anyhow::anyhow;
+use flm_growth::{Distances, Metric};
 use plotters::prelude::*;
-
-use crate::error::{GrowthError, Result};
 
 /// How the vertical axis is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +19,28 @@ const COLOURS: [RGBColor; 3] = [RGBColor(31, 119, 180), RGBColor(214, 39, 40), R
 /// The smallest value that a logarithmic axis shows: zeros are drawn there.
 const FLOOR: f64 = 1e-18;
 
+/// The distances over depth.
+pub(crate) fn distances(distances: &Distances) -> anyhow::Result<String> {
+    let series = |metric| distances.layers.iter().map(|l| (l.layer as f64, l.by(metric))).collect();
+    layer_chart(
+        "Distance between a layer's input and output",
+        "distance",
+        Scale::Linear,
+        &[
+            ("angular", series(Metric::Angular)),
+            ("1 − cosine", series(Metric::Cosine)),
+            ("relative", series(Metric::Relative)),
+        ],
+    )
+}
+
 /// A chart of `series` over the number of the layer.
-pub(crate) fn layer_chart(title: &str, unit: &str, scale: Scale, series: &[Series<'_>]) -> Result<String> {
+pub(crate) fn layer_chart(
+    title: &str,
+    unit: &str,
+    scale: Scale,
+    series: &[Series<'_>],
+) -> anyhow::Result<String> {
     let points = || series.iter().flat_map(|(_, points)| points).filter(|(_, y)| y.is_finite());
     let right = points().map(|p| p.0).fold(1.0, f64::max);
     let top = points().map(|p| p.1).fold(0.0, f64::max);
@@ -37,7 +57,7 @@ pub(crate) fn layer_chart(title: &str, unit: &str, scale: Scale, series: &[Serie
             draw(&mut svg, title, unit, right, (low..high).log_scale(), series, |y| y.max(FLOOR))
         }
     };
-    drawn.map_err(|error| GrowthError::Picture(error.to_string()))?;
+    drawn.map_err(|error| anyhow!("cannot draw the picture: {error}"))?;
     Ok(svg)
 }
 
@@ -49,7 +69,7 @@ fn draw<Y>(
     y: Y,
     series: &[Series<'_>],
     shown: impl Fn(f64) -> f64,
-) -> std::result::Result<(), Box<dyn std::error::Error>>
+) -> Result<(), Box<dyn std::error::Error>>
 where
     Y: plotters::coord::ranged1d::AsRangedCoord<Value = f64>,
     Y::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
@@ -80,4 +100,19 @@ where
     chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
     root.present()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_is_self_contained_and_names_its_lines() {
+        let layer = |(layer, angular): (usize, f64)| serde_json::json!({ "layer": layer, "angular": angular, "cosine": 2.0 * angular, "relative": -angular });
+        let layers: Vec<_> = [0.1, 0.4, 0.2].into_iter().enumerate().map(layer).collect();
+        let measured = serde_json::json!({ "version": 1, "dtype": "f32", "tokens": 1, "layers": layers });
+        let svg = distances(&serde_json::from_value(measured).unwrap()).unwrap();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+        assert!(svg.contains("angular") && svg.contains("<polyline") && !svg.contains("href"));
+    }
 }

@@ -1,7 +1,9 @@
 //! Arguments that several commands share.
 
+mod quantities;
+mod reading;
+
 use std::{
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,6 +20,9 @@ use flm_checkpoint::{Checkpoint, Dtype, TeleFlmConfig};
 use flm_checkpoint::{PRESETS, preset};
 
 use crate::output::Output;
+
+pub(crate) use crate::arguments::quantities::{parse_flops, parse_ids, parse_rate, parse_size};
+pub(crate) use crate::arguments::reading::{RECIPE_BYTES, TOKEN_BYTES, read_start, read_text};
 
 /// Reads a dtype of weights or arithmetic.
 pub(crate) fn dtypes() -> impl TypedValueParser<Value = Dtype> {
@@ -405,113 +410,4 @@ pub(crate) fn chat_policy(dir: &Path, tokenizer: &Tokenizer, eos: &[u32]) -> any
             dir.display()
         )
     })
-}
-
-/// A size such as `5GB`, `500MiB` or a number of bytes.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text[digits.len()..].to_ascii_lowercase();
-    let scale: u64 = match unit.as_str() {
-        "" | "b" => 1,
-        "k" | "kb" => 1_000,
-        "m" | "mb" => 1_000_000,
-        "g" | "gb" => 1_000_000_000,
-        "t" | "tb" => 1_000_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        "tib" => 1 << 40,
-        _ => return Err(format!("unknown unit {unit:?}: use B, KB, MB, GB, TB, KiB, MiB, GiB or TiB")),
-    };
-    let number: f64 = digits.trim().parse().map_err(|_| format!("{digits:?} is not a number"))?;
-    let bytes = number * scale as f64;
-    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(format!("{text} is not a usable size")) }
-}
-
-/// Bytes a second, such as `50GB/s`.
-pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
-    let bytes = text.strip_suffix("/s").ok_or_else(|| format!("{text:?} is no rate such as 50GB/s"))?;
-    parse_size(bytes).map(|bytes| bytes as f64)
-}
-
-/// Token ids separated by commas or spaces.
-pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
-    let parts = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
-    let ids: Vec<u32> = parts
-        .map(|part| part.parse().map_err(|_| format!("{part:?} is not a token id")))
-        .collect::<Result<_, _>>()?;
-    if ids.is_empty() { Err("no token ids: write them as 1,5,17".into()) } else { Ok(ids) }
-}
-
-/// The text of a file, or of standard input for `-`.
-pub(crate) fn read_text(path: &Path, limit: u64) -> anyhow::Result<String> {
-    let (text, whole) = read_start(path, limit)?;
-    ensure!(whole, "{} has more than {limit} bytes", path.display());
-    Ok(text)
-}
-
-/// What editors of other systems begin UTF-8 files with; no part of the text.
-const BOM: &[u8] = b"\xef\xbb\xbf";
-
-/// The first `limit` bytes of a UTF-8 file, or of standard input for `-`, cut at a character and without its
-/// byte order mark; and whether that is all of it.
-pub(crate) fn read_start(path: &Path, limit: u64) -> anyhow::Result<(String, bool)> {
-    let mut bytes = Vec::new();
-    let read = if path.as_os_str() == "-" {
-        std::io::stdin().lock().take(limit + 1).read_to_end(&mut bytes)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
-    };
-    read.with_context(|| format!("cannot read {}", path.display()))?;
-    let whole = bytes.len() as u64 <= limit;
-    bytes.truncate(limit as usize);
-    let cut = match std::str::from_utf8(&bytes) {
-        // the last character is cut
-        Err(error) if !whole && error.error_len().is_none() => error.valid_up_to(),
-        _ => bytes.len(),
-    };
-    bytes.truncate(cut);
-    if bytes.starts_with(BOM) {
-        bytes.drain(..BOM.len());
-    }
-    let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
-    Ok((text, whole))
-}
-
-/// The most bytes that a token is taken to have, where a text is read for so many tokens only.
-pub(crate) const TOKEN_BYTES: u64 = 256;
-/// The most bytes of a recipe.
-pub(crate) const RECIPE_BYTES: u64 = 1 << 20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_byte_order_mark_is_no_text() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("prompt.txt");
-        for (bytes, limit, expected) in [
-            ("\u{feff}天地", 100, Some("天地")),
-            ("天\u{feff}地", 100, Some("天\u{feff}地")),
-            ("\u{feff}", 100, Some("")),
-            ("\u{feff}天地", 8, None),
-        ] {
-            std::fs::write(&path, bytes).unwrap();
-            assert_eq!(read_text(&path, limit).ok().as_deref(), expected, "{bytes:?}");
-        }
-    }
-
-    #[test]
-    fn sizes_and_ids_are_parsed_or_named() {
-        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
-        assert_eq!(parse_size("1.5MiB"), Ok(1_572_864));
-        assert_eq!(parse_size("4096"), Ok(4096));
-        for bad in ["", "0", "GB", "5XB", "-1GB", "1e30GB", "nanGB"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
-        assert_eq!(parse_ids("1,5, 17"), Ok(vec![1, 5, 17]));
-        assert!(parse_ids("1,x").is_err_and(|e| e.contains("\"x\"")));
-        assert!(parse_ids(" ").is_err());
-    }
 }

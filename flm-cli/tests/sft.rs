@@ -302,11 +302,81 @@ fn every_plan_stays_within_the_memory_that_it_says_and_gives_the_same_bytes() {
     assert!(finals.iter().all(|other| *other == finals[0]));
 }
 
+/// What `flm sft ARGUMENTS --print-recipe` prints.
+fn printed(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
+    let out = command.arg("sft").args(arguments).arg("--print-recipe").output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
 #[test]
 fn the_recipe_in_the_repository_is_one() {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/tele-flm-sft.toml");
-    let recipe = flm_train::Recipe::from_file(&recipe, &[]).unwrap();
-    assert_eq!((recipe.optimizer.learning_rate, recipe.optimizer.final_learning_rate), (2.7e-5, 1e-9));
+    let full = printed(&[recipe.to_str().unwrap()]);
+    for line in ["learning_rate = 0.000027", "final_learning_rate = 0.000000001", "context_length = 2048"] {
+        let (key, value) = line.split_once(" = ").unwrap();
+        let shown = full.lines().find_map(|line| line.strip_prefix(&format!("{key} = "))).unwrap();
+        assert_eq!(shown.parse::<f64>().unwrap(), value.parse::<f64>().unwrap(), "{key}");
+    }
+}
+
+#[test]
+fn a_model_a_file_and_a_place_for_the_result_are_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (model, data, more) = (path("model"), path("data.jsonl"), path("more.jsonl"));
+    fs::copy(&data, &more).unwrap();
+    let out = |name: &str| path(name);
+    let sft = |arguments: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_flm")).arg("sft").args(arguments).output().unwrap();
+        (out.status.code(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+    };
+    let (a, b) = (out("a"), out("b"));
+    let flags = ["--model", &model, "--output", &a, "--lr", "1e-3", "--epochs", "1", "--batch-size", "8"];
+    let settings = ["--context", "32", "save.dtype=f32", "--data", &data, &more, "train.seed=3"];
+    let (code, said) = sft(&[&flags[..], &settings].concat());
+    assert_eq!(code, Some(0), "{said}");
+    // the same as a recipe
+    let recipe = printed(&[&flags[..], &settings].concat());
+    for line in
+        ["learning_rate = 0.001", "batch_size = 8", "seed = 3", "context_length = 32", "dtype = \"f32\""]
+    {
+        assert!(recipe.lines().any(|shown| shown == line), "{line}: {recipe}");
+    }
+    assert!(
+        recipe.lines().any(|line| line.starts_with("files = [") && line.contains("more.jsonl")),
+        "{recipe}"
+    );
+    fs::write(dir.path().join("printed.toml"), &recipe).unwrap();
+    let (code, said) = sft(&[&path("printed.toml"), &format!("output={b}")]);
+    assert_eq!(code, Some(0), "{said}");
+    let (a, b) = (Path::new(&a).join("final"), Path::new(&b).join("final"));
+    assert_eq!(weights(&a), weights(&b));
+    // what is missing is named, and what has no place is refused
+    let (code, said) = sft(&["--model", &model, "--data", &data]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "error: recipe: there is no output: set it there, or give --output DIR\n")
+    );
+    assert_eq!(sft(&["lr=1"]).0, Some(1));
+    assert_eq!(sft(&[]).0, Some(2));
+    assert_eq!(sft(&["--dry-run", "--from-config", "nano-52b", "--memory", "1GB", "--lr", "1"]).0, Some(2));
+}
+
+#[test]
+fn a_budget_is_a_number_of_bytes_or_a_size() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    for budget in ["300000000", "300000000B", "\"300MB\"", "3e8"] {
+        let out = run(
+            dir.path(),
+            &["--dry-run", "--json", "--tokens-per-second", "1", &format!("memory.budget={budget}")],
+        );
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(report["budget"], 300_000_000, "{budget}");
+    }
 }
 
 #[test]

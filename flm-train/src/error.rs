@@ -85,9 +85,9 @@ pub enum TrainError {
     /// Something in the data as a whole.
     #[error("{0}")]
     Data(String),
-    /// Something in the recipe.
-    #[error("recipe: {0}")]
-    Recipe(String),
+    /// A setting that is not possible, by its key.
+    #[error("{0}")]
+    Setting(String),
     /// No plan is within the memory.
     #[error(
         "no plan fits the memory that there is; every kind of plan, as near to it as it comes:\n{table}\n\

@@ -10,7 +10,7 @@
 //! - [`Backprop`]: loss and gradients of a step
 //! - [`AdamW`], [`Schedule`]: the update
 //! - `data`: files of conversations or text, encoded and packed
-//! - [`Recipe`], [`Plan`], [`Trainer`]: a whole run, with checkpoints that it resumes from
+//! - [`Options`], [`Plan`], [`Trainer`]: a whole run, with checkpoints that it resumes from
 //!
 //! Knows nothing about the network, growth or the command.
 
@@ -19,9 +19,9 @@ mod data;
 mod error;
 mod mask_ramp;
 mod optimizer;
+mod options;
 mod params;
 mod plan;
-mod recipe;
 mod state;
 mod store;
 mod sums;
@@ -37,6 +37,10 @@ pub use crate::optimizer::adamw::{AdamW, AdamWOptions};
 pub use crate::optimizer::clip::{Clip, clip_coefficient};
 pub use crate::optimizer::schedule::{Decay, Schedule};
 pub use crate::optimizer::stochastic_rounding::{StochasticRounding, TensorRounding};
+pub use crate::options::{
+    DataSettings, Inputs, MemorySettings, Moments, OptimizerSettings, Options, Placement, Recompute,
+    SaveDtype, SaveSettings, TrainSettings, WeightDtype,
+};
 pub use crate::params::{Layout, Multipliers, Parameter, ParameterGroup, Slices, Unit};
 pub use crate::plan::choose::{Considered, Missing};
 pub use crate::plan::estimate::{Choice, Estimate, MemoryUse, Seconds, StepShape, Traffic};
@@ -44,10 +48,6 @@ pub use crate::plan::flops::model_operations;
 pub use crate::plan::machine::Machine;
 pub use crate::plan::shape::ShapePlan;
 pub use crate::plan::{Plan, PlanReport};
-pub use crate::recipe::{
-    DataSettings, Inputs, MemorySettings, Moments, OptimizerSettings, Placement, Recipe, Recompute,
-    SaveSettings, TrainSettings, WeightDtype, parse_flops,
-};
 pub use crate::state::TrainingState;
 pub use crate::store::disk::DiskStore;
 pub use crate::store::memory::MemoryStore;

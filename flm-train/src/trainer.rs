@@ -19,9 +19,9 @@ use crate::data::pack::Row;
 use crate::error::TrainError;
 use crate::optimizer::adamw::AdamW;
 use crate::optimizer::stochastic_rounding::StochasticRounding;
+use crate::options::{Moments, OptimizerSettings, Placement};
 use crate::plan::Plan;
 use crate::plan::flops::model_operations;
-use crate::recipe::{Moments, OptimizerSettings, Placement};
 use crate::state;
 use crate::state::{Origin, TrainingState};
 use crate::store::disk::DiskStore;
@@ -47,7 +47,7 @@ pub struct StepMetrics {
     /// Targets.
     pub targets: usize,
     /// Model FLOP utilisation: the part of the device's peak rate that the step's arithmetic took,
-    /// where the recipe tells that rate; see [`super::model_operations`].
+    /// where that rate is known; see [`super::model_operations`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub utilisation: Option<f64>,
     /// What new parts of a model that is still growing were multiplied by.
@@ -117,9 +117,9 @@ impl Trainer {
     /// settings) or files of no run, or where the newest checkpoint is damaged; nothing is changed then.
     pub fn new(plan: Plan, device: &Device, dtype: DType) -> Result<Self, TrainError> {
         if device.is_cpu() && dtype != DType::F32 {
-            return Err(TrainError::Recipe("training on a CPU computes in f32".into()));
+            return Err(TrainError::Setting("training on a CPU computes in f32".into()));
         }
-        let output = plan.recipe.output.clone();
+        let output = plan.options.output.clone();
         let lock = DirectoryLock::take(&output, LOCK)?;
         let (identity, metrics) = (plan.identity(), output.join("metrics.jsonl"));
         let newest = state::newest(&output)?;
@@ -129,7 +129,7 @@ impl Trainer {
             same_run(&dir, &state::read_state(&dir)?.identity, &identity)?;
         }
         let layout = &plan.layout;
-        let parent = &plan.recipe.memory.work_dir;
+        let parent = &plan.options.memory.work_dir;
         let parent = if parent.as_os_str().is_empty() { &output } else { parent };
         if plan.choice.sweeps.inputs == InputPlace::Disk {
             fs::create_dir_all(parent).map_err(TrainError::file("create", parent))?;
@@ -146,9 +146,9 @@ impl Trainer {
             Some(step) => (state::load(store.as_mut(), &state::step_dir(&output, step))?, Some(step)),
             None => {
                 load_weights(store.as_mut(), &plan.checkpoint)?;
-                let earlier_steps = match plan.recipe.optimizer.moments {
+                let earlier_steps = match plan.options.optimizer.moments {
                     Moments::Zero => 0,
-                    Moments::Kept => state::kept_moments(store.as_mut(), &plan.recipe.model)?,
+                    Moments::Kept => state::kept_moments(store.as_mut(), &plan.options.model)?,
                 };
                 (TrainingState { step: 0, best: None, earlier_steps, identity }, None)
             }
@@ -184,7 +184,7 @@ impl Trainer {
             if !error.is_disk_full() {
                 return error;
             }
-            let kept = match state::steps(&self.plan.recipe.output).ok().and_then(|mut steps| steps.pop()) {
+            let kept = match state::steps(&self.plan.options.output).ok().and_then(|mut steps| steps.pop()) {
                 Some(step) => format!("the checkpoint of step {step} is whole"),
                 None => "no checkpoint was made yet".into(),
             };
@@ -193,11 +193,11 @@ impl Trainer {
     }
 
     fn train(&mut self, stop: &AtomicBool, on_event: &mut Listener<'_>) -> Result<Outcome, TrainError> {
-        let (steps, save) = (self.plan.steps, self.plan.recipe.save.clone());
+        let (steps, save) = (self.plan.steps, self.plan.options.save.clone());
         let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
-        let model = self.plan.recipe.output.join("final");
+        let model = self.plan.options.output.join("final");
         if model.exists() {
-            require_dtype(&model, self.plan.save_dtype()?)?;
+            require_dtype(&model, self.plan.save_dtype())?;
         }
         if self.resumed.is_none() && model.exists() {
             // the marker said that this very run made it; its checkpoints are gone, their work is not
@@ -217,7 +217,7 @@ impl Trainer {
             let step = self.state.step;
             let stopped = stop.load(Ordering::Relaxed);
             let saving = stopped || step == steps || every(save.every_steps, step);
-            let validating = !stopped && saving || every(self.plan.recipe.train.validate_every, step);
+            let validating = !stopped && saving || every(self.plan.options.train.validate_every, step);
             if validating && !self.plan.dataset.validation.is_empty() {
                 let value = self.validated(on_event)?;
                 validation = Some(value);
@@ -229,12 +229,12 @@ impl Trainer {
                 on_event(&Event::Saved(self.save()?))?;
             }
             if stopped && step < steps {
-                let model = state::step_dir(&self.plan.recipe.output, step);
+                let model = state::step_dir(&self.plan.options.output, step);
                 return Ok(Outcome { step, steps, stopped, loss, validation_loss: validation, model });
             }
         }
         if !model.exists() {
-            let dtype = self.plan.save_dtype()?;
+            let dtype = self.plan.save_dtype();
             let masks = self.plan.masks.after(self.state.step);
             state::save(self.store.as_ref(), &self.origin(), &model, Some(dtype), masks, None)?;
             on_event(&Event::Saved(model.clone()))?;
@@ -250,7 +250,7 @@ impl Trainer {
         let mask = self.plan.masks.value(index);
         let batches = micro_batches(
             rows.iter().map(|&row| &self.plan.dataset.rows[row]),
-            self.plan.recipe.train.micro_batch_size,
+            self.plan.options.train.micro_batch_size,
         );
         let got = self.backprop.run(self.store.as_mut(), &batches)?;
         if got.targets == 0 {
@@ -264,11 +264,11 @@ impl Trainer {
             }
         }
         let learning_rate = self.plan.learning_rate(index);
-        let clip = Some(self.plan.recipe.optimizer.clip_norm).filter(|&norm| norm > 0.0);
-        let scales = self.plan.recipe.optimizer.clip.coefficients(got.gradient_norm, &got.unit_norms, clip);
+        let clip = Some(self.plan.options.optimizer.clip_norm).filter(|&norm| norm > 0.0);
+        let scales = self.plan.options.optimizer.clip.coefficients(got.gradient_norm, &got.unit_norms, clip);
         let update = self.state.earlier_steps + index + 1;
-        let rounding = StochasticRounding::new(self.plan.recipe.train.seed, index);
-        let adamw = AdamW::new(self.plan.recipe.adamw(), update, learning_rate, 1.0).with_rounding(rounding);
+        let rounding = StochasticRounding::new(self.plan.options.train.seed, index);
+        let adamw = AdamW::new(self.plan.options.adamw(), update, learning_rate, 1.0).with_rounding(rounding);
         self.store.update(&mut |parameter, slices| {
             adamw.with_scale(scales[slices.unit]).apply(parameter, slices);
         })?;
@@ -285,7 +285,7 @@ impl Trainer {
             gradient_norm: got.gradient_norm,
             tokens: got.tokens,
             targets: got.targets,
-            utilisation: self.plan.recipe.peak_flops()?.map(|peak| rate / peak),
+            utilisation: self.plan.options.train.peak_flops.map(|peak| rate / peak),
             mask,
             seconds,
             peak_memory: peak_memory(),
@@ -323,7 +323,7 @@ impl Trainer {
 
     /// Mean loss over the validation rows.
     pub fn validate(&mut self) -> Result<f64, TrainError> {
-        let train = &self.plan.recipe.train;
+        let train = &self.plan.options.train;
         let (mut sum, mut targets) = (0.0, 0);
         for rows in self.plan.dataset.validation.chunks(train.batch_size.max(1)) {
             let batches = micro_batches(rows.iter(), train.micro_batch_size);
@@ -336,7 +336,7 @@ impl Trainer {
     /// What the provenance of a checkpoint tells.
     fn origin(&self) -> Origin<'_> {
         Origin {
-            source: &self.plan.recipe.model,
+            source: &self.plan.options.model,
             chat_template: self.plan.chat_template.as_deref(),
             identity: &self.state.identity,
             step: self.state.step,
@@ -345,12 +345,12 @@ impl Trainer {
 
     /// Writes a training checkpoint and removes old ones.
     fn save(&mut self) -> Result<PathBuf, TrainError> {
-        let output = self.plan.recipe.output.clone();
+        let output = self.plan.options.output.clone();
         let dir = state::step_dir(&output, self.state.step);
         let with = Some((&self.state, self.metrics.as_path()));
         let masks = self.plan.masks.after(self.state.step);
         state::save(self.store.as_ref(), &self.origin(), &dir, None, masks, with)?;
-        let save = &self.plan.recipe.save;
+        let save = &self.plan.options.save;
         let best = self.state.best.map(|(step, _)| step).filter(|_| save.keep_best);
         state::prune(&output, save.keep, best)?;
         Ok(dir)

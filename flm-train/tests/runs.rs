@@ -16,8 +16,8 @@ use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
 use flm_checkpoint::preset;
+use flm_train::Options;
 use flm_train::Plan;
-use flm_train::Recipe;
 use flm_train::TrainError;
 use flm_train::{Event, Outcome, Trainer};
 
@@ -68,18 +68,32 @@ const LINES: [&str; 6] = [
     r#"{"messages":[{"role":"user","content":"红豆生南国"},{"role":"assistant","content":"春来发几枝"}]}"#,
 ];
 
-/// A recipe over a model and a file of samples in `dir`.
-fn recipe(dir: &Path, lines: &[&str], changes: &[&str]) -> Result<Recipe, TrainError> {
+/// A run over a model and a file of samples in `dir`, with settings changed by `section.key=value`.
+fn recipe(dir: &Path, lines: &[&str], changes: &[&str]) -> Result<Options, TrainError> {
     let data: String = lines.iter().map(|line| format!("{line}\n")).collect();
     fs::write(dir.join("data.jsonl"), data).unwrap();
     if !dir.join("model").exists() {
         model(dir);
     }
-    let text = "model = \"model\"\noutput = \"out\"\n[data]\nfiles = [\"data.jsonl\"]\n\
-                context_length = 48\n[train]\nbatch_size = 2\nepochs = 3\n[optimizer]\n\
-                learning_rate = 1e-2\n[save]\ndtype = \"f32\"\nkeep = 100\n";
-    fs::write(dir.join("recipe.toml"), text).unwrap();
-    Recipe::from_file(&dir.join("recipe.toml"), &changes.iter().map(|s| (*s).into()).collect::<Vec<_>>())
+    let (model, output, data) = (dir.join("model"), dir.join("out"), dir.join("data.jsonl"));
+    let text = format!(
+        "model = {model:?}\noutput = {output:?}\n[data]\nfiles = [{data:?}]\ncontext_length = 48\n\
+         [train]\nbatch_size = 2\nepochs = 3\n[optimizer]\nlearning_rate = 1e-2\n\
+         [save]\ndtype = \"f32\"\nkeep = 100\n[memory]\n"
+    );
+    let mut table: toml::Table = text.parse().unwrap();
+    for change in changes {
+        let (key, word) = change.split_once('=').unwrap();
+        let value =
+            format!("value = {word}").parse::<toml::Table>().map(|mut table| table.remove("value").unwrap());
+        let mut at = &mut table;
+        let (sections, key) = key.rsplit_once('.').unwrap_or(("", key));
+        for section in sections.split('.').filter(|section| !section.is_empty()) {
+            at = at[section].as_table_mut().unwrap();
+        }
+        at.insert(key.into(), value.unwrap_or_else(|_| word.into()));
+    }
+    table.try_into().map_err(|e: toml::de::Error| TrainError::Setting(e.to_string()))
 }
 
 fn start(dir: &Path, lines: &[&str], changes: &[&str]) -> Result<Trainer, TrainError> {
@@ -232,7 +246,7 @@ fn clipping_limits_the_norm_of_everything_or_of_each_block() {
 #[test]
 fn utilisation_is_the_steps_arithmetic_against_the_peak_rate() {
     let dir = tempfile::tempdir().unwrap();
-    let mut trainer = start(dir.path(), &LINES, &["train.peak_flops=1G", "train.batch_size=6"]).unwrap();
+    let mut trainer = start(dir.path(), &LINES, &["train.peak_flops=1e9", "train.batch_size=6"]).unwrap();
     let plan = trainer.plan();
     let operations = plan.operations_per_epoch();
     assert_eq!(plan.report().operations, 3.0 * operations);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device};
-use flm_train::{Event, Plan, Recipe, Trainer};
+use flm_train::{Event, Options, Plan, Trainer};
 use serde_json::Value;
 
 fn fixtures() -> PathBuf {
@@ -48,22 +48,24 @@ fn first_step(case: &Value) -> (f64, u64) {
     model(&dir.path().join("model"), &text("model").unwrap(), &case["files"]);
     let rows: String = case["rows"].as_array().unwrap().iter().map(|row| format!("{row}\n")).collect();
     fs::write(dir.path().join("data.jsonl"), rows).unwrap();
-    let mut recipe = "model = \"model\"\noutput = \"out\"\n[data]\nfiles = [\"data.jsonl\"]\n".to_owned();
+    let path = |name: &str| dir.path().join(name);
+    let settings = format!(
+        "model = {:?}\noutput = {:?}\n[data]\nfiles = [{:?}]\n[train]\nbatch_size = 4096\nmax_steps = 1\n\
+         [optimizer]\nclip_norm = 0.0\n[save]\ndtype = \"f32\"\n",
+        path("model"),
+        path("out"),
+        path("data.jsonl")
+    );
+    let mut options: Options = toml::from_str(&settings).unwrap();
     if let Some(template) = text("template") {
-        fs::write(dir.path().join("template.jinja"), template).unwrap();
-        recipe += "chat_template = \"template.jinja\"\n";
+        fs::write(path("template.jinja"), template).unwrap();
+        options.data.chat_template = Some(path("template.jinja"));
     }
-    recipe +=
-        "[train]\nbatch_size = 4096\nmax_steps = 1\n[optimizer]\nclip_norm = 0.0\n[save]\ndtype = \"f32\"\n";
-    let path = dir.path().join("recipe.toml");
-    fs::write(&path, recipe).unwrap();
-    let changes: Vec<String> = case["overrides"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|change| change.as_str().unwrap().to_owned())
-        .collect();
-    let plan = Plan::new(Recipe::from_file(&path, &changes).unwrap()).unwrap();
+    for change in case["overrides"].as_array().unwrap() {
+        let length = change.as_str().and_then(|change| change.strip_prefix("data.context_length="));
+        options.data.context_length = Some(length.unwrap().parse().unwrap());
+    }
+    let plan = Plan::new(options).unwrap();
     let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32).unwrap();
     let mut step = None;
     trainer
@@ -111,15 +113,15 @@ fn steps_are_pytorchs_however_rows_are_packed_and_split() {
         let dir = tempfile::tempdir().unwrap();
         model(&dir.path().join("model"), "llama", &Value::Null);
         fs::write(dir.path().join("data.jsonl"), &rows).unwrap();
-        let recipe = format!(
-            "model = \"model\"\noutput = \"out\"\n[data]\nfiles = [\"data.jsonl\"]\npacking = {packing}\n\
+        let path = |name: &str| dir.path().join(name);
+        let (source, output, data) = (path("model"), path("out"), path("data.jsonl"));
+        let settings = format!(
+            "model = {source:?}\noutput = {output:?}\n[data]\nfiles = [{data:?}]\npacking = {packing}\n\
              context_length = 120\n[train]\nbatch_size = 99\nmicro_batch_size = {micro}\nepochs = 4\n\
              [optimizer]\nlearning_rate = 1e-3\nfinal_learning_rate = 1e-4\nwarmup_steps = 1\n\
              weight_decay = 0.1\nclip_norm = 0.7\n[save]\ndtype = \"f32\"\n"
         );
-        let path = dir.path().join("recipe.toml");
-        fs::write(&path, recipe).unwrap();
-        let plan = Plan::new(Recipe::from_file(&path, &[]).unwrap()).unwrap();
+        let plan = Plan::new(toml::from_str(&settings).unwrap()).unwrap();
         let mut steps = Vec::new();
         let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32).unwrap();
         trainer

@@ -25,12 +25,12 @@ use flm_growth::{ExecuteOptions, execute};
 use flm_growth::{GrowthOptions, GrowthPlan, Multipliers};
 use flm_growth::{VerifyOptions, verify};
 use flm_train::Plan;
-use flm_train::Recipe;
 use flm_train::Trainer;
 use serde::Serialize;
 
 use crate::arguments::{Asking, RunArgs, local_model};
 use crate::output::{Output, count, size};
+use crate::recipe::train::{Recipe, blamed, settings};
 use crate::report::evaluation::page;
 use crate::report::layers;
 use crate::report::training::Pictures;
@@ -333,12 +333,13 @@ impl Demo<'_> {
     }
 
     fn sft(&self) -> Outcome {
-        let plan = Plan::new(Recipe::from_file(&self.dir.join("sft.toml"), &[])?)?;
+        let recipe = Recipe::read(Some(&self.dir.join("sft.toml")))?;
+        let plan = Plan::new(recipe.options()?).map_err(blamed)?;
         let samples = plan.report().data.samples;
         let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32)?;
         let (mut first, mut tokens) = (None, 0);
-        let recipe = &trainer.plan().recipe;
-        let mut pictures = Pictures::new(&recipe.output, toml::to_string_pretty(recipe)?);
+        let options = &trainer.plan().options;
+        let mut pictures = Pictures::new(&options.output, settings(options));
         let outcome = trainer.run(&AtomicBool::new(false), &mut |event| {
             if let flm_train::Event::Step(step) = event {
                 first = first.or(Some(step.loss));

@@ -1,16 +1,42 @@
 //! What one growth is to do, from a recipe or from flags.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{ops::Range, path::PathBuf, str::FromStr};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use flm_growth::Metric;
 use flm_growth::Placement;
 use flm_growth::Std;
 use flm_growth::{NewRows, Operator};
 use serde::{Deserialize, Deserializer};
-use toml::{Table, Value};
+use toml::Value;
 
-use crate::arguments::parse_size;
+use crate::recipe::keys::{Key, Kind, Settings, assignment, parse};
+
+/// What the stages share.
+const SHARED: &[Key] = &[Key::new("from"), Key::new("seed"), Key::new("max_shard_size").of(Kind::Size)];
+
+/// The settings of a stage; sizes also under config.json's names.
+const STAGE: &[Key] = &[
+    Key::new("to"),
+    Key::new("layers").also(&["num_hidden_layers"]),
+    Key::new("hidden").also(&["hidden_size"]),
+    Key::new("heads").also(&["num_attention_heads"]),
+    Key::new("kv_heads").also(&["num_key_value_heads"]),
+    Key::new("ffn").also(&["intermediate_size"]),
+    Key::new("vocab").also(&["vocab_size"]),
+    Key::new("operator"),
+    Key::new("place"),
+    Key::new("metric"),
+    Key::new("keep_ends"),
+    Key::new("std"),
+    Key::new("noise"),
+    Key::new("mup"),
+    Key::new("input_mult"),
+    Key::new("untie"),
+    Key::new("mask_steps"),
+    Key::new("seed"),
+    Key::new("new_rows"),
+];
 
 /// The operator of a stage that names none.
 pub(crate) const DEFAULT_OPERATOR: Operator = Operator::Msg;
@@ -108,81 +134,86 @@ pub(crate) fn parse_pair(text: &str) -> Result<(f64, f64), String> {
 const MAX_STAGES: usize = 64;
 
 /// A recipe: stages, and what they share.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipe {
+    shared: Shared,
+    stages: Vec<Stage>,
+    /// The text, with what was overridden.
+    pub(crate) text: String,
+}
+
+/// What stands before the stages.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Recipe {
-    /// Preset that the recipe starts from; what `--from-config` is without weights.
-    pub(crate) from: Option<String>,
-    #[serde(default)]
+struct Shared {
+    from: Option<String>,
     seed: Option<u64>,
-    #[serde(default)]
-    max_shard_size: Option<String>,
-    stage: Vec<Stage>,
-    /// The text, with what was overridden.
-    #[serde(skip)]
-    pub(crate) text: String,
+    max_shard_size: Option<u64>,
 }
 
 impl Recipe {
     /// Reads a recipe; `overrides` are `key=value`, of the recipe or of every stage, or
     /// `stage.N.key=value` of the N-th.
     pub(crate) fn parse(text: &str, overrides: &[String]) -> anyhow::Result<Self> {
-        let mut table: Table = text.parse().context("the recipe is no TOML")?;
-        for item in overrides {
-            let (key, value) = item.split_once('=').with_context(|| format!("{item:?}: write key=value"))?;
-            // what is no TOML value is text
-            let value = format!("value = {value}").parse::<Table>().ok();
-            let plain = || Value::String(item.split_once('=').map_or("", |(_, v)| v).to_owned());
-            let value = value.and_then(|mut t| t.remove("value")).unwrap_or_else(plain);
-            set(&mut table, key.trim(), value)?;
-        }
-        let mut recipe: Self = table.clone().try_into().context("the recipe")?;
-        ensure!(!recipe.stage.is_empty(), "the recipe has no [[stage]]");
+        let mut table = parse(text)?;
+        let stages = match table.remove("stage") {
+            Some(Value::Array(stages)) if !stages.is_empty() => stages,
+            _ => return Err(anyhow!("the recipe has no [[stage]]")),
+        };
+        let count = stages.len();
         ensure!(
-            recipe.stage.len() <= MAX_STAGES,
-            "the recipe has {} stages: at most {MAX_STAGES}, each of which writes a checkpoint",
-            recipe.stage.len()
+            count <= MAX_STAGES,
+            "the recipe has {count} stages: at most {MAX_STAGES}, each of which writes a checkpoint"
         );
-        recipe.text = text.to_owned();
+        let mut shared = Settings::read(SHARED, table)?;
+        let stage = |stage: Value| match stage {
+            Value::Table(stage) => Settings::read(STAGE, stage),
+            _ => Err(anyhow!("stage is no [[stage]] of the recipe")),
+        };
+        let mut stages = stages.into_iter().map(stage).collect::<anyhow::Result<Vec<_>>>()?;
+        for item in overrides {
+            let (key, word) = assignment(item)?;
+            if shared.knows(key) {
+                shared.set(key, word)?;
+                continue;
+            }
+            let (chosen, key) = chosen(key, count)?;
+            stages[chosen].iter_mut().try_for_each(|stage| stage.set(key, word))?;
+        }
+        let mut text = text.to_owned();
         if !overrides.is_empty() {
             let changed: String = overrides.iter().map(|o| format!("#   {o}\n")).collect();
-            recipe.text += &format!("\n# Overridden on the command line:\n{changed}");
+            text += &format!("\n# Overridden on the command line:\n{changed}");
         }
-        Ok(recipe)
+        let stages = stages.iter().map(Settings::options).collect::<anyhow::Result<_>>()?;
+        Ok(Self { shared: shared.options()?, stages, text })
     }
 
-    pub(crate) fn max_shard_bytes(&self) -> anyhow::Result<Option<u64>> {
-        let size = self.max_shard_size.as_deref().map(parse_size).transpose();
-        size.map_err(|e| anyhow::anyhow!("max_shard_size: {e}"))
+    /// Preset that the recipe starts from; what `--from-config` is without weights.
+    pub(crate) fn from(&self) -> Option<&str> {
+        self.shared.from.as_deref()
+    }
+
+    /// The largest file that is written, in bytes.
+    pub(crate) fn max_shard_bytes(&self) -> Option<u64> {
+        self.shared.max_shard_size
     }
 
     /// The stages, each with what they share.
     pub(crate) fn stages(&self) -> Vec<Stage> {
-        let with = |stage: &Stage| Stage { seed: stage.seed.or(self.seed), ..stage.clone() };
-        self.stage.iter().map(with).collect()
+        let with = |stage: &Stage| Stage { seed: stage.seed.or(self.shared.seed), ..stage.clone() };
+        self.stages.iter().map(with).collect()
     }
 }
 
-fn set(table: &mut Table, key: &str, value: Value) -> anyhow::Result<()> {
-    if ["from", "seed", "max_shard_size"].contains(&key) {
-        table.insert(key.into(), value);
-        return Ok(());
-    }
-    let Some(Value::Array(stages)) = table.get_mut("stage") else { bail!("the recipe has no [[stage]]") };
-    let count = stages.len();
-    let (chosen, key) = match key.strip_prefix("stage.").and_then(|rest| rest.split_once('.')) {
-        Some((number, key)) => {
-            let number: usize = number.parse().with_context(|| format!("stage.{number}: not a number"))?;
-            ensure!((1..=count).contains(&number), "stage.{number}: the recipe has stages 1 to {count}");
-            (number - 1..number, key)
-        }
-        None => (0..count, key),
+/// The stages of `count` that `key` is about, and its name there.
+fn chosen(key: &str, count: usize) -> anyhow::Result<(Range<usize>, &str)> {
+    let Some((number, key)) = key.strip_prefix("stage.").and_then(|rest| rest.split_once('.')) else {
+        return Ok((0..count, key));
     };
-    for stage in &mut stages[chosen] {
-        let Value::Table(stage) = stage else { bail!("stage is no [[stage]] of the recipe") };
-        stage.insert(key.into(), value.clone());
-    }
-    Ok(())
+    let number: usize = number.parse().with_context(|| format!("stage.{number}: not a number"))?;
+    ensure!((1..=count).contains(&number), "stage.{number}: the recipe has stages 1 to {count}");
+    Ok((number - 1..number, key))
 }
 
 #[cfg(test)]
@@ -210,8 +241,27 @@ mod tests {
             (Some(9), Some(Operator::Zero), Some(Operator::Zero))
         );
         assert_eq!((stages[0].layers, stages[1].layers), (None, Some(40)));
-        assert_eq!(recipe.max_shard_bytes().unwrap(), Some(1_000_000_000));
+        assert_eq!(recipe.max_shard_bytes(), Some(1_000_000_000));
         assert!(recipe.text.contains("#   stage.2.layers=40"));
+    }
+
+    #[test]
+    fn every_key_is_a_setting_of_its_table_and_no_other_is() {
+        let missing = |known: &[Key], settings: anyhow::Result<()>| {
+            let error = settings.unwrap_err().to_string();
+            let names: Vec<&str> =
+                error.lines().next().unwrap_or_default().split('`').skip(3).step_by(2).collect();
+            assert_eq!(names, known.iter().map(|key| key.path).collect::<Vec<_>>(), "{error}");
+        };
+        // what the types say that they expect
+        let table = || toml::Table::from_iter([("no such key".to_owned(), Value::Integer(1))]);
+        missing(STAGE, Value::Table(table()).try_into::<Stage>().map(drop).map_err(Into::into));
+        missing(SHARED, Value::Table(table()).try_into::<Shared>().map(drop).map_err(Into::into));
+        let text = "[[stage]]\nhidden_size = 120\nnum_hidden_layers = 20\n";
+        let recipe = Recipe::parse(text, &["vocab_size=9".into(), "max_shard_size=4096".into()]).unwrap();
+        let stage = &recipe.stages()[0];
+        assert_eq!((stage.hidden, stage.layers, stage.vocab), (Some(120), Some(20), Some(9)));
+        assert_eq!(recipe.max_shard_bytes(), Some(4096));
     }
 
     #[test]
@@ -219,7 +269,8 @@ mod tests {
         for (text, item, says) in [
             ("seed = 1", None, "stage"),
             (&"[[stage]]\n".repeat(65), None, "65 stages: at most 64"),
-            ("[[stage]]\nhiden = 5", None, "hiden"),
+            ("[[stage]]\nhiden = 5", None, "unknown key `hiden`; did you mean `hidden`?"),
+            ("sed = 5\n[[stage]]", None, "did you mean `seed`?"),
             ("[[stage]]\nplace = \"top\"", None, "placement \"top\""),
             ("[[stage]]\nmup = \"2\"", None, "2.0/80"),
             ("[[stage]]", Some("layers"), "key=value"),

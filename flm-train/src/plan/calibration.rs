@@ -8,12 +8,12 @@ use crate::backprop::{Backprop, SweepOptions};
 use crate::data::batch::{MicroBatch, Packed};
 use crate::error::TrainError;
 use crate::optimizer::adamw::AdamW;
+use crate::options::Placement;
 use crate::params::Layout;
 use crate::plan::Plan;
 use crate::plan::estimate::{Choice, Estimate, StepShape};
 use crate::plan::flops::model_operations;
 use crate::plan::machine::Machine;
-use crate::recipe::Placement;
 use crate::store::memory::MemoryStore;
 use crate::store::{Array, ParameterStore, Place};
 
@@ -32,7 +32,7 @@ impl Plan {
         config.vocab_size = config.vocab_size.min(VOCABULARY);
         config.growth = None;
         let layout = Layout::new(&config);
-        let micro = self.recipe.train.micro_batch_size.min(self.dataset.rows.len()).max(1);
+        let micro = self.options.train.micro_batch_size.min(self.dataset.rows.len()).max(1);
         let shape = StepShape { rows: micro, micro_rows: micro, context: self.context };
         let recompute = self.choice.sweeps.recompute;
         let sweeps = SweepOptions::whole_step(recompute);
@@ -50,7 +50,7 @@ impl Plan {
         fill(&mut store)?;
         let backprop = Backprop::new(&layout, device, dtype, recompute);
         let batches = [MicroBatch::new(&rows)];
-        let adamw = AdamW::new(self.recipe.adamw(), 1, 0.0, 1.0);
+        let adamw = AdamW::new(self.options.adamw(), 1, 0.0, 1.0);
         // the first step finds cold caches
         let (mut pass, mut update) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..3 {

@@ -4,10 +4,10 @@ use serde::Serialize;
 
 use crate::backprop::{InputPlace, SweepOptions};
 use crate::error::TrainError;
+use crate::options::{Inputs, Options, Placement, Recompute};
 use crate::params::Layout;
 use crate::plan::estimate::{Choice, Estimate, MemoryUse, StepShape};
 use crate::plan::machine::Machine;
-use crate::recipe::{Inputs, Placement, Recipe, Recompute};
 
 /// What is not left to the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,19 +23,19 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// What a recipe does not leave open.
+    /// What a run is told to do.
     ///
     /// # Errors
-    /// [`TrainError::Recipe`] for settings that do not go together.
-    pub(crate) fn of(recipe: &Recipe) -> Result<Self, TrainError> {
-        let m = &recipe.memory;
+    /// [`TrainError::Setting`] for settings that do not go together.
+    pub(crate) fn of(options: &Options) -> Result<Self, TrainError> {
+        let m = &options.memory;
         let recompute = match m.recompute {
             Recompute::Auto => None,
             Recompute::Always => Some(true),
             Recompute::Never => Some(false),
         };
         if m.placement == Placement::Disk && recompute == Some(false) {
-            return Err(TrainError::Recipe(
+            return Err(TrainError::Setting(
                 "memory.recompute = \"never\" keeps all weights in memory: it does not go with \
                  placement = \"disk\""
                     .into(),

@@ -19,9 +19,9 @@
 use serde::Serialize;
 
 use crate::backprop::{InputPlace, SweepOptions};
+use crate::options::Placement;
 use crate::params::{Layout, Unit};
 use crate::plan::machine::Machine;
-use crate::recipe::Placement;
 
 /// The tokens of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

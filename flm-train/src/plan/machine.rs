@@ -4,7 +4,7 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::recipe::Recipe;
+use crate::options::Options;
 use flm_checkpoint::available_memory;
 
 /// The machine that a run is planned for.
@@ -62,18 +62,18 @@ impl Machine {
         }
     }
 
-    /// This machine, within a recipe's budgets, for arithmetic in `dtype` on `device`.
-    pub(crate) fn of(recipe: &Recipe, device: &Device, dtype: DType) -> Result<Self, TrainError> {
+    /// This machine, within a run's budgets, for arithmetic in `dtype` on `device`.
+    pub(crate) fn of(options: &Options, device: &Device, dtype: DType) -> Result<Self, TrainError> {
         let free = || available_memory().map_or(u64::MAX, |free| free / 10 * 9);
-        let memory = recipe.budget()?.unwrap_or_else(free);
+        let memory = options.memory.budget.unwrap_or_else(free);
         if device.is_cpu() {
             return Ok(Self::cpu(memory));
         }
-        let Some(on_device) = recipe.device_budget()?.or_else(|| free_on_device(device)) else {
+        let Some(on_device) = options.memory.device_budget.or_else(|| free_on_device(device)) else {
             let message = "memory.device_budget is not given, and the GPU does not say what it has free";
-            return Err(TrainError::Recipe(message.into()));
+            return Err(TrainError::Setting(message.into()));
         };
-        let machine = Self::gpu(on_device, memory, recipe.peak_flops()?);
+        let machine = Self::gpu(on_device, memory, options.train.peak_flops);
         Ok(Self { device_f32: dtype != DType::BF16, ..machine })
     }
 

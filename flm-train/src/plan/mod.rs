@@ -1,4 +1,4 @@
-//! What a run will do and need, from the recipe and the checkpoint's headers, before anything is trained.
+//! What a run will do and need, from its options and the checkpoint's headers, before anything is trained.
 
 mod calibration;
 pub(crate) mod choose;
@@ -17,12 +17,12 @@ use crate::data::{DataStatistics, Dataset};
 use crate::error::TrainError;
 use crate::mask_ramp::MaskRise;
 use crate::optimizer::schedule::Schedule;
+use crate::options::{Options, Placement, WeightDtype};
 use crate::params::Layout;
 use crate::plan::choose::{Considered, Wanted, consider, refusal};
 use crate::plan::estimate::{Choice, StepShape};
 use crate::plan::flops::model_operations;
 use crate::plan::machine::Machine;
-use crate::recipe::{Placement, Recipe, WeightDtype};
 use flm_candle::Tokenizer;
 use flm_candle::{ChatPolicy, TokenizerError};
 use flm_checkpoint::{Checkpoint, Dtype};
@@ -31,7 +31,7 @@ use flm_checkpoint::{Checkpoint, Dtype};
 #[derive(Debug)]
 pub struct Plan {
     /// What was asked for.
-    pub recipe: Recipe,
+    pub options: Options,
     /// The model to start from.
     pub checkpoint: Arc<Checkpoint>,
     /// Its parameters.
@@ -104,31 +104,31 @@ impl Plan {
     ///
     /// # Errors
     /// [`TrainError::DoesNotFit`] where no plan is within the budget.
-    pub fn new(recipe: Recipe) -> Result<Self, TrainError> {
-        Self::for_device(recipe, &Device::Cpu, DType::F32)
+    pub fn new(options: Options) -> Result<Self, TrainError> {
+        Self::for_device(options, &Device::Cpu, DType::F32)
     }
 
     /// The same, for arithmetic in `dtype` on `device`.
-    pub fn for_device(recipe: Recipe, device: &Device, dtype: DType) -> Result<Self, TrainError> {
-        recipe.validate()?;
-        let machine = Machine::of(&recipe, device, dtype)?;
-        let checkpoint = Arc::new(Checkpoint::open(&recipe.model)?);
-        checkpoint.require_outside(&recipe.output)?;
+    pub fn for_device(options: Options, device: &Device, dtype: DType) -> Result<Self, TrainError> {
+        options.check()?;
+        let machine = Machine::of(&options, device, dtype)?;
+        let checkpoint = Arc::new(Checkpoint::open(&options.model)?);
+        checkpoint.require_outside(&options.output)?;
         // a run of days begins with weights that are what they were
-        if !recipe.no_source_digests {
+        if !options.no_source_digests {
             checkpoint.verify_digests()?;
         }
         let masks = MaskRise::new(&checkpoint)?;
         checkpoint.check()?;
-        let mut tokenizer = Tokenizer::from_dir(&recipe.model)?;
+        let mut tokenizer = Tokenizer::from_dir(&options.model)?;
         // otherwise as the folder says
-        if !recipe.data.parse_special {
+        if !options.data.parse_special {
             tokenizer.set_parse_special(false);
         }
         let config = checkpoint.config();
         let mut chat_template = None;
         let mut template = None;
-        if let Some(path) = &recipe.data.chat_template {
+        if let Some(path) = &options.data.chat_template {
             let source = std::fs::read_to_string(path).map_err(TrainError::file("read", path))?;
             template = Some(tokenizer.compile_template(&source)?);
             chat_template = Some(source);
@@ -140,7 +140,7 @@ impl Plan {
             Err(error) => return Err(error.into()),
         };
         let eos = tokenizer.eos_id().or(config.eos_token_ids.first().copied());
-        let close = eos.filter(|_| recipe.data.close_turns);
+        let close = eos.filter(|_| options.data.close_turns);
         let policy = match (policy, close) {
             (Some(policy), Some(eos)) => {
                 let own = policy.template().source().to_owned();
@@ -154,16 +154,16 @@ impl Plan {
             (policy, _) => policy,
         };
         let encoder = Encoder::new(&tokenizer, policy, close);
-        let options = recipe.data_options(config.context_length());
-        if options.context > config.context_length() {
-            return Err(TrainError::Recipe(format!(
+        let data = options.data_options(config.context_length());
+        if data.context > config.context_length() {
+            return Err(TrainError::Setting(format!(
                 "data.context_length is {}, the model's context is {}",
-                options.context,
+                data.context,
                 config.context_length()
             )));
         }
-        let dataset = Dataset::load(&options, &encoder)?;
-        let layout = match recipe.optimizer.weights {
+        let dataset = Dataset::load(&data, &encoder)?;
+        let layout = match options.optimizer.weights {
             WeightDtype::F32 => Layout::new(config),
             WeightDtype::Bf16 => Layout::new(config).with_bf16_weights(),
         };
@@ -177,21 +177,21 @@ impl Plan {
             return Err(flm_candle::ModelError::TokenId { id: *id, rows: config.vocab_size }.into());
         }
         let shape = StepShape {
-            rows: recipe.train.batch_size.min(dataset.rows.len()),
-            micro_rows: recipe.train.micro_batch_size,
-            context: options.context.min(dataset.rows.iter().map(|r| r.packed.len()).max().unwrap_or(0)),
+            rows: options.train.batch_size.min(dataset.rows.len()),
+            micro_rows: options.train.micro_batch_size,
+            context: data.context.min(dataset.rows.iter().map(|r| r.packed.len()).max().unwrap_or(0)),
         };
-        let wanted = Wanted::of(&recipe)?;
+        let wanted = Wanted::of(&options)?;
         let considered = consider(&layout, &machine, shape, wanted);
         let Some(choice) = considered.iter().find(|plan| plan.chosen).map(|plan| plan.choice) else {
             return Err(TrainError::DoesNotFit { table: refusal(&considered) });
         };
-        let per_epoch = dataset.rows.len().div_ceil(recipe.train.batch_size) as u64;
-        let steps = (per_epoch * recipe.train.epochs).min(recipe.train.max_steps.unwrap_or(u64::MAX));
+        let per_epoch = dataset.rows.len().div_ceil(options.train.batch_size) as u64;
+        let steps = (per_epoch * options.train.epochs).min(options.train.max_steps.unwrap_or(u64::MAX));
         let context = shape.context;
         let model_digest = flm_checkpoint::content_digest(&checkpoint)?;
         Ok(Self {
-            recipe,
+            options,
             checkpoint,
             layout,
             masks,
@@ -206,24 +206,21 @@ impl Plan {
         })
     }
 
-    /// Dtype of the trained model: the source's, unless the recipe asks for another.
-    ///
-    /// # Errors
-    /// [`TrainError::Recipe`] for one that does not exist.
-    pub fn save_dtype(&self) -> Result<Dtype, TrainError> {
+    /// Dtype of the trained model: the source's, unless another is asked for.
+    pub fn save_dtype(&self) -> Dtype {
         let source =
             self.layout.parameters().next().and_then(|(_, _, p)| self.checkpoint.entry(&p.name).ok());
-        self.recipe.save_dtype().map(|asked| asked.or(source.map(|e| e.dtype)).unwrap_or(Dtype::F32))
+        self.options.save.dtype.fixed().or(source.map(|e| e.dtype)).unwrap_or(Dtype::F32)
     }
 
     /// Updates of one pass over the data.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.dataset.rows.len().div_ceil(self.recipe.train.batch_size) as u64
+        self.dataset.rows.len().div_ceil(self.options.train.batch_size) as u64
     }
 
     /// The learning rate of step `step` of the run, counted from 0.
     pub fn learning_rate(&self, step: u64) -> f64 {
-        let o = &self.recipe.optimizer;
+        let o = &self.options.optimizer;
         let schedule = Schedule {
             peak: o.learning_rate,
             last: o.final_learning_rate,
@@ -237,8 +234,8 @@ impl Plan {
     /// The rows of a step, counted from 0, the longest first.
     pub fn rows_of_step(&self, step: u64) -> Vec<usize> {
         let (epoch, index) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
-        let order = self.dataset.order(self.recipe.train.seed, epoch);
-        let size = self.recipe.train.batch_size;
+        let order = self.dataset.order(self.options.train.seed, epoch);
+        let size = self.options.train.batch_size;
         let mut rows = order[index * size..((index + 1) * size).min(order.len())].to_vec();
         // rows of like length share a micro-batch
         rows.sort_by_key(|&row| std::cmp::Reverse(self.dataset.rows[row].packed.len()));
@@ -247,7 +244,7 @@ impl Plan {
 
     /// What must be the same for a run to go on where another stopped.
     pub fn identity(&self) -> Value {
-        let (t, o) = (&self.recipe.train, &self.recipe.optimizer);
+        let (t, o) = (&self.options.train, &self.options.optimizer);
         json!({
             "data_digest": self.dataset.digest,
             "batch_size": t.batch_size,
@@ -274,7 +271,7 @@ impl Plan {
         let mut notes = self.dataset.statistics.notes();
         let validation = self.dataset.validation_statistics.notes();
         notes.extend(validation.into_iter().map(|note| format!("validation: {note}")));
-        let train = &self.recipe.train;
+        let train = &self.options.train;
         let all = self.steps_per_epoch() * train.epochs;
         if let Some(max) = train.max_steps.filter(|&max| max > all) {
             notes.push(format!(
@@ -292,7 +289,7 @@ impl Plan {
         let row_tokens: u64 = self.dataset.rows.iter().map(|row| row.packed.len() as u64).sum();
         let tokens = row_tokens * self.steps / self.steps_per_epoch().max(1);
         let epochs = self.steps as f64 / self.steps_per_epoch().max(1) as f64;
-        let save = &self.recipe.save;
+        let save = &self.options.save;
         let checkpoints = save.keep.max(1) as u64 + 1 + u64::from(save.keep_best);
         PlanReport {
             parameters,

@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use crate::error::TrainError;
+use crate::options::WeightDtype;
 use crate::params::Layout;
 use crate::plan::choose::{Considered, Wanted, consider, refusal};
 use crate::plan::estimate::{StepShape, operations};
 use crate::plan::machine::Machine;
-use crate::recipe::WeightDtype;
 use flm_checkpoint::TeleFlmConfig;
 
 /// What a run of `steps` steps would be, from shapes alone.

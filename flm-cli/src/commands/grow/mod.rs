@@ -207,7 +207,7 @@ impl Grow {
             None => None,
         };
         let stages = recipe.as_ref().map_or_else(|| self.stages(), Recipe::stages);
-        let shard = recipe.as_ref().map_or(Ok(None), Recipe::max_shard_bytes)?;
+        let shard = recipe.as_ref().and_then(Recipe::max_shard_bytes);
         let execution = ExecuteOptions {
             max_shard_bytes: shard.unwrap_or(self.write.max_shard_size),
             command: std::env::args().collect(),
@@ -219,7 +219,7 @@ impl Grow {
             ..ExecuteOptions::default()
         };
         let count = stages.len();
-        let mut source = self.source(recipe.as_ref().and_then(|r| r.from.as_deref()))?;
+        let mut source = self.source(recipe.as_ref().and_then(Recipe::from))?;
         refuse_without_effect(&stages, source.config())?;
         let mut reports = Vec::with_capacity(count);
         let mut between = Vec::new();

@@ -1,41 +1,44 @@
 //! `flm sft`: a recipe to a plan, events to progress and lines.
 
 mod plan;
+mod settings;
 
 use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
 
-use anyhow::Context;
 use clap::Args;
 use flm_checkpoint::peak_memory;
-use flm_train::Recipe;
 use flm_train::{Event, Outcome, StepMetrics, Trainer};
-use flm_train::{Plan, PlanReport};
+use flm_train::{Options, Plan, PlanReport};
 use serde::Serialize;
 
-use crate::arguments::{RunArgs, dtypes, parse_size};
+use crate::arguments::{RunArgs, dtypes};
 use crate::commands::sft::plan::ShapeArgs;
+use crate::commands::sft::settings::SettingArgs;
 use crate::exit as interrupt;
 use crate::output::{Output, count, size};
+use crate::recipe::train::{blamed, settings};
 use crate::report::training::Pictures;
 use flm_checkpoint::Dtype;
 
 /// Train all parameters of a model: supervised fine-tuning on conversations, or pre-training on text.
 ///
 /// The recipe is a TOML file with at least the checkpoint to start from (model), a directory for the
-/// result (output) and the training data (data.files); `recipes/tele-flm-sft.toml` explains every setting,
-/// and any of them can be given after it as key=value. Data are JSON lines such as {"messages": [{"role":
+/// result (output) and the training data (data.files); `--print-recipe` explains every setting, and any of
+/// them can be given after it as key=value. --model, --output and --data do without a recipe. Data are JSON lines such as {"messages": [{"role":
 /// "user", "content": "…"}, {"role": "assistant", "content": "…"}]}, {"instruction": …, "output": …} or
 /// {"text": …}, and .txt files. Run again with the same output directory, it goes on from the newest
 /// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130. The trained model is in final/.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
+        flm sft --model ./SmolLM2 --data chats.jsonl --output ./tuned --epochs 2\n  \
+        flm sft --print-recipe > recipe.toml\n  \
         flm sft recipes/tele-flm-sft.toml model=./Tele-FLM output=./tuned data.files='[\"sft.jsonl\"]' --dry-run\n  \
         flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2\n  \
         flm sft --dry-run --from-config tele-flm-52b --device-memory 141GB \\\n    --memory 1.5TB --peak-flops 989T\n  \
         flm chat ./tuned/final")]
 pub(crate) struct Sft {
     /// Recipe file.
-    #[arg(required_unless_present = "from_config")]
+    #[arg(required_unless_present_any = ["from_config", "model", "print_recipe"])]
     recipe: Option<PathBuf>,
     /// Settings that replace the recipe's.
     #[arg(value_name = "KEY=VALUE")]
@@ -46,13 +49,11 @@ pub(crate) struct Sft {
     /// Do not compare the model with its own digests first, which reads it once more.
     #[arg(long)]
     no_source_digests: bool,
-    /// Host memory to stay within, for example 16GB; replaces memory.budget.
-    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
-    memory_budget: Option<u64>,
-    /// The device's peak rate in floating-point operations a second, for example 989T; replaces
-    /// train.peak_flops.
-    #[arg(long, value_name = "RATE")]
-    peak_flops: Option<String>,
+    /// Print the whole recipe, with defaults and a word about every setting, and stop.
+    #[arg(long, conflicts_with = "from_config")]
+    print_recipe: bool,
+    #[command(flatten)]
+    settings: SettingArgs,
     /// With --dry-run: tokens a second to predict the time from [default: a short measurement].
     #[arg(long, requires = "dry_run", value_name = "RATE")]
     tokens_per_second: Option<f64>,
@@ -83,20 +84,19 @@ struct Summary {
 impl Sft {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         if let Some(name) = &self.shape.from_config {
-            return self.shape.run(name, self.peak_flops.as_deref(), output);
+            let SettingArgs { context, peak_flops, .. } = &self.settings;
+            return self.shape.run(name, *context, peak_flops.as_deref(), output);
         }
-        let path = self.recipe.as_deref().context("no recipe is given")?;
-        let mut recipe = Recipe::from_file(path, &self.overrides)?;
-        if let Some(budget) = self.memory_budget {
-            recipe.memory.budget = budget.to_string();
+        let recipe = self.settings.recipe(self.recipe.as_ref(), &self.overrides)?;
+        if self.print_recipe {
+            let text = recipe.text();
+            output.result(&text.parse::<toml::Table>()?, |_| text)?;
+            return Ok(true);
         }
-        if let Some(rate) = &self.peak_flops {
-            recipe.train.peak_flops.clone_from(rate);
-        }
-        recipe.no_source_digests = self.no_source_digests;
+        let options = Options { no_source_digests: self.no_source_digests, ..recipe.options()? };
         let run = RunArgs { dtype: self.dtype, device: self.device.clone(), stream: false };
         let device = run.device()?;
-        let plan = Plan::for_device(recipe, &device, run.dtype(&device))?;
+        let plan = Plan::for_device(options, &device, run.dtype(&device)).map_err(blamed)?;
         plan.notes().iter().for_each(|note| output.say(note));
         if self.dry_run {
             let mut report = plan.report();
@@ -110,7 +110,7 @@ impl Sft {
         if let Some(chosen) = plan.considered.iter().find(|plan| plan.chosen) {
             output.note(&format!("plan: {}", plan::in_words(chosen)));
         }
-        let mut trainer = Trainer::new(plan, &device, run.dtype(&device))?;
+        let mut trainer = Trainer::new(plan, &device, run.dtype(&device)).map_err(blamed)?;
         let stop = interrupt::watch()?;
         let summary = self.train(&mut trainer, &stop, output)?;
         let stopped = summary.outcome.stopped;
@@ -142,9 +142,8 @@ impl Sft {
         bar.set_position(resumed_from.unwrap_or(0));
         bar.reset_eta();
         let (start, mut tokens, mut busy) = (Instant::now(), 0, 0.0);
-        let recipe = &trainer.plan().recipe;
-        let settings = toml::to_string_pretty(recipe).unwrap_or_default();
-        let mut pictures = Pictures::new(&recipe.output, settings);
+        let options = &trainer.plan().options;
+        let mut pictures = Pictures::new(&options.output, settings(options));
         let outcome = trainer.run(stop, &mut |event| {
             match event {
                 Event::Step(step) => {

@@ -2,11 +2,9 @@
 
 use anyhow::Context;
 use clap::Args;
-use flm_train::{
-    Considered, InputPlace, Machine, MemoryUse, Placement, ShapePlan, StepShape, WeightDtype, parse_flops,
-};
+use flm_train::{Considered, InputPlace, Machine, MemoryUse, Placement, ShapePlan, StepShape, WeightDtype};
 
-use crate::arguments::{config, parse_rate, parse_size};
+use crate::arguments::{config, parse_flops, parse_rate, parse_size};
 use crate::commands::sft::duration;
 use crate::output::{Output, count, size, table};
 
@@ -23,9 +21,6 @@ pub(super) struct ShapeArgs {
     /// Rows of a micro-batch.
     #[arg(long, requires = "from_config", default_value_t = 1, value_name = "N")]
     micro_rows: usize,
-    /// Tokens of a row.
-    #[arg(long, requires = "from_config", default_value_t = 2048, value_name = "N")]
-    context: usize,
     /// Steps of the run [default: four passes over 30,000 rows].
     #[arg(long, requires = "from_config", value_name = "N")]
     steps: Option<u64>,
@@ -52,9 +47,19 @@ pub(super) struct ShapeArgs {
     memory_bandwidth: Option<f64>,
 }
 
+/// Tokens of a row where none are asked for.
+const CONTEXT: usize = 2048;
+
 impl ShapeArgs {
     /// Plans, and prints the plan.
-    pub(super) fn run(&self, name: &str, peak_flops: Option<&str>, output: &Output) -> anyhow::Result<bool> {
+    pub(super) fn run(
+        &self,
+        name: &str,
+        context: Option<usize>,
+        peak_flops: Option<&str>,
+        output: &Output,
+    ) -> anyhow::Result<bool> {
+        let context = context.unwrap_or(CONTEXT);
         let peak = match peak_flops {
             Some(text) => {
                 let rate = parse_flops(text).filter(|&rate| rate > 0.0);
@@ -63,7 +68,7 @@ impl ShapeArgs {
             None => None,
         };
         anyhow::ensure!(
-            self.rows > 0 && self.micro_rows > 0 && self.context > 1,
+            self.rows > 0 && self.micro_rows > 0 && context > 1,
             "--rows and --micro-rows must be at least 1, --context at least 2"
         );
         let memory = self.memory.context("--from-config needs --memory, for example --memory 1.5TB")?;
@@ -78,7 +83,7 @@ impl ShapeArgs {
         machine.pcie = self.pcie.unwrap_or(machine.pcie);
         machine.disk = self.disk.unwrap_or(machine.disk);
         machine.memory_bandwidth = self.memory_bandwidth.unwrap_or(machine.memory_bandwidth);
-        let shape = StepShape { rows: self.rows, micro_rows: self.micro_rows, context: self.context };
+        let shape = StepShape { rows: self.rows, micro_rows: self.micro_rows, context };
         let weights = if self.weights == "f32" { WeightDtype::F32 } else { WeightDtype::Bf16 };
         let steps = self.steps.unwrap_or_else(|| 4 * 30_000u64.div_ceil(self.rows as u64));
         let plan = ShapePlan::new(&config(name)?, weights, shape, steps, machine, peak)?;

@@ -1,16 +1,13 @@
-//! The TOML recipe of a run: settings, defaults, overrides, checks.
-
-mod keys;
-#[cfg(test)]
-pub(crate) mod tests;
+//! Everything that a training run is told, typed: sections, defaults, and what the types alone do not refuse.
+//!
+//! Names are those of a recipe's keys (`options.train.batch_size`), and so are they in messages; where they come
+//! from, a file or a command line, is not this crate's business.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use flm_checkpoint::Dtype;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
-
-use crate::recipe::keys::{check_keys, make_absolute, set};
 
 use crate::data::DataOptions;
 use crate::data::encode::{OnUnrendered, Truncation};
@@ -20,9 +17,9 @@ use crate::optimizer::clip::Clip;
 use crate::optimizer::schedule::Decay;
 use crate::params::Multipliers;
 
-/// Everything that a training run is told; see `recipes/tele-flm-sft.toml` for each setting's meaning.
+/// Everything that a training run is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Recipe {
+pub struct Options {
     /// Checkpoint directory to start from.
     pub model: PathBuf,
     /// Directory for checkpoints, metrics and the trained model.
@@ -41,7 +38,7 @@ pub struct Recipe {
     /// Checkpoints.
     #[serde(default)]
     pub save: SaveSettings,
-    /// Do not compare the model with its own digests first; a matter of the call, not of the recipe.
+    /// Do not compare the model with its own digests first; a matter of the call, not of the run.
     #[serde(skip)]
     pub no_source_digests: bool,
 }
@@ -103,8 +100,8 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Validate every so many steps (0: only with checkpoints and at the end).
     pub validate_every: u64,
-    /// The device's peak rate in floating-point operations a second, for example "989T"; 0 is not known.
-    pub peak_flops: String,
+    /// The device's peak rate in floating-point operations a second, where it is known.
+    pub peak_flops: Option<f64>,
 }
 
 impl Default for TrainSettings {
@@ -116,7 +113,7 @@ impl Default for TrainSettings {
             micro_batch_size: 1,
             seed: 0,
             validate_every: 0,
-            peak_flops: "0".into(),
+            peak_flops: None,
         }
     }
 }
@@ -243,15 +240,15 @@ pub enum Inputs {
 }
 
 /// Where things are kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemorySettings {
     /// Where parameters, gradients and optimizer state are.
     pub placement: Placement,
-    /// Host memory to stay within, for example "16GB"; 0 is what the machine has free.
-    pub budget: String,
-    /// The GPU's memory to stay within; 0 is what it has free.
-    pub device_budget: String,
+    /// Bytes of host memory to stay within [default: what the machine has free].
+    pub budget: Option<u64>,
+    /// The same of the GPU's memory.
+    pub device_budget: Option<u64>,
     /// Whether blocks run again in the backward pass.
     pub recompute: Recompute,
     /// Rows that go over the layers together; 0 is as the plan finds best.
@@ -260,20 +257,6 @@ pub struct MemorySettings {
     pub inputs: Inputs,
     /// Folder for the files of `placement = "disk"`; in the output directory where it is empty.
     pub work_dir: PathBuf,
-}
-
-impl Default for MemorySettings {
-    fn default() -> Self {
-        Self {
-            placement: Placement::Auto,
-            budget: "0".into(),
-            device_budget: "0".into(),
-            recompute: Recompute::Auto,
-            sweep_rows: 0,
-            inputs: Inputs::Auto,
-            work_dir: PathBuf::new(),
-        }
-    }
 }
 
 /// Checkpoints.
@@ -286,49 +269,55 @@ pub struct SaveSettings {
     pub keep: usize,
     /// Keep the one with the lowest validation loss as well.
     pub keep_best: bool,
-    /// Dtype of the trained model: f32, bf16, f16 or `source`, the source's.
-    pub dtype: String,
+    /// Dtype of the trained model.
+    pub dtype: SaveDtype,
 }
 
 impl Default for SaveSettings {
     fn default() -> Self {
-        Self { every_steps: 0, keep: 2, keep_best: true, dtype: "source".into() }
+        Self { every_steps: 0, keep: 2, keep_best: true, dtype: SaveDtype::Source }
     }
 }
 
-impl Recipe {
-    /// Reads a recipe file; `overrides` are `key=value`, as `optimizer.learning_rate=1e-5`. Paths in the
-    /// file are relative to it, paths in overrides to the working directory.
+/// What the trained model is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveDtype {
+    /// The source's dtype.
+    #[default]
+    Source,
+    /// f32.
+    F32,
+    /// bf16.
+    Bf16,
+    /// f16.
+    F16,
+}
+
+impl SaveDtype {
+    /// The dtype, `None` for the source's.
+    pub(crate) fn fixed(self) -> Option<Dtype> {
+        match self {
+            Self::Source => None,
+            Self::F32 => Some(Dtype::F32),
+            Self::Bf16 => Some(Dtype::BF16),
+            Self::F16 => Some(Dtype::F16),
+        }
+    }
+}
+
+impl Options {
+    /// Refuses what the types do not.
     ///
     /// # Errors
-    /// [`TrainError::Recipe`] for anything wrong; an unknown key with the nearest known one.
-    pub fn from_file(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
-        let text = std::fs::read_to_string(path).map_err(TrainError::file("read", path))?;
-        let mut table: Table =
-            text.parse().map_err(|e| TrainError::Recipe(format!("{}: {e}", path.display())))?;
-        let dir = path.parent().unwrap_or(Path::new("."));
-        make_absolute(&mut table, dir);
-        for change in overrides {
-            set(&mut table, change)?;
-        }
-        check_keys(&table, "")?;
-        let recipe: Self = Value::Table(table)
-            .try_into()
-            .map_err(|e: toml::de::Error| TrainError::Recipe(e.to_string().trim().replace('\n', " ")))?;
-        recipe.validate()?;
-        Ok(recipe)
-    }
-
-    /// Checks what the types do not.
-    pub fn validate(&self) -> Result<(), TrainError> {
-        let wrong = |text: String| Err(TrainError::Recipe(text));
+    /// [`TrainError::Setting`], with the key and what is expected.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let wrong = |text: String| Err(TrainError::Setting(text));
         let positive = |key: &str, value: f64, zero: bool| {
-            let ok = value.is_finite() && (value > 0.0 || zero && value == 0.0);
             let least = if zero { "≥ 0" } else { "> 0" };
-            if ok {
-                Ok(())
-            } else {
-                Err(TrainError::Recipe(format!("{key} is {value}, expected a number {least}")))
+            match value.is_finite() && (value > 0.0 || zero && value == 0.0) {
+                true => Ok(()),
+                false => Err(TrainError::Setting(format!("{key} is {value}, expected a number {least}"))),
             }
         };
         let o = &self.optimizer;
@@ -368,45 +357,7 @@ impl Recipe {
         if t.epochs == 0 || t.max_steps == Some(0) {
             return wrong("train.epochs and train.max_steps must be at least 1".into());
         }
-        self.budget()?;
-        self.device_budget()?;
-        self.peak_flops()?;
-        self.save_dtype().map(drop)
-    }
-
-    /// The memory budget in bytes; `None` is what the machine has.
-    pub fn budget(&self) -> Result<Option<u64>, TrainError> {
-        bytes("memory.budget", &self.memory.budget)
-    }
-
-    /// The same of the GPU's memory.
-    pub fn device_budget(&self) -> Result<Option<u64>, TrainError> {
-        bytes("memory.device_budget", &self.memory.device_budget)
-    }
-
-    /// The device's peak rate in floating-point operations a second, if it is given.
-    pub fn peak_flops(&self) -> Result<Option<f64>, TrainError> {
-        let text = self.train.peak_flops.trim();
-        match parse_flops(text) {
-            Some(0.0) => Ok(None),
-            Some(rate) => Ok(Some(rate)),
-            None => Err(TrainError::Recipe(format!(
-                "train.peak_flops is {text:?}, expected operations a second such as \"989T\" or \"989e12\""
-            ))),
-        }
-    }
-
-    /// Dtype of the trained model, `None` for the source's.
-    pub(crate) fn save_dtype(&self) -> Result<Option<flm_checkpoint::Dtype>, TrainError> {
-        match self.save.dtype.as_str() {
-            "f32" => Ok(Some(flm_checkpoint::Dtype::F32)),
-            "bf16" => Ok(Some(flm_checkpoint::Dtype::BF16)),
-            "f16" => Ok(Some(flm_checkpoint::Dtype::F16)),
-            "source" => Ok(None),
-            other => {
-                Err(TrainError::Recipe(format!("save.dtype is {other:?}, expected source, f32, bf16 or f16")))
-            }
-        }
+        self.train.peak_flops.map_or(Ok(()), |rate| positive("train.peak_flops", rate, false))
     }
 
     /// How data becomes rows of at most `context` tokens.
@@ -434,43 +385,5 @@ impl Recipe {
             weight_decay: o.weight_decay,
             multipliers: o.multipliers,
         }
-    }
-}
-
-/// Operations a second, such as "989T", "989 TFLOPS" or "989e12".
-pub fn parse_flops(text: &str) -> Option<f64> {
-    let upper = text.trim().to_ascii_uppercase();
-    let number = upper.trim_end_matches("FLOPS").trim_end_matches("FLOP/S").trim_end();
-    let (digits, unit) = match number.char_indices().last() {
-        Some((at, 'M')) => (&number[..at], 1e6),
-        Some((at, 'G')) => (&number[..at], 1e9),
-        Some((at, 'T')) => (&number[..at], 1e12),
-        Some((at, 'P')) => (&number[..at], 1e15),
-        _ => (number, 1.0),
-    };
-    let rate = digits.trim().parse::<f64>().ok()? * unit;
-    (rate >= 0.0 && rate.is_finite()).then_some(rate)
-}
-
-/// The size that setting `key` says; `None` for 0.
-fn bytes(key: &str, text: &str) -> Result<Option<u64>, TrainError> {
-    let text = text.trim();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        "kib" => 1024.0,
-        "mib" => 1048576.0,
-        "gib" => 1073741824.0,
-        "tib" => 1099511627776.0,
-        _ => f64::NAN,
-    };
-    match digits.trim().parse::<f64>().map(|n| n * unit) {
-        Ok(0.0) => Ok(None),
-        Ok(bytes) if bytes >= 1.0 && bytes.is_finite() => Ok(Some(bytes as u64)),
-        _ => Err(TrainError::Recipe(format!("{key} is {text:?}, expected a size such as \"16GB\""))),
     }
 }

@@ -52,4 +52,4 @@ pub use crate::state::TrainingState;
 pub use crate::store::disk::DiskStore;
 pub use crate::store::memory::MemoryStore;
 pub use crate::store::{Array, ParameterStore, Place, load_weights};
-pub use crate::trainer::{Event, Listener, Outcome, StepMetrics, Trainer};
+pub use crate::trainer::{Due, Event, Listener, Outcome, StepMetrics, Trainer};

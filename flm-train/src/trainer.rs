@@ -1,17 +1,28 @@
-//! A run: steps, validation, checkpoints, and going on from them.
+//! A run, from its plan to the trained model:
+//!
+//! 1. The output directory is this run's, and nobody else works there: `trainer/claim.rs`.
+//! 2. Parameters and moments come in, of the newest state or of the model: `state.rs`, `store`.
+//! 3. Metrics go on where that state ends: `trainer/metrics.rs`.
+//! 4. A step: its rows (`plan`), loss and gradients (`backprop`), limits, rate and update (`optimizer`).
+//! 5. Between steps what is due, a validation, a state: `trainer/due.rs`, `state.rs`. Back to 4, until all are made.
+//! 6. The trained model is written: `state.rs`.
+//!
+//! 1 to 3 are [`Trainer::new`], 4 to 6 [`Trainer::run`].
+
+mod claim;
+mod due;
+mod event;
+mod metrics;
 
 use std::{
     collections::BTreeSet,
-    fs::{self, OpenOptions},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
 use candle_core::{DType, Device};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::backprop::{Backprop, InputPlace};
 use crate::data::batch::{MicroBatch, Packed};
@@ -19,7 +30,7 @@ use crate::data::pack::Row;
 use crate::error::TrainError;
 use crate::optimizer::adamw::AdamW;
 use crate::optimizer::stochastic_rounding::StochasticRounding;
-use crate::options::{Moments, OptimizerSettings, Placement};
+use crate::options::{Moments, Placement};
 use crate::plan::Plan;
 use crate::plan::flops::model_operations;
 use crate::state;
@@ -27,73 +38,13 @@ use crate::state::{Origin, TrainingState};
 use crate::store::disk::DiskStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Array, ParameterStore, Place, load_weights};
-use flm_checkpoint::{Checkpoint, DirectoryLock, EMBED_TOKENS, peak_memory};
+use crate::trainer::claim::{LOCK, claim, require_dtype, same_run};
+use crate::trainer::metrics::Metrics;
+use flm_checkpoint::{DirectoryLock, EMBED_TOKENS, peak_memory};
 
-/// A line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StepMetrics {
-    /// Updates made.
-    pub step: u64,
-    /// Passes over the data, begun ones included.
-    pub epoch: u64,
-    /// Mean negative log-likelihood of the targets, in nats.
-    pub loss: f64,
-    /// The step's learning rate.
-    pub learning_rate: f64,
-    /// Norm of the gradient before clipping.
-    pub gradient_norm: f64,
-    /// Tokens, padding included.
-    pub tokens: usize,
-    /// Targets.
-    pub targets: usize,
-    /// Model FLOP utilisation: the part of the device's peak rate that the step's arithmetic took,
-    /// where that rate is known; see [`super::model_operations`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub utilisation: Option<f64>,
-    /// What new parts of a model that is still growing were multiplied by.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mask: Option<f64>,
-    /// Time of the step.
-    pub seconds: f64,
-    /// Most memory held so far, where the system says.
-    pub peak_memory: Option<u64>,
-}
-
-/// Something that happened while training.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// A step was made.
-    Step(StepMetrics),
-    /// The model was validated after `step` updates.
-    Validation {
-        /// Updates made.
-        step: u64,
-        /// Mean negative log-likelihood of the validation targets.
-        loss: f64,
-    },
-    /// A checkpoint was written.
-    Saved(PathBuf),
-}
-
-/// Hears what happens in a run; an error that it returns ends the run.
-pub type Listener<'l> = dyn FnMut(&Event) -> Result<(), TrainError> + 'l;
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
-    /// Updates made, those before a resume included.
-    pub step: u64,
-    /// Updates of the whole run.
-    pub steps: u64,
-    /// Whether it was stopped before the last.
-    pub stopped: bool,
-    /// The last step's loss.
-    pub loss: Option<f64>,
-    /// The last validation.
-    pub validation_loss: Option<f64>,
-    /// The trained model, or the checkpoint to go on from.
-    pub model: PathBuf,
-}
+pub use crate::trainer::due::Due;
+pub use crate::trainer::event::{Event, Listener, Outcome};
+pub use crate::trainer::metrics::StepMetrics;
 
 /// A run: parameters, data, and where it stands.
 #[derive(Debug)]
@@ -103,7 +54,7 @@ pub struct Trainer {
     backprop: Backprop,
     state: TrainingState,
     resumed: Option<u64>,
-    metrics: PathBuf,
+    metrics: Metrics,
     /// Nobody else works in the output directory meanwhile.
     _lock: DirectoryLock,
 }
@@ -121,48 +72,54 @@ impl Trainer {
         }
         let output = plan.options.output.clone();
         let lock = DirectoryLock::take(&output, LOCK)?;
-        let (identity, metrics) = (plan.identity(), output.join("metrics.jsonl"));
-        let newest = state::newest(&output)?;
+        let identity = plan.identity();
+        let newest = state::newest(&output)?.map(|step| (step, state::step_dir(&output, step)));
         claim(&output, newest.is_some(), &identity)?;
-        if let Some(step) = newest {
-            let dir = state::step_dir(&output, step);
-            same_run(&dir, &state::read_state(&dir)?.identity, &identity)?;
+        if let Some((_, dir)) = &newest {
+            same_run(dir, &state::read_state(dir)?.identity, &identity)?;
         }
-        let layout = &plan.layout;
-        let parent = &plan.options.memory.work_dir;
-        let parent = if parent.as_os_str().is_empty() { &output } else { parent };
-        if plan.choice.sweeps.inputs == InputPlace::Disk {
-            fs::create_dir_all(parent).map_err(TrainError::file("create", parent))?;
-        }
-        let mut store: Box<dyn ParameterStore> = match plan.choice.placement {
-            Placement::Disk => {
-                // whoever made the folders that name this output had its lock, and is gone
-                DiskStore::sweep(parent, &output)?;
-                Box::new(DiskStore::new(layout, parent, device, dtype)?.owned_by(&output)?)
-            }
-            placement => Box::new(MemoryStore::new(layout, device, dtype, placement != Placement::Host)?),
-        };
-        let (state, resumed) = match newest {
-            Some(step) => (state::load(store.as_mut(), &state::step_dir(&output, step))?, Some(step)),
+        let scratch = &plan.options.memory.work_dir;
+        let scratch = if scratch.as_os_str().is_empty() { &output } else { scratch };
+        let mut store = store_of(&plan, scratch, device, dtype)?;
+        let state = match &newest {
+            Some((_, dir)) => state::load(store.as_mut(), dir)?,
             None => {
                 load_weights(store.as_mut(), &plan.checkpoint)?;
                 let earlier_steps = match plan.options.optimizer.moments {
                     Moments::Zero => 0,
                     Moments::Kept => state::kept_moments(store.as_mut(), &plan.options.model)?,
                 };
-                (TrainingState { step: 0, best: None, earlier_steps, identity }, None)
+                TrainingState { step: 0, best: None, earlier_steps, identity }
             }
         };
-        cut_metrics(&metrics, state.step)?;
+        let metrics = match &newest {
+            // its states are gone, its work is not
+            None if output.join(FINAL).exists() => Metrics::whole(&output),
+            newest => Metrics::go_on(&output, state.step, newest.as_ref().map(|(_, dir)| dir.as_path()))?,
+        };
         let sweeps = plan.choice.sweeps;
-        let mut backprop = Backprop::new(layout, device, dtype, sweeps.recompute).with_sweeps(sweeps, parent);
+        let mut backprop =
+            Backprop::new(&plan.layout, device, dtype, sweeps.recompute).with_sweeps(sweeps, scratch);
         backprop.set_masks(plan.masks.after(state.step));
+        let resumed = newest.map(|(step, _)| step);
         Ok(Self { plan, store, backprop, state, resumed, metrics, _lock: lock })
     }
 
     /// The step that the run goes on from, if it is not a new one.
     pub fn resumed(&self) -> Option<u64> {
         self.resumed
+    }
+
+    /// Lines of `metrics.jsonl` that were set aside, in `metrics-undone.jsonl`: of steps after the state that the
+    /// run goes on from, which are made again.
+    pub fn undone(&self) -> usize {
+        self.metrics.undone
+    }
+
+    /// What happens after which step.
+    pub fn due(&self) -> Due {
+        let o = &self.plan.options;
+        Due { steps: self.plan.steps, save_every: o.save.every_steps, validate_every: o.train.validate_every }
     }
 
     /// The plan that the run follows.
@@ -177,70 +134,84 @@ impl Trainer {
     /// [`TrainError::NotFinite`] before the update that would have used such a gradient; the training
     /// checkpoints stay. [`TrainError::DiskFull`] where one could not be written: those before it stay.
     pub fn run(&mut self, stop: &AtomicBool, on_event: &mut Listener<'_>) -> Result<Outcome, TrainError> {
-        self.train(stop, on_event).map_err(|error| {
-            if error.is_device_memory() {
-                return TrainError::DeviceMemory { source: Box::new(error) };
-            }
-            if !error.is_disk_full() {
-                return error;
-            }
-            let kept = match state::steps(&self.plan.options.output).ok().and_then(|mut steps| steps.pop()) {
-                Some(step) => format!("the checkpoint of step {step} is whole"),
-                None => "no checkpoint was made yet".into(),
-            };
-            TrainError::DiskFull { kept, source: Box::new(error) }
-        })
+        self.train(stop, on_event).map_err(|error| self.explained(error))
     }
 
     fn train(&mut self, stop: &AtomicBool, on_event: &mut Listener<'_>) -> Result<Outcome, TrainError> {
-        let (steps, save) = (self.plan.steps, self.plan.options.save.clone());
-        let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
-        let model = self.plan.options.output.join("final");
+        let model = self.plan.options.output.join(FINAL);
         if model.exists() {
             require_dtype(&model, self.plan.save_dtype())?;
+            if self.resumed.is_none() {
+                // the marker said that this very run made it
+                state::check(&model)?;
+                let outcome = self.outcome(Losses::default(), model);
+                return Ok(Outcome { step: outcome.steps, stopped: false, ..outcome });
+            }
         }
-        if self.resumed.is_none() && model.exists() {
-            // the marker said that this very run made it; its checkpoints are gone, their work is not
-            state::check(&model)?;
-            let (loss, validation_loss) = (None, None);
-            return Ok(Outcome { step: steps, steps, stopped: false, loss, validation_loss, model });
+        let mut last = Losses::default();
+        if self.state.step == 0 && self.plan.steps > 0 {
+            last.validation = self.validated(on_event)?;
         }
-        let (mut loss, mut validation) = (None, None);
-        if self.state.step == 0 && steps > 0 && !self.plan.dataset.validation.is_empty() {
-            validation = Some(self.validated(on_event)?);
-        }
-        while self.state.step < steps {
+        while self.state.step < self.plan.steps {
             let metrics = self.step()?;
-            loss = Some(metrics.loss);
-            self.log(&metrics)?;
+            last.training = Some(metrics.loss);
+            self.metrics.add(&metrics)?;
             on_event(&Event::Step(metrics))?;
-            let step = self.state.step;
             let stopped = stop.load(Ordering::Relaxed);
-            let saving = stopped || step == steps || every(save.every_steps, step);
-            let validating = !stopped && saving || every(self.plan.options.train.validate_every, step);
-            if validating && !self.plan.dataset.validation.is_empty() {
-                let value = self.validated(on_event)?;
-                validation = Some(value);
-                if saving && value.is_finite() && self.state.best.is_none_or(|(_, best)| value < best) {
-                    self.state.best = Some((step, value));
-                }
-            }
-            if saving {
-                on_event(&Event::Saved(self.save()?))?;
-            }
-            if stopped && step < steps {
-                let model = state::step_dir(&self.plan.options.output, step);
-                return Ok(Outcome { step, steps, stopped, loss, validation_loss: validation, model });
+            self.do_what_is_due(stopped, &mut last, on_event)?;
+            if stopped && self.state.step < self.plan.steps {
+                return Ok(self.outcome(last, state::step_dir(&self.plan.options.output, self.state.step)));
             }
         }
         if !model.exists() {
-            let dtype = self.plan.save_dtype();
-            let masks = self.plan.masks.after(self.state.step);
-            state::save(self.store.as_ref(), &self.origin(), &model, Some(dtype), masks, None)?;
+            self.export(&model)?;
             on_event(&Event::Saved(model.clone()))?;
         }
+        Ok(self.outcome(last, model))
+    }
+
+    /// Validates and saves, where it is time for it.
+    fn do_what_is_due(
+        &mut self,
+        stopped: bool,
+        last: &mut Losses,
+        on_event: &mut Listener<'_>,
+    ) -> Result<(), TrainError> {
         let step = self.state.step;
-        Ok(Outcome { step, steps, stopped: false, loss, validation_loss: validation, model })
+        let due = self.due().after(step, stopped);
+        let loss = if due.validate { self.validated(on_event)? } else { None };
+        if let Some(loss) = loss {
+            last.validation = Some(loss);
+            // only what is saved can be the best that is kept
+            if due.save && loss.is_finite() && self.state.best.is_none_or(|(_, best)| loss < best) {
+                self.state.best = Some((step, loss));
+            }
+        }
+        if due.save {
+            on_event(&Event::Saved(self.save()?))?;
+        }
+        Ok(())
+    }
+
+    fn outcome(&self, last: Losses, model: PathBuf) -> Outcome {
+        let (step, steps) = (self.state.step, self.plan.steps);
+        let Losses { training: loss, validation: validation_loss } = last;
+        Outcome { step, steps, stopped: step < steps, loss, validation_loss, model }
+    }
+
+    /// The error with what it leaves, and what can be done.
+    fn explained(&self, error: TrainError) -> TrainError {
+        if error.is_device_memory() {
+            return TrainError::DeviceMemory { source: Box::new(error) };
+        }
+        if !error.is_disk_full() {
+            return error;
+        }
+        let kept = match state::steps(&self.plan.options.output).ok().and_then(|mut steps| steps.pop()) {
+            Some(step) => format!("the checkpoint of step {step} is whole"),
+            None => "no checkpoint was made yet".into(),
+        };
+        TrainError::DiskFull { kept, source: Box::new(error) }
     }
 
     /// One update.
@@ -313,12 +284,15 @@ impl Trainer {
         Ok(zero)
     }
 
-    /// Validates, and tells everyone.
-    fn validated(&mut self, on_event: &mut Listener<'_>) -> Result<f64, TrainError> {
+    /// Validates, where there are rows for it, and tells everyone.
+    fn validated(&mut self, on_event: &mut Listener<'_>) -> Result<Option<f64>, TrainError> {
+        if self.plan.dataset.validation.is_empty() {
+            return Ok(None);
+        }
         let (step, loss) = (self.state.step, self.validate()?);
-        self.log(&serde_json::json!({ "step": step, "validation_loss": loss }))?;
+        self.metrics.add(&serde_json::json!({ "step": step, "validation_loss": loss }))?;
         on_event(&Event::Validation { step, loss })?;
-        Ok(loss)
+        Ok(Some(loss))
     }
 
     /// Mean loss over the validation rows.
@@ -347,7 +321,7 @@ impl Trainer {
     fn save(&mut self) -> Result<PathBuf, TrainError> {
         let output = self.plan.options.output.clone();
         let dir = state::step_dir(&output, self.state.step);
-        let with = Some((&self.state, self.metrics.as_path()));
+        let with = Some((&self.state, self.metrics.path()));
         let masks = self.plan.masks.after(self.state.step);
         state::save(self.store.as_ref(), &self.origin(), &dir, None, masks, with)?;
         let save = &self.plan.options.save;
@@ -356,99 +330,46 @@ impl Trainer {
         Ok(dir)
     }
 
-    fn log(&self, line: &impl Serialize) -> Result<(), TrainError> {
-        let text = serde_json::to_string(line).unwrap_or_default();
-        let file = OpenOptions::new().create(true).append(true).open(&self.metrics);
-        let written = file.and_then(|mut file| file.write_all(format!("{text}\n").as_bytes()));
-        written.map_err(TrainError::file("write", &self.metrics))
+    /// Writes the trained model.
+    fn export(&self, model: &Path) -> Result<(), TrainError> {
+        let (dtype, masks) = (self.plan.save_dtype(), self.plan.masks.after(self.state.step));
+        state::save(self.store.as_ref(), &self.origin(), model, Some(dtype), masks, None)
     }
 }
+
+/// The last losses of a call.
+#[derive(Debug, Clone, Copy, Default)]
+struct Losses {
+    training: Option<f64>,
+    validation: Option<f64>,
+}
+
+/// An empty store, where the plan has it; its files and those of block inputs are in `scratch`.
+fn store_of(
+    plan: &Plan,
+    scratch: &Path,
+    device: &Device,
+    dtype: DType,
+) -> Result<Box<dyn ParameterStore>, TrainError> {
+    if plan.choice.sweeps.inputs == InputPlace::Disk {
+        fs::create_dir_all(scratch).map_err(TrainError::file("create", scratch))?;
+    }
+    let store: Box<dyn ParameterStore> = match plan.choice.placement {
+        Placement::Disk => {
+            let output = &plan.options.output;
+            // whoever made the folders that name this output had its lock, and is gone
+            DiskStore::sweep(scratch, output)?;
+            Box::new(DiskStore::new(&plan.layout, scratch, device, dtype)?.owned_by(output)?)
+        }
+        placement => Box::new(MemoryStore::new(&plan.layout, device, dtype, placement != Placement::Host)?),
+    };
+    Ok(store)
+}
+
+/// Name of the trained model in the output directory.
+const FINAL: &str = "final";
 
 fn micro_batches<'r>(rows: impl Iterator<Item = &'r Row>, size: usize) -> Vec<MicroBatch> {
     let rows: Vec<Packed> = rows.map(|row| row.packed.clone()).collect();
     rows.chunks(size).map(MicroBatch::new).collect()
-}
-
-/// Held locked in the output directory while a run works there.
-const LOCK: &str = ".flm-sft.lock";
-/// Says which run an output directory belongs to.
-const MARKER: &str = "run.json";
-/// What a run and who draws it write into its output directory besides checkpoints.
-const OUTPUTS: [&str; 3] = ["final", "metrics.jsonl", "report.html"];
-
-/// Makes the output directory this run's, or fails where it is another's.
-///
-/// Runs of versions without a marker are told by their checkpoints, `begun`.
-fn claim(output: &Path, begun: bool, identity: &Value) -> Result<(), TrainError> {
-    let path = output.join(MARKER);
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let marker: Value = serde_json::from_slice(&bytes)
-                .map_err(|e| TrainError::State { path: path.clone(), message: e.to_string() })?;
-            return same_run(output, &marker["identity"], identity);
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(TrainError::file("read", &path)(e)),
-    }
-    if let Some(name) = OUTPUTS.iter().find(|name| !begun && output.join(name).exists()) {
-        let message = format!(
-            "there is a {name} of another run or program: choose another output directory, or move it away"
-        );
-        return Err(TrainError::State { path: output.into(), message });
-    }
-    let marker = serde_json::json!({ "version": 1, "identity": identity });
-    Ok(flm_checkpoint::atomic::replace(&path, format!("{marker:#}\n").as_bytes())?)
-}
-
-/// Fails where the trained model that is there holds another dtype than is asked for.
-fn require_dtype(model: &Path, asked: flm_checkpoint::Dtype) -> Result<(), TrainError> {
-    let other = Checkpoint::open(model)?.entries().map(|entry| entry.dtype).find(|&dtype| dtype != asked);
-    let Some(dtype) = other else { return Ok(()) };
-    let (dtype, asked) = (dtype.as_str(), asked.as_str());
-    let message = format!(
-        "its weights are {dtype}, save.dtype asks for {asked}: `flm convert --dtype {asked}` makes such a \
-         copy, or move it away to have it written again"
-    );
-    Err(TrainError::State { path: model.into(), message })
-}
-
-/// Fails where two runs differ, and says in what.
-fn same_run(dir: &Path, saved: &Value, ours: &Value) -> Result<(), TrainError> {
-    let Some(ours) = ours.as_object() else { return Ok(()) };
-    // a setting that a state does not tell of had its default
-    let settings = |value: &Value| OptimizerSettings::deserialize(value).ok();
-    let same = |key: &str, value: &Value| match key {
-        // states of earlier versions do not tell
-        "model" | "chat_template" | "validation" if saved.get(key).is_none() => true,
-        "optimizer" => settings(&saved[key]) == settings(value),
-        _ => saved[key] == *value,
-    };
-    let different: Vec<&str> =
-        ours.iter().filter(|(key, value)| !same(key, value)).map(|(key, _)| key.as_str()).collect();
-    if different.is_empty() {
-        return Ok(());
-    }
-    let message = format!(
-        "it belongs to a run that differs in {}: choose another output directory, or remove this one",
-        different.join(", ")
-    );
-    Err(TrainError::State { path: dir.into(), message })
-}
-
-/// Removes the lines of steps that a resumed run will make again.
-fn cut_metrics(path: &Path, step: u64) -> Result<(), TrainError> {
-    let text = match fs::read_to_string(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        text => text.map_err(TrainError::file("read", path))?,
-    };
-    let of_line = |line: &str| {
-        let value: Option<Value> = serde_json::from_str(line).ok();
-        value.and_then(|v| v.get("step")?.as_u64())
-    };
-    let kept = text.lines().filter(|line| of_line(line).is_some_and(|s| s <= step && step > 0));
-    let kept: String = kept.map(|line| format!("{line}\n")).collect();
-    if kept == text {
-        return Ok(());
-    }
-    Ok(flm_checkpoint::atomic::replace(path, kept.as_bytes())?)
 }

@@ -913,3 +913,43 @@ fn a_stored_weight_that_half_precision_cannot_hold_is_named() {
     let said = run(&mut start(dir.path(), &LINES, &changes).unwrap(), None).0.unwrap_err().to_string();
     assert!(said.contains("model.layers.0.mlp.down_proj.weight") && said.contains("beyond f16"), "{said}");
 }
+
+#[test]
+fn metrics_of_steps_that_are_made_again_are_set_aside_and_those_of_a_finished_run_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, changes) = (
+        dir.path().join("out"),
+        ["save.every_steps=2", "data.validation=0.3", "data.packing=false", "train.epochs=4"],
+    );
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap_or_default();
+    let steps = |text: &str| -> Vec<u64> {
+        let step =
+            |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap();
+        text.lines().map(step).collect()
+    };
+    // as after a kill: the newest state is of an earlier step than the last line
+    run(&mut start(dir.path(), &LINES, &changes).unwrap(), Some(3)).0.unwrap();
+    let all = read("metrics.jsonl");
+    assert_eq!(steps(&all), [0, 1, 2, 2, 3]);
+    fs::remove_dir_all(out.join("step-00000003")).unwrap();
+    let mut trainer = start(dir.path(), &LINES, &changes).unwrap();
+    assert_eq!((trainer.resumed(), trainer.undone()), (Some(2), 1));
+    assert_eq!(format!("{}{}", read("metrics.jsonl"), read("metrics-undone.jsonl")), all);
+    run(&mut trainer, None).0.unwrap();
+    drop(trainer);
+    let made = read("metrics.jsonl");
+    let last = steps(&made).into_iter().max().unwrap();
+    let mut trained: Vec<u64> =
+        made.lines().filter(|line| line.contains("gradient_norm")).flat_map(&steps).collect();
+    trained.dedup();
+    assert_eq!(trained, (1..=last).collect::<Vec<_>>());
+    // without its states the run is finished all the same
+    for step in fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path()) {
+        if step.file_name().unwrap().to_string_lossy().starts_with("step-") {
+            fs::remove_dir_all(step).unwrap();
+        }
+    }
+    let outcome = run(&mut start(dir.path(), &LINES, &changes).unwrap(), None).0.unwrap();
+    assert_eq!((outcome.step, outcome.stopped, outcome.model), (last, false, out.join("final")));
+    assert_eq!(read("metrics.jsonl"), made);
+}

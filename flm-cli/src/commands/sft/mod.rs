@@ -134,9 +134,15 @@ impl Sft {
     }
 
     fn train(&self, trainer: &mut Trainer, stop: &AtomicBool, output: &Output) -> anyhow::Result<Summary> {
-        let (resumed_from, steps) = (trainer.resumed(), trainer.plan().steps);
+        let (resumed_from, steps, due) = (trainer.resumed(), trainer.plan().steps, trainer.due());
         if let Some(step) = resumed_from {
             output.note(&format!("going on from step {step} of {steps}"));
+            if trainer.undone() > 0 {
+                output.note(&format!(
+                    "{} lines of later steps, which are made again, are now in metrics-undone.jsonl",
+                    trainer.undone()
+                ));
+            }
         }
         let bar = output.steps("training", steps);
         bar.set_position(resumed_from.unwrap_or(0));
@@ -152,7 +158,7 @@ impl Sft {
                     bar.set_message(line(step));
                     bar.inc(1);
                     // where no bar is seen, twenty lines are
-                    if bar.is_hidden() && (step.step.is_multiple_of(steps.div_ceil(20)) || step.step == 1) {
+                    if bar.is_hidden() && due.log(step.step) {
                         output.note(&format!("step {} of {steps}: {}", step.step, line(step)));
                     }
                 }

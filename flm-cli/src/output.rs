@@ -7,16 +7,22 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use plain::LogLines;
+
+mod plain;
+
 /// How results and progress are shown.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     json: bool,
-    progress: bool,
+    quiet: bool,
+    /// Whether stderr is one, where bars can be drawn.
+    terminal: bool,
 }
 
 impl Output {
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, progress: !quiet && std::io::stderr().is_terminal() }
+        Self { json, quiet, terminal: std::io::stderr().is_terminal() }
     }
 
     /// Whether the result is to be JSON.
@@ -46,8 +52,11 @@ impl Output {
 
     /// Bars that are drawn together.
     pub(crate) fn bars(&self) -> MultiProgress {
-        let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        MultiProgress::with_draw_target(target)
+        let seen = self.terminal && !self.quiet;
+        MultiProgress::with_draw_target(match seen {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        })
     }
 
     /// Writes text and a newline to stdout; a reader that went away is not an error.
@@ -66,7 +75,14 @@ impl Output {
 
     /// Tells a person at the terminal something that is no result.
     pub(crate) fn note(&self, text: &str) {
-        if self.progress {
+        if self.terminal {
+            self.log(text);
+        }
+    }
+
+    /// Tells how the work goes on, at a terminal and in a log alike, unless --quiet was given.
+    pub(crate) fn log(&self, text: &str) {
+        if !self.quiet {
             self.say(text);
         }
     }
@@ -94,22 +110,28 @@ impl Output {
 
     /// A bar over `total` bytes.
     pub(crate) fn bytes(&self, what: &str, total: u64) -> ProgressBar {
-        let style = "{msg:12} {wide_bar} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>5}";
-        self.bar(what, total, style)
+        let bar = "{msg:12} {wide_bar} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>5}";
+        self.bar(what, total, bar, "{msg}: {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
     }
 
     /// A bar over `total` steps.
     pub(crate) fn steps(&self, what: &str, total: u64) -> ProgressBar {
-        self.bar(what, total, "{msg:12} {wide_bar} {pos:>7} / {len:7} {per_sec:>12} {eta:>5}")
+        let bar = "{msg:12} {wide_bar} {pos:>7} / {len:7} {per_sec:>12} {eta:>5}";
+        self.bar(what, total, bar, "{msg}: {pos} of {len}, {per_sec}, {eta} left")
     }
 
     /// A count of requests whose number is not known beforehand.
     pub(crate) fn requests(&self, what: &str) -> ProgressBar {
-        self.bar(what, 0, "{msg:12} {pos} requests")
+        self.bar(what, 0, "{msg:12} {pos} requests", "{msg}: {pos} requests")
     }
 
-    fn bar(&self, what: &str, total: u64, style: &str) -> ProgressBar {
-        let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    /// A bar at a terminal, a line now and then elsewhere.
+    fn bar(&self, what: &str, total: u64, bar: &str, line: &str) -> ProgressBar {
+        let (target, style) = match (self.quiet, self.terminal) {
+            (true, _) => (ProgressDrawTarget::hidden(), bar),
+            (false, true) => (ProgressDrawTarget::stderr(), bar),
+            (false, false) => (ProgressDrawTarget::term_like_with_hz(Box::new(LogLines::new()), 1), line),
+        };
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
         ProgressBar::with_draw_target(Some(total), target).with_style(style).with_message(what.to_owned())
     }

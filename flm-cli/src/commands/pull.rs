@@ -197,7 +197,7 @@ impl Pull {
             }
             if !std::mem::replace(&mut told, true) {
                 output.event(&Waiting { dir, holder })?;
-                output.note(&format!("waiting for process {holder}, which pulls into {}", dir.display()));
+                output.log(&format!("waiting for process {holder}, which pulls into {}", dir.display()));
             }
             std::thread::sleep(Duration::from_millis(200));
             if interrupted.load(Ordering::Relaxed) {
@@ -215,6 +215,8 @@ impl Pull {
         output: &Output,
     ) -> anyhow::Result<()> {
         let mut bars = Bars::new(output, self.convert);
+        // where nobody sees the bars
+        let log = bars.all.is_hidden().then(|| output.bytes("downloading", get(&pull.progress.total)));
         let mut next_line = Instant::now();
         loop {
             let event = pull.events.recv_timeout(Duration::from_millis(100));
@@ -230,7 +232,7 @@ impl Pull {
                 Ok(event) => {
                     output.event(&event)?;
                     if let Some(text) = told(&event) {
-                        bars.all.suspend(|| output.note(&text));
+                        bars.all.suspend(|| output.log(&text));
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -241,6 +243,7 @@ impl Pull {
                 next_line = Instant::now() + Duration::from_secs(1);
             }
             bars.show(pull);
+            log.iter().for_each(|log| log.set_position(get(&pull.progress.downloaded)));
         }
     }
 
@@ -309,10 +312,10 @@ fn line(pull: &hub::Pull, start: Instant) -> ProgressLine {
 fn tell(output: Output) -> impl Fn(&Event) {
     move |event| {
         if let Err(error) = output.event(event) {
-            output.note(&format!("{error:#}"));
+            output.log(&format!("{error:#}"));
         }
         if let Some(text) = told(event) {
-            output.note(&text);
+            output.log(&text);
         }
     }
 }

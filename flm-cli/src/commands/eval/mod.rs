@@ -50,7 +50,7 @@ pub(crate) fn bar<'a>(output: &'a Output, what: &str) -> impl FnMut(Progress) + 
             bar.set_position(done as u64);
         }
         Progress::One => bar.inc(1),
-        Progress::Cost { questions, cost, decoding } => output.note(&describe(&cost, questions, &decoding)),
+        Progress::Cost { questions, cost, decoding } => output.log(&describe(&cost, questions, &decoding)),
     }
 }
 

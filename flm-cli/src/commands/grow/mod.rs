@@ -235,7 +235,7 @@ impl Grow {
             match (&source, &dst, self.dry_run) {
                 (Source::Checkpoint(checkpoint), Some(dst), false) => {
                     if number < count && is_done(dst, &plan, checkpoint, self.write.restart)? {
-                        output.note(&format!("stage {number} was finished before"));
+                        output.log(&format!("stage {number} was finished before"));
                     } else {
                         let bar = output.bytes("growing", report.summary.output_bytes);
                         let done = execute(&plan, checkpoint, dst, &execution, &|bytes| bar.inc(bytes))

@@ -52,8 +52,7 @@ impl Output {
 
     /// Bars that are drawn together.
     pub(crate) fn bars(&self) -> MultiProgress {
-        let seen = self.terminal && !self.quiet;
-        MultiProgress::with_draw_target(match seen {
+        MultiProgress::with_draw_target(match self.draws() {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
         })
@@ -112,6 +111,20 @@ impl Output {
     pub(crate) fn bytes(&self, what: &str, total: u64) -> ProgressBar {
         let bar = "{msg:12} {wide_bar} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>5}";
         self.bar(what, total, bar, "{msg}: {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
+    }
+
+    /// Whether bars are drawn.
+    pub(crate) fn draws(&self) -> bool {
+        self.terminal && !self.quiet
+    }
+
+    /// A bar over `total` steps, for work that writes its own log where none is drawn.
+    pub(crate) fn drawn_steps(&self, what: &str, total: u64) -> ProgressBar {
+        let bar = self.steps(what, total);
+        if !self.draws() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        bar
     }
 
     /// A bar over `total` steps.

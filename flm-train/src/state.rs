@@ -10,6 +10,7 @@ use flm_checkpoint::{Dtype, atomic, cast};
 use half::f16;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::error::TrainError;
 use crate::params::{Layout, Parameter};
@@ -39,6 +40,8 @@ pub struct TrainingState {
 const OPTIMIZER: &str = "optimizer";
 /// File of [`TrainingState`].
 const STATE: &str = "training_state.json";
+/// Where a checkpoint comes from.
+const PROVENANCE: &str = "provenance.json";
 /// Values converted at once.
 const PART: usize = 1 << 20;
 /// Largest file of a checkpoint.
@@ -67,14 +70,14 @@ pub(crate) fn save(
     config.set_dtype(dtype.or(layout.parameters().map(|(_, _, p)| p.dtype).next()).unwrap_or(Dtype::F32));
     let writer = Writer::create_model(dst, &config, &specs(layout, "", dtype), MAX_SHARD)?;
     let digests = write(store, &writer, Array::Weights, "", |p| dtype.unwrap_or(p.dtype))?;
-    copy_side_files(origin.source, writer.staging_dir(), Card::Leave)?;
+    copy_side_files(origin.source.dir.path(), writer.staging_dir(), Card::Leave)?;
     let path = writer.staging_dir().join("README.md");
     atomic::write(&path, origin.card().as_bytes())?;
     if let Some(template) = origin.chat_template {
         let path = writer.staging_dir().join("chat_template.jinja");
         atomic::write(&path, template.as_bytes())?;
     }
-    let path = writer.staging_dir().join("provenance.json");
+    let path = writer.staging_dir().join(PROVENANCE);
     atomic::write(&path, origin.provenance()?.as_bytes())?;
     if let Some((state, metrics)) = state {
         let moments: Vec<TensorSpec> =
@@ -144,8 +147,8 @@ fn write(
 
 /// What a run trains, and how, for the provenance of what it writes.
 pub(crate) struct Origin<'a> {
-    /// Directory of the source: tokenizer and side files come from it.
-    pub source: &'a Path,
+    /// Tokenizer and side files come from it.
+    pub source: &'a SourceFiles,
     /// The template that the run was trained with, where it is not the source's own.
     pub chat_template: Option<&'a str>,
     /// What the run is: model, data, settings.
@@ -157,8 +160,8 @@ pub(crate) struct Origin<'a> {
 impl Origin<'_> {
     /// README.md: what was trained, and that the source's own card is not this model's. Its terms stay.
     fn card(&self) -> String {
-        let source = self.source_name();
-        let own = fs::read_to_string(self.source.join("README.md")).unwrap_or_default();
+        let source = &self.source.name;
+        let own = fs::read_to_string(self.source.dir.path().join("README.md")).unwrap_or_default();
         let header = own.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---")).map_or("", |h| h.0);
         let terms: String = header
             .lines()
@@ -173,16 +176,9 @@ impl Origin<'_> {
         )
     }
 
-    /// The last part of the source's path: where it lay on this machine is nobody's business.
-    fn source_name(&self) -> String {
-        let dir = self.source.canonicalize();
-        let name = dir.as_deref().unwrap_or(self.source).file_name();
-        name.map_or_else(String::new, |n| n.to_string_lossy().into_owned())
-    }
-
     /// provenance.json: the run, and the growths that the source's own provenance tells of.
     fn provenance(&self) -> Result<String, TrainError> {
-        let path = self.source.join("provenance.json");
+        let path = self.source.dir.path().join(PROVENANCE);
         let earlier = match fs::read(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Value::Null,
             read => {
@@ -195,11 +191,39 @@ impl Origin<'_> {
         growths.extend(earlier.get("growth").filter(|g| !g.is_null()).cloned());
         let value = serde_json::json!({
             "tool": concat!("flm-train ", env!("CARGO_PKG_VERSION")),
-            "source": self.source_name(),
+            "source": self.source.name,
             "earlier": growths,
             "training": { "step": self.step, "run": self.identity, "earlier": earlier.get("training") },
         });
         Ok(format!("{value:#}\n"))
+    }
+}
+
+/// A source's files besides the weights, as they were when the run began: what is trained with them is saved with
+/// them, whatever becomes of the source meanwhile.
+#[derive(Debug)]
+pub(crate) struct SourceFiles {
+    dir: TempDir,
+    /// The last part of the source's path: where it lay on this machine is nobody's business.
+    name: String,
+}
+
+impl SourceFiles {
+    /// Copies them.
+    pub(crate) fn keep(source: &Path) -> Result<Self, TrainError> {
+        let temp = std::env::temp_dir();
+        let dir = tempfile::tempdir().map_err(TrainError::file("create a folder in", &temp))?;
+        copy_side_files(source, dir.path(), Card::Keep)?;
+        let path = source.join(PROVENANCE);
+        match fs::copy(&path, dir.path().join(PROVENANCE)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(TrainError::file("copy", &path)(e));
+            }
+            _ => {}
+        }
+        let whole = source.canonicalize();
+        let name = whole.as_deref().unwrap_or(source).file_name();
+        Ok(Self { dir, name: name.map_or_else(String::new, |n| n.to_string_lossy().into_owned()) })
     }
 }
 
@@ -291,6 +315,21 @@ pub(crate) fn steps(output: &Path) -> Result<Vec<u64>, TrainError> {
     }
     steps.sort_unstable();
     Ok(steps)
+}
+
+/// Fails where something stands under the name of a checkpoint that the run is yet to write: told before the
+/// work, not after it.
+pub(crate) fn require_room(output: &Path, newest: Option<u64>, steps: u64) -> Result<(), TrainError> {
+    for entry in fs::read_dir(output).map_err(TrainError::file("list", output))? {
+        let path = entry.map_err(TrainError::file("list", output))?.path();
+        let step = path.file_name().and_then(|n| n.to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
+        let step = step.filter(|&step| step > newest.unwrap_or(0) && step <= steps);
+        if step.is_some_and(|step| path == step_dir(output, step)) {
+            let message = "it is no checkpoint to go on from, and one would go there: move it away";
+            return Err(TrainError::State { path, message: message.into() });
+        }
+    }
+    Ok(())
 }
 
 /// The newest training checkpoint, if it is whole.

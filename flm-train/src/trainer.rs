@@ -34,7 +34,7 @@ use crate::options::{Moments, Placement};
 use crate::plan::Plan;
 use crate::plan::flops::model_operations;
 use crate::state;
-use crate::state::{Origin, TrainingState};
+use crate::state::{Origin, SourceFiles, TrainingState};
 use crate::store::disk::DiskStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Array, ParameterStore, Place, load_weights};
@@ -55,6 +55,7 @@ pub struct Trainer {
     state: TrainingState,
     resumed: Option<u64>,
     metrics: Metrics,
+    source: SourceFiles,
     /// Nobody else works in the output directory meanwhile.
     _lock: DirectoryLock,
 }
@@ -73,7 +74,9 @@ impl Trainer {
         let output = plan.options.output.clone();
         let lock = DirectoryLock::take(&output, LOCK)?;
         let identity = plan.identity();
-        let newest = state::newest(&output)?.map(|step| (step, state::step_dir(&output, step)));
+        let newest = state::newest(&output)?;
+        state::require_room(&output, newest, plan.steps)?;
+        let newest = newest.map(|step| (step, state::step_dir(&output, step)));
         claim(&output, newest.is_some(), &identity)?;
         if let Some((_, dir)) = &newest {
             same_run(dir, &state::read_state(dir)?.identity, &identity)?;
@@ -102,7 +105,8 @@ impl Trainer {
             Backprop::new(&plan.layout, device, dtype, sweeps.recompute).with_sweeps(sweeps, scratch);
         backprop.set_masks(plan.masks.after(state.step));
         let resumed = newest.map(|(step, _)| step);
-        Ok(Self { plan, store, backprop, state, resumed, metrics, _lock: lock })
+        let source = SourceFiles::keep(&plan.options.model)?;
+        Ok(Self { plan, store, backprop, state, resumed, metrics, source, _lock: lock })
     }
 
     /// The step that the run goes on from, if it is not a new one.
@@ -310,7 +314,7 @@ impl Trainer {
     /// What the provenance of a checkpoint tells.
     fn origin(&self) -> Origin<'_> {
         Origin {
-            source: &self.plan.options.model,
+            source: &self.source,
             chat_template: self.plan.chat_template.as_deref(),
             identity: &self.state.identity,
             step: self.state.step,

@@ -695,6 +695,20 @@ fn files_of_the_users_in_the_output_directory_stay() {
 }
 
 #[test]
+fn what_stands_where_a_checkpoint_would_go_is_told_before_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    // what is left of a checkpoint whose state was removed to save space
+    run(&mut start(dir.path(), &LINES, &["save.every_steps=1"]).unwrap(), Some(2)).0.unwrap();
+    fs::remove_file(out.join("step-00000002/training_state.json")).unwrap();
+    let said = refusal(dir.path(), &LINES, &["save.every_steps=1"]);
+    assert!(said.contains("step-00000002") && said.contains("move it away"), "{said}");
+    assert!(out.join("step-00000002/model.safetensors").exists());
+    fs::rename(out.join("step-00000002"), dir.path().join("kept")).unwrap();
+    run(&mut start(dir.path(), &LINES, &["save.every_steps=1"]).unwrap(), None).0.unwrap();
+}
+
+#[test]
 fn an_output_in_the_models_own_folder_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let model = model(dir.path());
@@ -729,6 +743,21 @@ fn a_finished_model_of_another_dtype_is_not_passed_off_as_the_one_asked_for() {
     }
     assert!(run(&mut start(dir.path(), &LINES, &[]).unwrap(), None).0.is_err());
     assert_eq!(again().unwrap().model, written);
+}
+
+#[test]
+fn what_becomes_of_the_models_folder_meanwhile_changes_no_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path());
+    let tokenizer = fs::read(model.join("tokenizer.model")).unwrap();
+    let mut trainer = start(dir.path(), &LINES, &[]).unwrap();
+    // another model of that name, and then none
+    fs::write(model.join("tokenizer.model"), "other").unwrap();
+    let stopped = run(&mut trainer, Some(1)).0.unwrap().model;
+    assert_eq!(fs::read(stopped.join("tokenizer.model")).unwrap(), tokenizer);
+    fs::rename(&model, dir.path().join("away")).unwrap();
+    let trained = run(&mut trainer, None).0.unwrap().model;
+    assert_eq!(fs::read(trained.join("tokenizer.model")).unwrap(), tokenizer);
 }
 
 #[test]

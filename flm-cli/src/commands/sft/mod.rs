@@ -3,7 +3,11 @@
 mod plan;
 mod settings;
 
-use std::{path::PathBuf, sync::atomic::AtomicBool, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 use flm_checkpoint::peak_memory;
@@ -108,7 +112,7 @@ impl Sft {
             return Ok(true);
         }
         if let Some(chosen) = plan.considered.iter().find(|plan| plan.chosen) {
-            output.note(&format!("plan: {}", plan::in_words(chosen)));
+            output.log(&format!("plan: {}", plan::in_words(chosen)));
         }
         let mut trainer = Trainer::new(plan, &device, run.dtype(&device)).map_err(blamed)?;
         let stop = interrupt::watch()?;
@@ -127,6 +131,7 @@ impl Sft {
                 o.model.display()
             )
         })?;
+        output.log(&next(&summary.outcome));
         if stopped {
             std::process::exit(i32::from(interrupt::STATUS));
         }
@@ -136,18 +141,19 @@ impl Sft {
     fn train(&self, trainer: &mut Trainer, stop: &AtomicBool, output: &Output) -> anyhow::Result<Summary> {
         let (resumed_from, steps, due) = (trainer.resumed(), trainer.plan().steps, trainer.due());
         if let Some(step) = resumed_from {
-            output.note(&format!("going on from step {step} of {steps}"));
+            output.log(&format!("going on from step {step} of {steps}"));
             if trainer.undone() > 0 {
-                output.note(&format!(
+                output.log(&format!(
                     "{} lines of later steps, which are made again, are now in metrics-undone.jsonl",
                     trainer.undone()
                 ));
             }
         }
-        let bar = output.steps("training", steps);
+        let bar = output.drawn_steps("training", steps);
         bar.set_position(resumed_from.unwrap_or(0));
         bar.reset_eta();
         let (start, mut tokens, mut busy) = (Instant::now(), 0, 0.0);
+        let mut logged = Instant::now();
         let options = &trainer.plan().options;
         let mut pictures = Pictures::new(&options.output, settings(options));
         let outcome = trainer.run(stop, &mut |event| {
@@ -157,21 +163,24 @@ impl Sft {
                     busy += step.seconds;
                     bar.set_message(line(step));
                     bar.inc(1);
-                    // where no bar is seen, twenty lines are
-                    if bar.is_hidden() && due.log(step.step) {
-                        output.note(&format!("step {} of {steps}: {}", step.step, line(step)));
+                    // where no bar is drawn, twenty lines are written, and one in half a minute
+                    if !output.draws() && (due.log(step.step) || logged.elapsed() >= LOG_EVERY) {
+                        logged = Instant::now();
+                        let left = bar.eta().as_secs_f64();
+                        let text = format!("step {} of {steps}: {}", step.step, line(step));
+                        output.log(&format!("{text}, {} left", duration(left)));
                     }
                 }
                 Event::Validation { step, loss } => {
-                    bar.suspend(|| output.note(&format!("step {step}: validation loss {loss:.4}")));
+                    bar.suspend(|| output.log(&format!("step {step}: validation loss {loss:.4}")));
                 }
-                Event::Saved(path) => bar.suspend(|| output.note(&format!("saved {}", path.display()))),
+                Event::Saved(path) => bar.suspend(|| output.log(&format!("saved {}", path.display()))),
             }
             pictures.draw(event)
         })?;
         bar.finish_and_clear();
         if outcome.stopped {
-            output.note("stopped: run the same command again to go on");
+            output.log("stopped: run the same command again to go on");
         }
         Ok(Summary {
             outcome,
@@ -184,6 +193,9 @@ impl Sft {
     }
 }
 
+/// Time after which a step is logged in any case.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
 fn line(step: &StepMetrics) -> String {
     let utilisation = step.utilisation.map_or_else(String::new, |u| format!("  {:.1} % of peak", u * 100.0));
     let mask = step.mask.map_or_else(String::new, |mask| format!("  mask {mask:.3}"));
@@ -194,6 +206,18 @@ fn line(step: &StepMetrics) -> String {
         step.gradient_norm,
         step.tokens as f64 / step.seconds
     )
+}
+
+/// Where a run can be looked at, and what can be done with its model.
+fn next(outcome: &Outcome) -> String {
+    let (model, output) =
+        (outcome.model.display(), outcome.model.parent().unwrap_or(&outcome.model).display());
+    let seen =
+        format!("loss, rate and memory: {output}/report.html, {output}/metrics.jsonl, {output}/tensorboard");
+    match outcome.stopped {
+        true => seen,
+        false => format!("{seen}\ntry it: flm chat {model}, or flm eval perplexity {model} --text FILE"),
+    }
 }
 
 /// 5025 as "1 h 24 min".

@@ -5,17 +5,20 @@
 //! without multipliers. Knows nothing about training, growth or the network.
 //!
 //! In the order to read it:
+//! - `device`: a GPU, opened
 //! - `tokenizer`: [`Tokenizer`], SentencePiece and `tokenizer.json`; [`ChatTemplate`]
 //! - `model`: [`CausalLm`], the decoder, layer by layer; `model/kernels`: its arithmetic;
 //!   `model/block_source`: where a block's weights come from, resident or streamed from disk
 //! - `generate`: [`generate`], sampling and decoding; [`Session`], a text that grows
 //! - `random`: numbers by seed, stream and counter
 
+mod device;
 mod generate;
 mod model;
 mod random;
 mod tokenizer;
 
+pub use crate::device::{DeviceError, is_out_of_memory, open_gpu};
 pub use crate::generate::session::Session;
 pub use crate::generate::{Finish, GenerateOptions, generate, generate_each};
 pub use crate::model::attention::Attention;

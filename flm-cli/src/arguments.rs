@@ -53,18 +53,7 @@ impl RunArgs {
                 let index = index
                     .parse()
                     .with_context(|| format!("--device {}: not a device number", self.device))?;
-                if !candle_core::utils::cuda_is_available() {
-                    bail!(
-                        "--device {}: this binary was built without CUDA; build with `--features cuda`",
-                        self.device
-                    );
-                }
-                Device::new_cuda(index).with_context(|| {
-                    format!(
-                        "--device {}: no such GPU answers; `nvidia-smi` lists those that the driver knows",
-                        self.device
-                    )
-                })
+                flm_candle::open_gpu(index).with_context(|| format!("--device {}", self.device))
             }
             _ => bail!("--device {}: expected cpu, cuda or cuda:N", self.device),
         }

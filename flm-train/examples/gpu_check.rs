@@ -85,10 +85,7 @@ impl Settings {
     fn device(&self) -> Result<Device> {
         match self.device.split_once(':').unwrap_or((&self.device, "0")) {
             ("cpu", _) => Ok(Device::Cpu),
-            ("cuda", index) if candle_core::utils::cuda_is_available() => {
-                Ok(Device::new_cuda(index.parse()?)?)
-            }
-            ("cuda", _) => Err("built without CUDA: scripts/gpu-check.sh builds with it".into()),
+            ("cuda", index) => Ok(flm_candle::open_gpu(index.parse()?)?),
             _ => Err(format!("--device {}: expected cuda, cuda:N or cpu", self.device).into()),
         }
     }

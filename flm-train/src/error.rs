@@ -113,12 +113,12 @@ pub enum TrainError {
     },
     /// The GPU's memory was not enough.
     #[error(
-        "the GPU's memory is full ({source}): set memory.device_budget below what the plan took of it \
+        "the GPU's memory is full: set memory.device_budget below what the plan took of it \
          (`flm sft --dry-run` says how much), or make train.micro_batch_size smaller"
     )]
     DeviceMemory {
         /// What the driver said.
-        source: Box<Self>,
+        driver: Box<Self>,
     },
     /// The thread that reads or writes beside the computation died.
     #[error("the thread that moves parameters stopped without an answer")]
@@ -156,6 +156,9 @@ impl TrainError {
 
     /// Whether the reason is that a GPU has no memory left. candle tells it as text only.
     pub fn is_device_memory(&self) -> bool {
+        if matches!(self, Self::Model(ModelError::DeviceMemory)) {
+            return true;
+        }
         let text = self.to_string();
         ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|code| text.contains(code))
     }

@@ -206,7 +206,7 @@ impl Trainer {
     /// The error with what it leaves, and what can be done.
     fn explained(&self, error: TrainError) -> TrainError {
         if error.is_device_memory() {
-            return TrainError::DeviceMemory { source: Box::new(error) };
+            return TrainError::DeviceMemory { driver: Box::new(error) };
         }
         if !error.is_disk_full() {
             return error;

@@ -1,5 +1,6 @@
 //! What can go wrong while a model is loaded or run.
 
+use crate::device::is_out_of_memory;
 use flm_checkpoint::CheckpointError;
 
 /// What can go wrong while a model is loaded or run.
@@ -11,7 +12,13 @@ pub enum ModelError {
     Checkpoint(#[from] CheckpointError),
     /// A tensor operation failed.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
+    /// The GPU's memory is full.
+    #[error(
+        "the GPU's memory is full: stream the blocks (--stream), take fewer rows or a shorter text at a time, or \
+         compute in bf16 (--dtype bf16)"
+    )]
+    DeviceMemory,
     /// A token id has no row in the embedding.
     #[error("token id {id} is out of range: the embedding has {rows} rows")]
     TokenId {
@@ -37,4 +44,10 @@ pub enum ModelError {
     /// The thread that reads blocks ahead died.
     #[error("the thread that reads block {0} ahead stopped without an answer")]
     Prefetch(usize),
+}
+
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        if is_out_of_memory(&error) { Self::DeviceMemory } else { Self::Candle(error) }
+    }
 }

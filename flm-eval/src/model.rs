@@ -137,6 +137,8 @@ impl LocalModel {
     pub fn cost(&self, jobs: &[Job], decoding: &Decoding) -> anyhow::Result<Cost> {
         let start = Instant::now();
         self.model.forward(&self.model.tokens(&[&[0]])?, None, Positions::Last, |_, _| Ok(()))?;
+        // a GPU is given the pass, and has not made it yet
+        self.model.device().synchronize()?;
         let seconds_per_pass = start.elapsed().as_secs_f64();
         let passes = jobs.len().div_ceil(decoding.batch) * decoding.max_new_tokens;
         let config = self.model.config();

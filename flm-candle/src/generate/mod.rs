@@ -3,7 +3,7 @@
 mod sampling;
 pub(crate) mod session;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::generate::sampling::Sampler;
 use crate::model::causal_lm::{CausalLm, Positions};
@@ -177,6 +177,8 @@ pub fn generate_each(
         let slices: Vec<&[u32]> = next.iter().map(Vec::as_slice).collect();
         let logits =
             model.forward(&model.tokens(&slices)?, Some(&mut cache), Positions::Last, |_, _| Ok(()))?;
+        // once for all rows: each question to a GPU would wait for all that it was given
+        let logits = logits.to_device(&Device::Cpu)?;
         fed.iter_mut().zip(&next).for_each(|(fed, next)| fed.extend(next));
         for (i, row) in rows.iter_mut().enumerate() {
             // a finished row is fed its last token until the others are done; nobody reads it

@@ -1,5 +1,7 @@
 //! A text that grows, as a conversation does: what it shares with the last prompt is not computed again.
 
+use candle_core::Device;
+
 use crate::generate::{
     Finish, GenerateError, GenerateOptions, Generation, Prompt, Row, check_options, check_prompts,
 };
@@ -69,7 +71,8 @@ impl<'a> Session<'a> {
             };
             self.seen.append(&mut next);
             let prompt = Prompt { ids: prompt, row: 0 };
-            next.push(row.step(&logits.get(0)?.get(0)?, prompt, options, context, &mut on_token)?);
+            let logits = logits.to_device(&Device::Cpu)?.get(0)?.get(0)?;
+            next.push(row.step(&logits, prompt, options, context, &mut on_token)?);
         }
         Ok(Generation { ids: row.ids, finish: row.finish.unwrap_or(Finish::Length) })
     }

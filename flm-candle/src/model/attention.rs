@@ -148,7 +148,9 @@ impl Attention {
             Path::Differentiable => candle_nn::ops::softmax(&scores, D::Minus1)?,
         };
         let weights = weights.to_dtype(v.dtype())?.reshape((b, self.kv_heads, groups * t, keys))?;
-        weights.matmul(&v.contiguous()?)?.reshape((b, heads, t, d))
+        // a GPU's product takes the cache's view as it is; copying it would cost as much as reading the cache
+        let v = if v.device().is_cpu() { v.contiguous()? } else { v.clone() };
+        weights.matmul(&v)?.reshape((b, heads, t, d))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Var};
 use flm_checkpoint::Dtype;
 use half::{bf16, slice::HalfFloatSliceExt};
 use tempfile::TempDir;
@@ -266,12 +266,10 @@ impl ParameterStore for DiskStore {
         let values = self.read_unit(unit)?;
         let parameters = &self.layout.units()[unit].parameters;
         let variables = values.into_iter().zip(parameters).map(|(values, parameter)| {
-            let shape = parameter.shape.as_slice();
             if self.device.is_cpu() && self.dtype == DType::F32 {
-                return Var::from_vec(values, shape, &Device::Cpu);
+                return Var::from_vec(values, parameter.shape.as_slice(), &Device::Cpu);
             }
-            let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
-            compute_copy(&tensor, parameter.group, self.dtype, &self.device)
+            compute_copy(&CpuStorage::F32(values), parameter, self.dtype, &self.device)
         });
         Ok(variables.collect::<candle_core::Result<_>>()?)
     }

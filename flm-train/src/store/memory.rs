@@ -6,11 +6,12 @@ use std::sync::Mutex;
 use candle_core::{
     CpuStorage, DType, Device, InplaceOp1, Result as CandleResult, Storage, Tensor, Var, bail,
 };
+use half::bf16;
 
 use flm_candle::candle_dtype;
 
 use crate::error::TrainError;
-use crate::params::{Layout, ParameterGroup, Slices};
+use crate::params::{Layout, Parameter, ParameterGroup, Slices};
 use crate::store::host_slice;
 use crate::store::{Array, ParameterStore, Place, Update, narrow, widen};
 
@@ -68,17 +69,42 @@ impl MemoryStore {
 }
 
 /// A variable for computing: matrices in `dtype`, gains in f32 (f64 for a model in f64).
+///
+/// Values are converted here, by all threads, and then copied to the device once.
 pub(crate) fn compute_copy(
-    weight: &Tensor,
-    group: ParameterGroup,
+    weight: &CpuStorage,
+    parameter: &Parameter,
     dtype: DType,
     device: &Device,
 ) -> CandleResult<Var> {
-    let dtype = match (group, dtype) {
+    let shape = parameter.shape.as_slice();
+    let dtype = match (parameter.group, dtype) {
         (ParameterGroup::Norm, DType::BF16 | DType::F16) => DType::F32,
         (_, dtype) => dtype,
     };
-    Var::from_tensor(&weight.detach().to_dtype(dtype)?.to_device(device)?)
+    match (weight, dtype) {
+        (CpuStorage::F32(values), DType::F32) => Var::from_slice(values, shape, device),
+        (CpuStorage::BF16(values), DType::BF16) => Var::from_slice(values, shape, device),
+        (CpuStorage::F32(values), DType::BF16) => {
+            let mut narrowed = vec![bf16::ZERO; values.len()];
+            narrow(values, &mut narrowed);
+            Var::from_vec(narrowed, shape, device)
+        }
+        (CpuStorage::BF16(values), DType::F32) => {
+            let mut widened = vec![0f32; values.len()];
+            widen(values, &mut widened);
+            Var::from_vec(widened, shape, device)
+        }
+        (CpuStorage::F32(values), dtype) => {
+            let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
+            Var::from_tensor(&tensor.to_device(device)?)
+        }
+        (CpuStorage::BF16(values), dtype) => {
+            let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
+            Var::from_tensor(&tensor.to_device(device)?)
+        }
+        _ => bail!("weights are stored in f32 or bf16"),
+    }
 }
 
 impl ParameterStore for MemoryStore {
@@ -96,7 +122,10 @@ impl ParameterStore for MemoryStore {
             if self.in_place(weight) {
                 return Ok(weight.clone());
             }
-            compute_copy(weight, parameter.group, self.dtype, &self.device)
+            match &*weight.storage_and_layout().0 {
+                Storage::Cpu(values) => compute_copy(values, parameter, self.dtype, &self.device),
+                _ => bail!("weights are stored in host memory"),
+            }
         });
         let copies: Vec<Var> = copies.collect::<CandleResult<_>>()?;
         if self.on_device && !self.device.is_cpu() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use flm_candle::{CausalLm, GenerateOptions, Path as ModelPath, Residency, Session, generate};
 use flm_checkpoint::Checkpoint;
+use flm_tests::device::{device, to_cpu};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/families").join(name)
@@ -33,18 +34,19 @@ fn ids(tensor: &Tensor) -> Vec<u32> {
 
 fn load(dir: &Path, dtype: DType, residency: Residency) -> CausalLm {
     let checkpoint = Arc::new(Checkpoint::open(dir).unwrap());
-    CausalLm::load(&checkpoint, &Device::Cpu, dtype, residency).unwrap()
+    CausalLm::load(&checkpoint, &device(), dtype, residency).unwrap()
 }
 
 /// Largest difference, as a fraction of the largest expected value.
 fn relative(got: &Tensor, expected: &Tensor) -> f64 {
-    let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+    let wide = |t: &Tensor| to_cpu(t).to_dtype(DType::F64).unwrap();
     let max = |t: Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
     max((wide(got) - wide(expected)).unwrap()) / max(wide(expected))
 }
 
 fn rms(a: &Tensor, b: &Tensor) -> f64 {
-    let d = (a.to_dtype(DType::F64).unwrap() - b.to_dtype(DType::F64).unwrap()).unwrap();
+    let wide = |t: &Tensor| to_cpu(t).to_dtype(DType::F64).unwrap();
+    let d = (wide(a) - wide(b)).unwrap();
     d.sqr().unwrap().mean_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
 

@@ -15,6 +15,7 @@ use flm_candle::{CausalLm, Residency};
 use flm_candle::{Finish, GenerateOptions, generate};
 use flm_checkpoint::Checkpoint;
 use flm_growth::{ConvertOptions, convert};
+use flm_tests::device::{device, to_cpu};
 
 const PROMPTS: [&str; 5] = ["short", "single", "repeat", "rand64", "rand300"];
 
@@ -46,18 +47,19 @@ fn ids(tensor: &Tensor) -> Vec<u32> {
 }
 
 fn load(name: &str, dtype: DType, residency: Residency) -> CausalLm {
-    CausalLm::load(&open(name), &Device::Cpu, dtype, residency).expect(name)
+    CausalLm::load(&open(name), &device(), dtype, residency).expect(name)
 }
 
 /// Largest difference, as a fraction of the largest expected value.
 fn relative(got: &Tensor, expected: &Tensor) -> f64 {
-    let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+    let wide = |t: &Tensor| to_cpu(t).to_dtype(DType::F64).unwrap();
     let max = |t: Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
     max((wide(got) - wide(expected)).unwrap()) / max(wide(expected))
 }
 
 fn l2(a: &Tensor, b: &Tensor) -> f64 {
-    let d = (a.to_dtype(DType::F64).unwrap() - b.to_dtype(DType::F64).unwrap()).unwrap();
+    let wide = |t: &Tensor| to_cpu(t).to_dtype(DType::F64).unwrap();
+    let d = (wide(a) - wide(b)).unwrap();
     d.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
 

@@ -9,11 +9,12 @@ use flm_candle::Session;
 use flm_candle::{CausalLm, ModelError, Positions, Residency};
 use flm_candle::{Finish, GenerateOptions, generate, generate_each};
 use flm_checkpoint::Checkpoint;
+use flm_tests::device::device;
 
 fn load(name: &str, residency: Residency) -> CausalLm {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name);
     let checkpoint = Arc::new(Checkpoint::open(&dir).expect(name));
-    CausalLm::load(&checkpoint, &Device::Cpu, DType::F32, residency).expect(name)
+    CausalLm::load(&checkpoint, &device(), DType::F32, residency).expect(name)
 }
 
 fn fresh(model: &CausalLm, prompt: &[u32], options: &GenerateOptions) -> Vec<u32> {

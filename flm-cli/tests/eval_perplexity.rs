@@ -7,12 +7,19 @@ use std::{
     process::{Command, Output},
 };
 
+use flm_tests::on_device;
 use flm_tests::word_model::word_model;
 use serde_json::{Value, json};
 
-fn perplexity(model: &Path, texts: &[&str], more: &[&str]) -> Output {
+fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
-    command.args(["eval", "perplexity"]).arg(model).args(["--context", "16", "--stride", "11"]).args(more);
+    command.args(["eval", "perplexity"]).args(on_device(&["eval", "perplexity"]));
+    command
+}
+
+fn perplexity(model: &Path, texts: &[&str], more: &[&str]) -> Output {
+    let mut command = command();
+    command.arg(model).args(["--context", "16", "--stride", "11"]).args(more);
     command.args(texts.iter().flat_map(|text| ["--text", text])).output().unwrap()
 }
 
@@ -99,8 +106,8 @@ fn bytes_are_those_of_the_scored_tokens() {
     let words: Vec<String> = (0..33).map(|i| format!("w{}", 100 + i)).collect();
     std::fs::write(&path, words.join(" ")).unwrap();
     let run = |text: &Path, more: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
-        command.args(["eval", "perplexity", "--json"]).arg(&model).arg("--text").arg(text).args(more);
+        let mut command = command();
+        command.arg("--json").arg(&model).arg("--text").arg(text).args(more);
         json_of(&command.output().unwrap())
     };
     let all = 33 * 4 + 32;
@@ -209,8 +216,8 @@ fn less_context_never_gives_fewer_bits_per_byte() {
     let text = dir.path().join("text.txt");
     std::fs::write(&text, CYCLE.repeat(40)).unwrap();
     let bits = |context: &str, more: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
-        command.args(["eval", "perplexity", "--json"]).arg(&model).arg("--text").arg(&text);
+        let mut command = command();
+        command.arg("--json").arg(&model).arg("--text").arg(&text);
         let report = json_of(&command.args(["--context", context]).args(more).output().unwrap());
         assert_eq!(report["tokens"], 240, "a token is a byte");
         report["bits_per_byte"].as_f64().unwrap()

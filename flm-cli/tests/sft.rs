@@ -58,7 +58,7 @@ fn prepare_with(dir: &Path, change: impl Fn(&mut TeleFlmConfig)) {
 
 fn flm(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flm"));
-    command.arg("sft").arg(dir.join("recipe.toml")).args(arguments);
+    command.arg("sft").arg(dir.join("recipe.toml")).args(arguments).args(flm_tests::on_device(&["sft"]));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

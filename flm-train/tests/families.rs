@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use flm_checkpoint::Checkpoint;
+use flm_tests::device::device;
 use flm_train::{Backprop, IGNORED, Layout, MemoryStore, MicroBatch, Packed, ParameterStore, load_weights};
 
 fn fixture(name: &str) -> PathBuf {
@@ -41,9 +42,9 @@ fn loss_and_every_gradient_equal_transformers() {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let layout = Layout::new(checkpoint.config());
         for recompute in [true, false] {
-            let mut store = MemoryStore::new(&layout, &Device::Cpu, DType::F32, true).unwrap();
+            let mut store = MemoryStore::new(&layout, &device(), DType::F32, true).unwrap();
             load_weights(&mut store, &checkpoint).unwrap();
-            let backprop = Backprop::new(&layout, &Device::Cpu, DType::F32, recompute);
+            let backprop = Backprop::new(&layout, &device(), DType::F32, recompute);
             let got = backprop.run(&mut store, &[MicroBatch::new(std::slice::from_ref(&row))]).unwrap();
             let loss = f64::from(values(&golden["loss"])[0]);
             assert!((got.loss / loss - 1.0).abs() < 1e-6, "{name}: {} for {loss}", got.loss);

@@ -7,6 +7,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use flm_checkpoint::Checkpoint;
+use flm_tests::device::device;
 use flm_train::Layout;
 use flm_train::MemoryStore;
 use flm_train::clip_coefficient;
@@ -75,13 +76,13 @@ fn unpacked(rows: &[Packed]) -> Vec<Packed> {
 fn store(name: &str) -> MemoryStore {
     let checkpoint = Checkpoint::open(&fixture(&format!("models/{name}"))).expect(name);
     let layout = Layout::new(checkpoint.config());
-    let mut store = MemoryStore::new(&layout, &Device::Cpu, DType::F32, true).unwrap();
+    let mut store = MemoryStore::new(&layout, &device(), DType::F32, true).unwrap();
     load_weights(&mut store, &checkpoint).unwrap();
     store
 }
 
 fn backprop(store: &dyn ParameterStore) -> Backprop {
-    Backprop::new(store.layout(), &Device::Cpu, DType::F32, true)
+    Backprop::new(store.layout(), &device(), DType::F32, true)
 }
 
 fn array(store: &dyn ParameterStore, name: &str, array: Array) -> Vec<f32> {
@@ -130,7 +131,7 @@ fn loss_and_every_gradient_equal_the_goldens_packed_and_unpacked() {
         for (form, batches) in forms {
             for recompute in [true, false] {
                 let mut store = store(start);
-                let backprop = Backprop::new(store.layout(), &Device::Cpu, DType::F32, recompute);
+                let backprop = Backprop::new(store.layout(), &device(), DType::F32, recompute);
                 let got = backprop.run(&mut store, &batches).unwrap();
                 assert!((got.loss / f64::from(loss) - 1.0).abs() < 1e-6, "{start} {form}: {}", got.loss);
                 assert!((got.gradient_norm / f64::from(norm) - 1.0).abs() < 1e-5, "{start} {form}");
@@ -148,7 +149,7 @@ fn loss_and_every_gradient_equal_the_goldens_packed_and_unpacked() {
 
 /// Trains as the goldens did.
 fn train(store: &mut dyn ParameterStore, golden: &Goldens, dtype: DType) -> Vec<StepLoss> {
-    let backprop = Backprop::new(store.layout(), &Device::Cpu, dtype, true);
+    let backprop = Backprop::new(store.layout(), &device(), dtype, true);
     let schedule = Schedule { peak: 1e-3, last: 1e-5, warmup: 0, steps: STEPS, decay: Decay::Linear };
     let options = AdamWOptions { weight_decay: 0.1, ..AdamWOptions::default() };
     (0..STEPS)
@@ -197,7 +198,7 @@ fn ten_steps_in_f64_equal_goldens_in_f64() {
     for (start, name) in CASES {
         let checkpoint = Checkpoint::open(&fixture(&format!("models/{start}"))).expect(start);
         let layout = Layout::new(checkpoint.config());
-        let mut store = MemoryStore::new(&layout, &Device::Cpu, DType::F64, true).unwrap();
+        let mut store = MemoryStore::new(&layout, &device(), DType::F64, true).unwrap();
         load_weights(&mut store, &checkpoint).unwrap();
         train(&mut store, &goldens(name), DType::F64);
         for (error, name) in worst(&store, &goldens(&format!("{name}.f64"))) {

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use flm_candle::{CausalLm, Residency};
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::TeleFlmConfig;
@@ -13,6 +13,7 @@ use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
 use flm_checkpoint::preset;
 use flm_checkpoint::{GrowthMasks, HeadMask, LayerMask, Mask};
+use flm_tests::device::device;
 use flm_train::Backprop;
 use flm_train::Layout;
 use flm_train::MemoryStore;
@@ -97,9 +98,9 @@ fn rows() -> Vec<Packed> {
 /// Loss and gradients by name, computed in f64.
 fn step(checkpoint: &Checkpoint, recompute: bool) -> (f64, Weights, MemoryStore, Backprop) {
     let layout = Layout::new(checkpoint.config());
-    let mut store = MemoryStore::new(&layout, &Device::Cpu, DType::F64, false).unwrap();
+    let mut store = MemoryStore::new(&layout, &device(), DType::F64, false).unwrap();
     load_weights(&mut store, checkpoint).unwrap();
-    let backprop = Backprop::new(&layout, &Device::Cpu, DType::F64, recompute);
+    let backprop = Backprop::new(&layout, &device(), DType::F64, recompute);
     let got = backprop.run(&mut store, &[MicroBatch::new(&rows())]).unwrap();
     let mut gradients = Weights::new();
     for (unit, parameters) in layout.units().iter().enumerate() {
@@ -120,7 +121,7 @@ fn the_loss_is_the_models_and_every_gradient_is_that_of_central_differences() {
         let (loss, gradients, mut store, backprop) = step(&checkpoint, true);
         assert_eq!(step(&checkpoint, false).1, gradients, "graphs kept");
 
-        let model = CausalLm::load(&checkpoint, &Device::Cpu, DType::F64, Residency::Resident).unwrap();
+        let model = CausalLm::load(&checkpoint, &device(), DType::F64, Residency::Resident).unwrap();
         let (mut expected, mut targets) = (0.0, 0.0);
         for row in rows() {
             let logits = model.logits(&row.ids).unwrap().to_vec2::<f64>().unwrap();

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use flm_candle::{ChatMessage, Tokenizer};
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::Dtype;
@@ -16,6 +16,7 @@ use flm_checkpoint::TeleFlmConfig;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
 use flm_checkpoint::preset;
+use flm_tests::device::device;
 use flm_train::Options;
 use flm_train::Plan;
 use flm_train::TrainError;
@@ -97,7 +98,8 @@ fn recipe(dir: &Path, lines: &[&str], changes: &[&str]) -> Result<Options, Train
 }
 
 fn start(dir: &Path, lines: &[&str], changes: &[&str]) -> Result<Trainer, TrainError> {
-    Trainer::new(Plan::new(recipe(dir, lines, changes)?)?, &Device::Cpu, DType::F32)
+    let plan = Plan::for_device(recipe(dir, lines, changes)?, &device(), DType::F32)?;
+    Trainer::new(plan, &device(), DType::F32)
 }
 
 /// Runs until done, or stops after `steps` steps of this call.
@@ -250,7 +252,7 @@ fn utilisation_is_the_steps_arithmetic_against_the_peak_rate() {
     let plan = trainer.plan();
     let operations = plan.operations_per_epoch();
     assert_eq!(plan.report().operations, 3.0 * operations);
-    let seconds = plan.measure(&Device::Cpu, DType::F32).unwrap().unwrap();
+    let seconds = plan.measure(&device(), DType::F32).unwrap().unwrap();
     let (outcome, events) = run(&mut trainer, None);
     outcome.unwrap();
     let mut measured = 0.0;

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
+use flm_tests::device::device;
 use flm_train::{Event, Options, Plan, Trainer};
 use serde_json::Value;
 
@@ -65,8 +66,8 @@ fn first_step(case: &Value) -> (f64, u64) {
         let length = change.as_str().and_then(|change| change.strip_prefix("data.context_length="));
         options.data.context_length = Some(length.unwrap().parse().unwrap());
     }
-    let plan = Plan::new(options).unwrap();
-    let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32).unwrap();
+    let plan = Plan::for_device(options, &device(), DType::F32).unwrap();
+    let mut trainer = Trainer::new(plan, &device(), DType::F32).unwrap();
     let mut step = None;
     trainer
         .run(&AtomicBool::new(false), &mut |event| {
@@ -121,9 +122,9 @@ fn steps_are_pytorchs_however_rows_are_packed_and_split() {
              [optimizer]\nlearning_rate = 1e-3\nfinal_learning_rate = 1e-4\nwarmup_steps = 1\n\
              weight_decay = 0.1\nclip_norm = 0.7\n[save]\ndtype = \"f32\"\n"
         );
-        let plan = Plan::new(toml::from_str(&settings).unwrap()).unwrap();
+        let plan = Plan::for_device(toml::from_str::<Options>(&settings).unwrap(), &device(), DType::F32).unwrap();
         let mut steps = Vec::new();
-        let mut trainer = Trainer::new(plan, &Device::Cpu, DType::F32).unwrap();
+        let mut trainer = Trainer::new(plan, &device(), DType::F32).unwrap();
         trainer
             .run(&AtomicBool::new(false), &mut |event| {
                 if let Event::Step(report) = event {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use flm_checkpoint::{Checkpoint, TeleFlmConfig};
+use flm_tests::device::device;
 use flm_train::{
     AdamW, AdamWOptions, Array, Backprop, Choice, DiskStore, Estimate, InputPlace, Layout, Machine,
     MemoryStore, MicroBatch, Packed, ParameterStore, Place, Placement, StepShape, StepUsage, SweepOptions,
@@ -51,7 +52,7 @@ fn train(
 ) -> (Trained, StepUsage) {
     let layout = store.layout().clone();
     fill(store);
-    let backprop = Backprop::new(&layout, &Device::Cpu, DType::F32, true).with_sweeps(options, scratch);
+    let backprop = Backprop::new(&layout, &device(), DType::F32, true).with_sweeps(options, scratch);
     let (mut losses, mut norms, mut usage) = (Vec::new(), Vec::new(), StepUsage::default());
     for step in 0..STEPS {
         let got = backprop.run(store, &batches(rows, step)).unwrap();
@@ -108,7 +109,7 @@ fn sweep_size_store_recompute_and_where_inputs_wait_change_no_bit() {
     // 7 and 11 are no powers of two: the last sweep is shorter
     for (tied, rows) in [(false, 11), (true, 7)] {
         let layout = Layout::new(&config(tied));
-        let memory = || MemoryStore::new(&layout, &Device::Cpu, DType::F32, true).unwrap();
+        let memory = || MemoryStore::new(&layout, &device(), DType::F32, true).unwrap();
         let whole = SweepOptions::whole_step(true);
         let (expected, _) = train(&mut memory(), whole, rows, dir.path());
         assert!(expected.losses[1] < expected.losses[0], "{:?}", expected.losses);
@@ -125,8 +126,7 @@ fn sweep_size_store_recompute_and_where_inputs_wait_change_no_bit() {
                 assert_eq!(usage.sweeps, (rows as usize).div_ceil(micro_batches));
             }
             let options = options(micro_batches, true, InputPlace::Disk);
-            let mut disk =
-                DiskStore::new(&layout, &dir.path().join("work"), &Device::Cpu, DType::F32).unwrap();
+            let mut disk = DiskStore::new(&layout, &dir.path().join("work"), &device(), DType::F32).unwrap();
             let (got, _) = train(&mut disk, options, rows, dir.path());
             assert!(got == expected, "on disk: {options:?}, {rows} rows, tied: {tied}");
         }
@@ -140,7 +140,7 @@ fn gradients_of_a_sweep_are_held_as_the_binary_counter_says() {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(&config(false));
     for (micro_batches, most) in [(1, 1), (2, 2), (4, 3), (8, 4), (16, 4)] {
-        let mut store = MemoryStore::new(&layout, &Device::Cpu, DType::F32, true).unwrap();
+        let mut store = MemoryStore::new(&layout, &device(), DType::F32, true).unwrap();
         let options = SweepOptions { summed: 1, ..options(micro_batches, true, InputPlace::Device) };
         let (_, usage) = train(&mut store, options, 15, dir.path());
         assert_eq!(usage.partial_sums, most, "{micro_batches}");
@@ -163,10 +163,10 @@ fn a_step_holds_and_moves_what_the_plan_says() {
         for micro_batches in [1, 2, 4, 8, 16] {
             for (recompute, inputs) in [(false, InputPlace::Device), (true, InputPlace::Disk)] {
                 let sweeps = SweepOptions { micro_batches, summed: 2.min(micro_batches), recompute, inputs };
-                let mut store = MemoryStore::new(&layout, &Device::Cpu, DType::F32, true).unwrap();
+                let mut store = MemoryStore::new(&layout, &device(), DType::F32, true).unwrap();
                 fill(&mut store);
                 let backprop =
-                    Backprop::new(&layout, &Device::Cpu, DType::F32, true).with_sweeps(sweeps, dir.path());
+                    Backprop::new(&layout, &device(), DType::F32, true).with_sweeps(sweeps, dir.path());
                 let usage = backprop.run(&mut store, &rows).unwrap().usage;
                 let choice = Choice { placement: Placement::Resident, sweeps };
                 let plan = Estimate::new(&layout, &Machine::cpu(u64::MAX), choice, shape);

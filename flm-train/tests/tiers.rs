@@ -4,8 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use flm_checkpoint::Checkpoint;
+use flm_tests::device::device;
 use flm_train::Backprop;
 use flm_train::DiskStore;
 use flm_train::Layout;
@@ -44,7 +45,7 @@ fn rows(step: u64) -> Vec<Packed> {
 /// Losses, and weights and moments at the end.
 fn train(store: &mut dyn ParameterStore, recompute: bool, micro_rows: usize) -> (Vec<f64>, Vec<Vec<f32>>) {
     load_weights(store, &checkpoint()).unwrap();
-    let backprop = Backprop::new(store.layout(), &Device::Cpu, DType::F32, recompute);
+    let backprop = Backprop::new(store.layout(), &device(), DType::F32, recompute);
     let options = AdamWOptions { weight_decay: 0.1, ..AdamWOptions::default() };
     let losses = (0..STEPS).map(|step| {
         let batches: Vec<MicroBatch> = rows(step).chunks(micro_rows).map(MicroBatch::new).collect();
@@ -67,11 +68,11 @@ fn train(store: &mut dyn ParameterStore, recompute: bool, micro_rows: usize) -> 
 }
 
 fn memory() -> MemoryStore {
-    MemoryStore::new(&Layout::new(checkpoint().config()), &Device::Cpu, DType::F32, true).unwrap()
+    MemoryStore::new(&Layout::new(checkpoint().config()), &device(), DType::F32, true).unwrap()
 }
 
 fn disk(dir: &Path) -> DiskStore {
-    DiskStore::new(&Layout::new(checkpoint().config()), dir, &Device::Cpu, DType::F32).unwrap()
+    DiskStore::new(&Layout::new(checkpoint().config()), dir, &device(), DType::F32).unwrap()
 }
 
 /// ‖a − b‖ / ‖b‖.
@@ -114,7 +115,7 @@ fn train_bf16(
     recompute: bool,
 ) -> (Vec<f64>, Vec<Vec<f32>>) {
     load_bf16(store);
-    let backprop = Backprop::new(store.layout(), &Device::Cpu, DType::F32, recompute);
+    let backprop = Backprop::new(store.layout(), &device(), DType::F32, recompute);
     let losses = (0..STEPS).map(|step| {
         let got = backprop.run(store, &[MicroBatch::new(&rows(step % 4))]).unwrap();
         let mut adamw = AdamW::new(AdamWOptions::default(), step + 1, rate, 1.0);
@@ -137,14 +138,14 @@ fn train_bf16(
 #[test]
 fn small_updates_of_bf16_weights_add_up_with_stochastic_rounding_alone() {
     let layout = Layout::new(checkpoint().config()).with_bf16_weights();
-    let memory = || MemoryStore::new(&layout, &Device::Cpu, DType::F32, true).unwrap();
+    let memory = || MemoryStore::new(&layout, &device(), DType::F32, true).unwrap();
     let mut start = memory();
     load_bf16(&mut start);
     // a step of 1e-5 is a small part of the distance of most neighbouring weights
     let (losses, stochastic) = train_bf16(&mut memory(), 1e-5, true, true);
     let (_, nearest) = train_bf16(&mut memory(), 1e-5, false, true);
     let mut exact =
-        MemoryStore::new(&Layout::new(checkpoint().config()), &Device::Cpu, DType::F32, true).unwrap();
+        MemoryStore::new(&Layout::new(checkpoint().config()), &device(), DType::F32, true).unwrap();
     let (expected, exact) = train_bf16(&mut exact, 1e-5, false, true);
     assert!((losses[19] / expected[19] - 1.0).abs() < 1e-2, "{} {}", losses[19], expected[19]);
     // how far weights have come in the direction in which those in f32 went
@@ -171,7 +172,7 @@ fn small_updates_of_bf16_weights_add_up_with_stochastic_rounding_alone() {
     }
 
     let dir = tempfile::tempdir().unwrap();
-    let mut disk = DiskStore::new(&layout, &dir.path().join("work"), &Device::Cpu, DType::F32).unwrap();
+    let mut disk = DiskStore::new(&layout, &dir.path().join("work"), &device(), DType::F32).unwrap();
     assert_eq!(train_bf16(&mut disk, 1e-5, true, true), (losses.clone(), stochastic.clone()), "on disk");
     let graphs = train_bf16(&mut memory(), 1e-5, true, false);
     assert_eq!(graphs, (losses.clone(), stochastic.clone()), "graphs kept");
@@ -206,7 +207,7 @@ fn padding_and_masked_rows_do_not_count() {
     let loss = |rows: &[Packed]| {
         let mut store = memory();
         load_weights(&mut store, &checkpoint()).unwrap();
-        let backprop = Backprop::new(store.layout(), &Device::Cpu, DType::F32, true);
+        let backprop = Backprop::new(store.layout(), &device(), DType::F32, true);
         backprop.run(&mut store, &[MicroBatch::new(rows)]).unwrap()
     };
     let (one, two) = (loss(&rows[..1]), loss(&[rows[0].clone(), masked]));

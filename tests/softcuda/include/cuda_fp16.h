@@ -1,0 +1,1 @@
+// What kernels include; everything is in softcuda.h.

@@ -13,7 +13,7 @@ use flm_checkpoint::TensorSpec;
 use flm_checkpoint::Writer;
 use flm_checkpoint::preset;
 use flm_checkpoint::{GrowthMasks, HeadMask, LayerMask, Mask};
-use flm_tests::device::device;
+use flm_tests::device::{device, on_cpu};
 use flm_train::Backprop;
 use flm_train::Layout;
 use flm_train::MemoryStore;
@@ -135,7 +135,9 @@ fn the_loss_is_the_models_and_every_gradient_is_that_of_central_differences() {
         let layout = store.layout().clone();
         for (unit, parameter, p) in layout.parameters() {
             let place = Place { unit, parameter, array: Array::Weights };
-            for (i, &got) in gradients[&p.name].iter().enumerate() {
+            // two passes an entry: on a device some of them, where all are compared with the CPU's in softcuda.rs
+            let every = if on_cpu() { 1 } else { 23 };
+            for (i, &got) in gradients[&p.name].iter().enumerate().step_by(every) {
                 let mut value = [0.0];
                 store.read(place, i, &mut value).unwrap();
                 // a power of two: the moved weights are what they are meant to be, in f32 as well

@@ -198,3 +198,22 @@ fn a_block_asks_for_this_much() {
     let parameters = layout.parameters().count() as i64 - 1;
     assert!(one[4] <= parameters + 2 && four[4] - one[4] <= 3 * 2, "{one:?} {four:?}");
 }
+
+#[test]
+fn nothing_of_a_step_in_f64_is_computed_in_less() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(checkpoint().config());
+    let run = |device: &Device| {
+        let mut store = store(&layout, Place::Resident, device, DType::F64, dir.path());
+        step(store.as_mut(), &Backprop::new(&layout, device, DType::F64, true), 3)
+    };
+    let (cpu, gpu) = (run(&Device::Cpu), run(&open_gpu(0).unwrap()));
+    assert!((gpu.0 / cpu.0 - 1.0).abs() < 1e-13, "{} {}", gpu.0, cpu.0);
+    let names: Vec<String> = layout.parameters().map(|(_, _, p)| p.name.clone()).collect();
+    for ((gpu, cpu), name) in gpu.1.iter().zip(&cpu.1).zip(&names) {
+        // gradients leave the device in f32
+        let error = relative(gpu, cpu);
+        assert!(error < 1e-8, "{name}: {error:e}");
+    }
+}

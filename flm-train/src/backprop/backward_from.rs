@@ -1,17 +1,16 @@
 //! candle's backward, started from a given gradient.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, backprop::GradStore, bail};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, backprop::GradStore, bail,
+};
 
 /// Gradients of `y`'s ancestors where the gradient of `y` is `dy`.
 ///
 /// candle's `backward` starts from a scalar with gradient 1: `Σ y · dy` is one whose gradient by `y` is
-/// `dy`. On a CPU that sum is not computed, only its gradient.
+/// `dy`. That sum is not computed, only its gradient.
 pub(super) fn backward_from(y: &Tensor, dy: &Tensor) -> Result<GradStore> {
-    let dy = dy.detach();
-    if y.device().is_cpu() {
-        return y.apply_op1(Seed(dy))?.backward();
-    }
-    (y.to_dtype(DType::F32)? * dy.to_dtype(DType::F32)?)?.sum_all()?.backward()
+    y.apply_op1(Seed(dy.detach()))?.backward()
 }
 
 struct Seed(Tensor);
@@ -28,6 +27,11 @@ impl CustomOp1 for Seed {
             _ => bail!("training on a CPU computes in f32 or f64"),
         };
         Ok((zero, Shape::from(())))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let scalar = Shape::from(());
+        Ok((storage.device().zeros_impl(&scalar, storage.dtype())?, scalar))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {

@@ -97,7 +97,8 @@ fn training_is_planned_by_the_memory_that_the_gpu_has_and_stays_within_it() {
         placements.push(format!("{} {}", plan["placement"].as_str().unwrap(), plan["recompute"]));
         let total = chosen["estimate"]["device"]["total"].as_u64().unwrap();
         // no more than the plan says
-        let (budget, own) = (format!("memory.device_budget={total}"), (total - CONTEXT).to_string());
+        let (budget, own) =
+            (format!("memory.device_budget={}kB", total.div_ceil(1000)), (total - CONTEXT).to_string());
         let run = json(&flm(&[&sft[..], &[&budget]].concat(), &[("SOFTCUDA_MEMORY", &own)]));
         losses.push(run["loss"].as_f64().unwrap());
     }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use flm_checkpoint::Checkpoint;
-use flm_tests::device::device;
+use flm_tests::device::{device, on_cpu};
 use flm_train::Layout;
 use flm_train::MemoryStore;
 use flm_train::clip_coefficient;
@@ -186,8 +186,10 @@ fn ten_steps_of_adamw_equal_the_goldens() {
             let error = (losses[step].loss / f64::from(expected) - 1.0).abs();
             assert!(error < 1e-5, "{start} step {step}: {error:e}");
         }
-        // the goldens' own moments are up to 1.2e-5 from those of f64 arithmetic: two such errors add up
-        for ((error, name), bound) in worst(&store, &golden).into_iter().zip([1e-5, 2e-5, 2e-5]) {
+        // the goldens' own moments are up to 1.2e-5 from those of f64 arithmetic: two such errors add up; a GPU
+        // sums one after the other what the CPU's products sum in lanes, and rounds more
+        let bounds = if on_cpu() { [1e-5, 2e-5, 2e-5] } else { [2e-5, 5e-5, 5e-5] };
+        for ((error, name), bound) in worst(&store, &golden).into_iter().zip(bounds) {
             assert!(error < bound, "{start} {name}: {error:e}");
         }
     }

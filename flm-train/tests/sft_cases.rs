@@ -122,7 +122,8 @@ fn steps_are_pytorchs_however_rows_are_packed_and_split() {
              [optimizer]\nlearning_rate = 1e-3\nfinal_learning_rate = 1e-4\nwarmup_steps = 1\n\
              weight_decay = 0.1\nclip_norm = 0.7\n[save]\ndtype = \"f32\"\n"
         );
-        let plan = Plan::for_device(toml::from_str::<Options>(&settings).unwrap(), &device(), DType::F32).unwrap();
+        let plan =
+            Plan::for_device(toml::from_str::<Options>(&settings).unwrap(), &device(), DType::F32).unwrap();
         let mut steps = Vec::new();
         let mut trainer = Trainer::new(plan, &device(), DType::F32).unwrap();
         trainer

@@ -46,6 +46,15 @@ impl Streamed {
     }
 }
 
+/// What is being read ahead is waited for: nothing outlives the model.
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        let ahead = self.ahead.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // its block is not wanted, nor why there is none
+        let _ = ahead.map(|ahead| ahead.read.join());
+    }
+}
+
 impl BlockSource for Streamed {
     fn block(&self, layer: usize) -> Result<Arc<Block>, ModelError> {
         if layer >= self.layers {

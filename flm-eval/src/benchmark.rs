@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, de::DeserializeOwned};
 
+use crate::files;
 use crate::provenance::sha256;
 use crate::rubric::Rubric;
 use crate::score::Expected;
@@ -74,7 +75,7 @@ impl Questions {
     }
 
     fn read(path: &Path, rubric: Rubric, temperatures: BTreeMap<String, f64>) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = files::read(path, files::ROWS)?;
         Self::parse(&bytes, rubric, temperatures).with_context(|| path.display().to_string())
     }
 
@@ -184,7 +185,7 @@ fn only_jsonl(dir: &Path) -> anyhow::Result<Option<PathBuf>> {
 
 fn json<T: DeserializeOwned>(path: Option<PathBuf>) -> anyhow::Result<Option<T>> {
     let Some(path) = path else { return Ok(None) };
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = files::read(&path, files::SETTINGS)?;
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is not understood", path.display()))
 }
 

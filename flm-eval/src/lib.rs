@@ -10,6 +10,7 @@
 
 mod answer;
 mod benchmark;
+mod files;
 mod journal;
 mod judge;
 mod model;

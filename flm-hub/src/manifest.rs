@@ -3,7 +3,7 @@
 use crate::digest::is_digest;
 use crate::names::is_repository;
 
-use std::{collections::HashSet, path::Path};
+use std::{collections::HashSet, io::Read, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,9 @@ use crate::names as file_name;
 
 /// The manifest of the released checkpoints.
 const EMBEDDED: &str = include_str!("../../weights-manifest.toml");
+
+/// The most bytes of a manifest.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Checkpoints known by name.
 #[derive(Debug, Clone, Deserialize)]
@@ -94,7 +97,13 @@ impl Manifest {
         match path {
             None => Self::parse(EMBEDDED, "weights-manifest.toml"),
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(io("read", path))?;
+                let mut text = String::new();
+                let file = std::fs::File::open(path).map_err(io("open", path))?;
+                file.take(MAX_BYTES).read_to_string(&mut text).map_err(io("read", path))?;
+                if text.len() as u64 == MAX_BYTES {
+                    let reason = format!("it has {MAX_BYTES} bytes or more");
+                    return Err(HubError::Io { action: "read", path: path.into(), reason });
+                }
                 Self::parse(&text, &path.display().to_string())
             }
         }

@@ -7,6 +7,7 @@ use minijinja::{AutoEscape, Environment, Value, syntax::SyntaxConfig, value::Ser
 
 use serde_json::json;
 
+use crate::files;
 use crate::judge::Case;
 use crate::provenance::sha256;
 use crate::rubric::Rubric;
@@ -37,8 +38,8 @@ impl Prompt {
 
     /// A user's own template.
     pub fn open(path: &Path, rubric: &Rubric) -> anyhow::Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = String::from_utf8(files::read(path, files::SETTINGS)?)
+            .with_context(|| format!("{} is not UTF-8 text", path.display()))?;
         Self::new(&text, rubric).with_context(|| path.display().to_string())
     }
 

@@ -10,6 +10,7 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::files;
 use crate::journal::Journal;
 use crate::judge::{Case, Judge};
 use crate::model::Progress;
@@ -60,7 +61,7 @@ pub struct Failure {
 
 /// Reads answers: flm's own or those of the released scripts, one JSON object a line.
 pub fn read_answers(path: &Path, rubric: &Rubric) -> anyhow::Result<Vec<Answer>> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = files::read(path, files::ROWS)?;
     let (mut answers, mut ids) = (Vec::<Answer>::new(), HashSet::new());
     for (index, line) in lines(&bytes) {
         let answer = parse_line(line).and_then(|fields| {

@@ -6,6 +6,8 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::files;
+
 /// The id of a question: a number in AlignBench, text in other benchmarks.
 ///
 /// `7`, `7.0` (as pandas writes a column with a gap) and `"7"` are one id.
@@ -138,7 +140,7 @@ pub(crate) fn read_rows_of<T: serde::de::DeserializeOwned>(path: &Path) -> anyho
 }
 
 fn read_with<T>(path: &Path, parse: impl Fn(&[u8]) -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = files::read(path, files::ROWS)?;
     let row = |(index, line)| parse(line).with_context(|| format!("{}, line {}", path.display(), index + 1));
     lines(&bytes).map(row).collect()
 }

@@ -91,12 +91,22 @@ pub(super) fn each_sample(
         }
         return rows.finish(take);
     }
-    for (index, line) in reader.split(b'\n').enumerate() {
-        let bytes = line.map_err(TrainError::file("read", path))?;
-        let line = index + 1;
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
         let wrong = |message: String| TrainError::Line { path: path.into(), line, message };
-        let text = std::str::from_utf8(&bytes).map_err(|_| wrong(no_utf8(&bytes).into()))?;
-        let text = if index == 0 { text.trim_start_matches('\u{feff}') } else { text };
+        let read = reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut bytes);
+        if read.map_err(TrainError::file("read", path))? == 0 {
+            break;
+        }
+        if bytes.len() as u64 > MAX_LINE {
+            return Err(wrong(format!(
+                "more than {MAX_LINE} bytes in one line: this is no file of JSON lines"
+            )));
+        }
+        let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        let text = std::str::from_utf8(bytes).map_err(|_| wrong(no_utf8(bytes).into()))?;
+        let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };
         if text.trim().is_empty() {
             continue;
         }
@@ -107,6 +117,10 @@ pub(super) fn each_sample(
     rows.finish(take)
 }
 
+/// The most bytes of a row, and of a text: what has no end is refused, and a text is in memory whole.
+const MAX_LINE: u64 = 256 << 20;
+const MAX_TEXT: u64 = 4 << 30;
+
 /// What bytes are that are not UTF-8.
 fn no_utf8(bytes: &[u8]) -> &'static str {
     match bytes {
@@ -115,9 +129,13 @@ fn no_utf8(bytes: &[u8]) -> &'static str {
     }
 }
 
-fn plain_text(path: &Path, mut reader: impl Read) -> Result<Sample, TrainError> {
+fn plain_text(path: &Path, reader: impl Read) -> Result<Sample, TrainError> {
     let mut bytes = Vec::new();
-    reader.read_to_end(&mut bytes).map_err(TrainError::file("read", path))?;
+    reader.take(MAX_TEXT + 1).read_to_end(&mut bytes).map_err(TrainError::file("read", path))?;
+    if bytes.len() as u64 > MAX_TEXT {
+        let message = format!("more than {MAX_TEXT} bytes: split the text into several files");
+        return Err(TrainError::Line { path: path.into(), line: 1, message });
+    }
     let text = String::from_utf8(bytes).map_err(|e| {
         let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
         TrainError::Line { path: path.into(), line, message: no_utf8(e.as_bytes()).into() }

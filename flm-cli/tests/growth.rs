@@ -136,7 +136,7 @@ fn recipes_and_stages_end_in_the_same_function() {
     let same = flm_json(["verify", text(&source), text(&grown), "--report", text(&page)]);
     assert_eq!(same["passed"], true, "{same:#}");
     let page = std::fs::read_to_string(&page).unwrap();
-    for part in ["→ grown", "16 → ", "<svg", "<polyline", "plan_blake3", "The same function"] {
+    for part in ["→ grown", "20 → ", "<svg", "<polyline", "plan_blake3", "The same function"] {
         assert!(page.contains(part), "{part}");
     }
     for outside in ["<script", "<link", "src=", "href="] {

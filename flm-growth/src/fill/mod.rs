@@ -20,8 +20,8 @@ use flm_checkpoint::Dtype;
 /// Draws the elements of one tensor, any range at a time.
 ///
 /// ```
-/// use flm_growth::{NormalFill};
-/// use flm_growth::{Dtype};
+/// use flm_checkpoint::Dtype;
+/// use flm_growth::NormalFill;
 ///
 /// let fill = NormalFill::new(7, "lm_head.weight", Dtype::BF16, 0.02)?;
 /// let (mut whole, mut tail) = (vec![0; 2000], vec![0; 500]);

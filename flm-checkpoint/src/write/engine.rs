@@ -220,16 +220,29 @@ impl<'a, F: Fill> Queue<'a, F> {
     }
 }
 
+/// Sends the other threads home when one fails or panics: what is left may be hours of work.
+struct StopOthers<'a> {
+    stop: &'a AtomicBool,
+    failed: bool,
+}
+
+impl Drop for StopOthers<'_> {
+    fn drop(&mut self) {
+        if self.failed {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 impl<F: Fill> Run<'_, F> {
     fn worker(&self) -> Result<(), F::Error> {
         let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+        let mut failing = StopOthers { stop: &self.stop, failed: true };
         while !self.stop.load(Ordering::Relaxed) {
             let Some(chunk) = lock(&self.queue).next() else { break };
-            if let Err(error) = self.chunk(&chunk, &mut scratch, &mut out) {
-                self.stop.store(true, Ordering::Relaxed);
-                return Err(error);
-            }
+            self.chunk(&chunk, &mut scratch, &mut out)?;
         }
+        failing.failed = false;
         Ok(())
     }
 
@@ -304,6 +317,7 @@ mod tests {
         spec: TensorSpec,
         chunk: u64,
         fails: bool,
+        panics: bool,
         filled: AtomicU64,
     }
 
@@ -332,10 +346,35 @@ mod tests {
             if self.fails && range.end == self.nbytes() {
                 return Err(CheckpointError::NotInOutput("fails".into()));
             }
+            assert!(!self.panics, "as it was told");
             self.filled.fetch_add(range.end - range.start, Ordering::Relaxed);
             out.extend(range.map(|at| self.byte(at)));
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_panic_ends_the_run_and_not_only_its_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = preset("nano-52b").unwrap();
+        let source = dir.path().join("source");
+        Writer::create(&source, &[], u64::MAX).unwrap().finish(&config).unwrap();
+        let key = RunKey::new("test", &[], &Checkpoint::open(&source).unwrap()).unwrap();
+        let tensor = |i: usize| Counted {
+            spec: TensorSpec { name: format!("t{i:03}"), dtype: Dtype::F32, shape: vec![4096] },
+            chunk: 1024,
+            fails: false,
+            panics: i == 0,
+            filled: AtomicU64::new(0),
+        };
+        let tensors: Vec<Counted> = (0..200).map(tensor).collect();
+        let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
+        let engine = Engine::open(&dir.path().join("out"), &config, &specs, u64::MAX, &key, false).unwrap();
+        let slowly = |_| std::thread::sleep(std::time::Duration::from_millis(1));
+        let run = std::panic::AssertUnwindSafe(|| engine.write(&tensors, 2, &slowly));
+        assert!(std::panic::catch_unwind(run).is_err());
+        let filled: u64 = tensors.iter().map(|t| t.filled.load(Ordering::Relaxed)).sum();
+        assert!(filled < 200 * 4 * 4096 / 2, "{filled}");
     }
 
     #[test]
@@ -355,6 +394,7 @@ mod tests {
                 spec: spec.clone(),
                 chunk: [5000, 65536, 1 << 20, 70_001, 999][i % 5],
                 fails: fails && i == 6,
+                panics: false,
                 filled: AtomicU64::new(0),
             };
             specs.iter().enumerate().map(counted).collect()

@@ -59,7 +59,7 @@ impl Checkpoint {
     }
 
     /// The archive's entry that is this tensor and nothing else, if it was saved with a checksum.
-    fn storage_of(&self, entry: &TensorEntry) -> Option<&ZipEntry> {
+    pub fn storage_of(&self, entry: &TensorEntry) -> Option<&ZipEntry> {
         let storages = self.storages.get(entry.file)?;
         let at = storages.partition_point(|s| s.offset < entry.offset);
         let same = |s: &&ZipEntry| (s.offset, s.size) == (entry.offset, entry.nbytes) && s.crc32 != 0;
@@ -67,15 +67,26 @@ impl Checkpoint {
     }
 
     fn check_storage(&self, entry: &TensorEntry, crc: impl FnOnce() -> u32) -> Result<()> {
-        let Some(storage) = self.storage_of(entry) else { return Ok(()) };
-        let got = crc();
-        if got == storage.crc32 {
+        match self.storage_of(entry) {
+            Some(storage) => self.compare_storage(entry.file, storage, &entry.name, crc()),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares the CRC-32 of a storage of weight file `file` with what was saved, if that was; `tensor` is one of
+    /// its tensors, for the message.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Checksum`].
+    pub fn compare_storage(&self, file: usize, storage: &ZipEntry, tensor: &str, got: u32) -> Result<()> {
+        // 0: saved without checksums
+        if storage.crc32 == 0 || got == storage.crc32 {
             return Ok(());
         }
         Err(CheckpointError::Checksum {
-            path: self.files[entry.file].path.clone(),
+            path: self.files[file].path.clone(),
             entry: storage.name.clone(),
-            tensor: entry.name.clone(),
+            tensor: tensor.into(),
             expected: storage.crc32,
             got,
         })

@@ -31,10 +31,7 @@ pub(super) struct Moved<'a> {
 impl<'a> Moved<'a> {
     pub(super) fn new(src: &'a Checkpoint, planned: Planned<'a>) -> Self {
         let entry = planned.entry;
-        let storages = &src.storages[entry.file];
-        let at = storages.partition_point(|s| s.offset < entry.offset);
-        let same = |s: &&ZipEntry| (s.offset, s.size) == (entry.offset, entry.nbytes);
-        let storage = storages[at..].iter().take_while(|s| s.offset == entry.offset).find(same);
+        let storage = src.storage_of(entry);
         let crcs = storage.map_or(0, |_| entry.nbytes.div_ceil(CHUNK));
         Self {
             src,
@@ -122,7 +119,7 @@ impl Fill for Moved<'_> {
             let length = CHUNK.min(self.planned.entry.nbytes - i as u64 * CHUNK);
             whole.combine(&crc32fast::Hasher::new_with_initial_len(crc, length));
         }
-        check(self.src, self.planned.entry.file, storage, self.name(), whole.finalize())
+        self.src.compare_storage(self.planned.entry.file, storage, self.name(), whole.finalize())
     }
 }
 
@@ -131,7 +128,8 @@ pub(super) fn check_uncovered(src: &Checkpoint, tensors: &[Moved<'_>]) -> Result
     let covered: HashSet<(usize, u64)> =
         tensors.iter().filter_map(|t| Some((t.planned.entry.file, t.storage?.offset))).collect();
     let all = src.storages.iter().enumerate().flat_map(|(file, s)| s.iter().map(move |s| (file, s)));
-    let open: Vec<_> = all.filter(|(file, s)| s.size > 0 && !covered.contains(&(*file, s.offset))).collect();
+    let open: Vec<_> =
+        all.filter(|(file, s)| s.crc32 != 0 && s.size > 0 && !covered.contains(&(*file, s.offset))).collect();
     open.par_iter().map(|(file, storage)| check_storage(src, *file, storage)).sum()
 }
 
@@ -149,20 +147,6 @@ fn check_storage(src: &Checkpoint, file: usize, storage: &ZipEntry) -> Result<u6
         })?;
         crc.update(bytes);
     }
-    check(src, file, storage, name, crc.finalize())?;
+    src.compare_storage(file, storage, name, crc.finalize())?;
     Ok(storage.size)
-}
-
-fn check(src: &Checkpoint, file: usize, storage: &ZipEntry, tensor: &str, got: u32) -> Result<()> {
-    // 0: saved without checksums
-    if got == storage.crc32 || storage.crc32 == 0 {
-        return Ok(());
-    }
-    Err(CheckpointError::Checksum {
-        path: src.files[file].path.clone(),
-        entry: storage.name.clone(),
-        tensor: tensor.into(),
-        expected: storage.crc32,
-        got,
-    })
 }

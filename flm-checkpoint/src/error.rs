@@ -79,8 +79,8 @@ pub enum CheckpointError {
     /// Git LFS has not fetched the file.
     #[error("{path} is a Git LFS pointer, not the file itself: run `git lfs pull`, or `flm pull` the model")]
     LfsPointer { path: PathBuf },
-    /// A text file of the checkpoint is far larger than such files are.
-    #[error("{path} has {size} bytes; at most {limit} are read")]
+    /// A file is far larger than such files are.
+    #[error("{path} has {size} bytes or more; at most {limit} are read")]
     TooLarge {
         path: PathBuf,
         /// Its size.

@@ -6,13 +6,13 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use flm_checkpoint::read_at_most;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::files;
 use crate::provenance::sha256;
-use crate::rubric::Rubric;
+use crate::rubric::{MAX_SETTINGS, Rubric};
 use crate::score::Expected;
-use crate::score::rows::{QuestionId, lines, parse_line};
+use crate::score::rows::{MAX_ROWS, QuestionId, lines, parse_line};
 
 /// One question.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -75,7 +75,7 @@ impl Questions {
     }
 
     fn read(path: &Path, rubric: Rubric, temperatures: BTreeMap<String, f64>) -> anyhow::Result<Self> {
-        let bytes = files::read(path, files::ROWS)?;
+        let bytes = read_at_most(path, MAX_ROWS)?;
         Self::parse(&bytes, rubric, temperatures).with_context(|| path.display().to_string())
     }
 
@@ -185,7 +185,7 @@ fn only_jsonl(dir: &Path) -> anyhow::Result<Option<PathBuf>> {
 
 fn json<T: DeserializeOwned>(path: Option<PathBuf>) -> anyhow::Result<Option<T>> {
     let Some(path) = path else { return Ok(None) };
-    let bytes = files::read(&path, files::SETTINGS)?;
+    let bytes = read_at_most(&path, MAX_SETTINGS)?;
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is not understood", path.display()))
 }
 

@@ -10,7 +10,6 @@
 
 mod answer;
 mod benchmark;
-mod files;
 mod journal;
 mod judge;
 mod model;

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
+/// The most bytes of a file that says something of questions: a rubric, temperatures, a template.
+pub(crate) const MAX_SETTINGS: u64 = 16 << 20;
+
 const FACTS: &str = "事实与解释型回答";
 const LOGIC: &str = "逻辑推理型回答";
 const CREATION: &str = "生成型回答";

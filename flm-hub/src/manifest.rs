@@ -3,8 +3,9 @@
 use crate::digest::is_digest;
 use crate::names::is_repository;
 
-use std::{collections::HashSet, io::Read, path::Path};
+use std::{collections::HashSet, path::Path};
 
+use flm_checkpoint::read_at_most;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{HubError, Result, io};
@@ -97,13 +98,9 @@ impl Manifest {
         match path {
             None => Self::parse(EMBEDDED, "weights-manifest.toml"),
             Some(path) => {
-                let mut text = String::new();
-                let file = std::fs::File::open(path).map_err(io("open", path))?;
-                file.take(MAX_BYTES).read_to_string(&mut text).map_err(io("read", path))?;
-                if text.len() as u64 == MAX_BYTES {
-                    let reason = format!("it has {MAX_BYTES} bytes or more");
-                    return Err(HubError::Io { action: "read", path: path.into(), reason });
-                }
+                let bytes = read_at_most(path, MAX_BYTES)?;
+                let text = String::from_utf8(bytes)
+                    .map_err(|error| io("read", path)(std::io::Error::other(error)))?;
                 Self::parse(&text, &path.display().to_string())
             }
         }

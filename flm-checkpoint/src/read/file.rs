@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::error::io;
 use crate::format::{LFS_POINTER, Source};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -51,6 +51,20 @@ impl Source for OpenFile {
     }
 }
 
+/// All bytes of a file, a device or a pipe that has at most `limit`; what has no end is refused, not read for ever.
+///
+/// # Errors
+/// [`CheckpointError::TooLarge`], and where it cannot be read.
+pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
+    let size = read.map_err(io("read", path))? as u64;
+    if size > limit {
+        return Err(CheckpointError::TooLarge { path: path.into(), size, limit });
+    }
+    Ok(bytes)
+}
+
 /// The names in a directory that are UTF-8.
 pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
@@ -73,4 +87,19 @@ pub fn read_json_file(path: &Path) -> Result<Vec<u8>> {
         return Err(CheckpointError::TooLarge { path: path.into(), size: source.size, limit: MAX_JSON });
     }
     source.bytes_at(0, source.size as usize).map_err(io("read", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_end_is_refused() {
+        let endless = read_at_most(Path::new("/dev/zero"), 1000);
+        assert!(matches!(endless, Err(CheckpointError::TooLarge { limit: 1000, .. })));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "four").unwrap();
+        assert_eq!(read_at_most(file.path(), 4).unwrap(), b"four");
+        assert!(read_at_most(file.path(), 3).is_err());
+    }
 }

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use anyhow::Context;
+use flm_checkpoint::read_at_most;
 use minijinja::{AutoEscape, Environment, Value, syntax::SyntaxConfig, value::Serde};
 
 use serde_json::json;
 
-use crate::files;
 use crate::judge::Case;
 use crate::provenance::sha256;
-use crate::rubric::Rubric;
+use crate::rubric::{MAX_SETTINGS, Rubric};
 
 /// The built-in prompt: AlignBench's rules in words of our own.
 const BUILT_IN: &str = include_str!("prompt.jinja");
@@ -38,7 +38,7 @@ impl Prompt {
 
     /// A user's own template.
     pub fn open(path: &Path, rubric: &Rubric) -> anyhow::Result<Self> {
-        let text = String::from_utf8(files::read(path, files::SETTINGS)?)
+        let text = String::from_utf8(read_at_most(path, MAX_SETTINGS)?)
             .with_context(|| format!("{} is not UTF-8 text", path.display()))?;
         Self::new(&text, rubric).with_context(|| path.display().to_string())
     }

@@ -6,18 +6,18 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use flm_checkpoint::read_at_most;
 use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::files;
 use crate::journal::Journal;
 use crate::judge::{Case, Judge};
 use crate::model::Progress;
 use crate::provenance::{sha256, version};
 use crate::rubric::Rubric;
 use crate::score::parse::parse;
-use crate::score::rows::{QuestionId, lines, parse_line};
+use crate::score::rows::{MAX_ROWS, QuestionId, lines, parse_line};
 use crate::score::score_pattern;
 use crate::score::verdict::{Verdict, conclude};
 
@@ -61,7 +61,7 @@ pub struct Failure {
 
 /// Reads answers: flm's own or those of the released scripts, one JSON object a line.
 pub fn read_answers(path: &Path, rubric: &Rubric) -> anyhow::Result<Vec<Answer>> {
-    let bytes = files::read(path, files::ROWS)?;
+    let bytes = read_at_most(path, MAX_ROWS)?;
     let (mut answers, mut ids) = (Vec::<Answer>::new(), HashSet::new());
     for (index, line) in lines(&bytes) {
         let answer = parse_line(line).and_then(|fields| {

@@ -3,10 +3,12 @@
 use std::{fmt, path::Path};
 
 use anyhow::{Context, bail, ensure};
+use flm_checkpoint::read_at_most;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::files;
+/// The most bytes of questions, answers or judgments in one file.
+pub(crate) const MAX_ROWS: u64 = 1 << 30;
 
 /// The id of a question: a number in AlignBench, text in other benchmarks.
 ///
@@ -140,7 +142,7 @@ pub(crate) fn read_rows_of<T: serde::de::DeserializeOwned>(path: &Path) -> anyho
 }
 
 fn read_with<T>(path: &Path, parse: impl Fn(&[u8]) -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
-    let bytes = files::read(path, files::ROWS)?;
+    let bytes = read_at_most(path, MAX_ROWS)?;
     let row = |(index, line)| parse(line).with_context(|| format!("{}, line {}", path.display(), index + 1));
     lines(&bytes).map(row).collect()
 }

@@ -107,9 +107,9 @@ fn keep_freed_memory(context: &candle_core::cuda_backend::cudarc::driver::CudaCo
     }
 }
 
-/// Whether an operation failed because the GPU's memory is full.
-pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    // the driver's error is boxed, and on its way wrapped in places and traces
+/// Whether something failed because the GPU's memory is full.
+pub fn is_out_of_memory(error: &dyn std::error::Error) -> bool {
+    // the driver's error is boxed, and on its way wrapped in places and traces: only its text is left
     let text = error.to_string();
     ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|code| text.contains(code))
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::DType;
 use flm_candle::{CausalLm, GenerateOptions, Positions, Residency, generate, open_gpu};
 use flm_checkpoint::Checkpoint;
-use flm_tests::device::{counted, counts};
+use flm_tests::device::{CALLS, counted, counts};
 
 /// Counts are of the whole process: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -39,17 +39,7 @@ fn a_decoded_token_asks_for_this_much() {
                 .unwrap()
         };
         run(&[1, 2, 3, 4, 5, 6, 7, 8], &mut cache);
-        let what = [
-            c"launches",
-            c"cublasGemmStridedBatchedEx",
-            c"cuMemAllocAsync",
-            c"cuMemcpyHtoDAsync",
-            c"cuMemcpyDtoHAsync",
-            c"cuStreamSynchronize",
-            c"cuEventCreate",
-            c"cuMemsetD8Async",
-        ];
-        let got = counts(what, || {
+        let got = counts(CALLS, || {
             run(&[9], &mut cache);
         });
         let [launched, multiplied, allocated, sent, received, waits, events, sets] = got;

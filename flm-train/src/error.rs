@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use flm_candle::ModelError;
 use flm_candle::TokenizerError;
+use flm_candle::{ModelError, is_out_of_memory};
 use flm_checkpoint::CheckpointError;
 use flm_checkpoint::ConfigError;
 
@@ -154,13 +154,9 @@ impl TrainError {
         false
     }
 
-    /// Whether the reason is that a GPU has no memory left. candle tells it as text only.
+    /// Whether the reason is that a GPU has no memory left.
     pub fn is_device_memory(&self) -> bool {
-        if matches!(self, Self::Model(ModelError::DeviceMemory)) {
-            return true;
-        }
-        let text = self.to_string();
-        ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|code| text.contains(code))
+        matches!(self, Self::Model(ModelError::DeviceMemory)) || is_out_of_memory(self)
     }
 
     /// An error of the system while doing `action` to `path`.

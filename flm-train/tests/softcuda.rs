@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device};
 use flm_candle::open_gpu;
 use flm_checkpoint::Checkpoint;
-use flm_tests::device::{counted, counts};
+use flm_tests::device::{CALLS, counted, counts};
 use flm_train::{
     AdamW, AdamWOptions, Backprop, DiskStore, InputPlace, Layout, MemoryStore, MicroBatch, Packed,
     ParameterStore, StochasticRounding, SweepOptions, load_weights,
@@ -142,7 +142,7 @@ fn a_step_moves_weights_twice_and_a_gradient_once() {
         let mut store = store(&layout, place, &gpu, DType::BF16, dir.path());
         let backprop = Backprop::new(&layout, &gpu, DType::BF16, true);
         let what = [c"bytes up", c"bytes down", c"bytes inside"];
-        let [up, down, inside] = counts(what, || {
+        let [up, down, inside] = counts(CALLS, || {
             backprop.run(store.as_mut(), &rows).unwrap();
         });
         let config = layout.config();
@@ -172,20 +172,10 @@ fn a_block_asks_for_this_much() {
     let gpu = open_gpu(0).unwrap();
     let mut store = store(&layout, Place::Resident, &gpu, DType::BF16, dir.path());
     let backprop = Backprop::new(&layout, &gpu, DType::BF16, true);
-    let what = [
-        c"launches",
-        c"cublasGemmStridedBatchedEx",
-        c"cuMemAllocAsync",
-        c"cuMemcpyHtoDAsync",
-        c"cuMemcpyDtoHAsync",
-        c"cuStreamSynchronize",
-        c"cuEventCreate",
-        c"cuMemsetD8Async",
-    ];
     // the weights are there from the second step on
     backprop.run(store.as_mut(), &batches(1)).unwrap();
     let mut count = |rows| {
-        counts(what, || {
+        counts(CALLS, || {
             backprop.run(store.as_mut(), &batches(rows)).unwrap();
         })
     };

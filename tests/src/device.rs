@@ -62,6 +62,18 @@ pub fn counted(what: &CStr) -> i64 {
     }
 }
 
+/// What a pass over the model asks of a device: work, memory, copies to it and from it, and waits.
+pub const CALLS: [&CStr; 8] = [
+    c"launches",
+    c"cublasGemmStridedBatchedEx",
+    c"cuMemAllocAsync",
+    c"cuMemcpyHtoDAsync",
+    c"cuMemcpyDtoHAsync",
+    c"cuStreamSynchronize",
+    c"cuEventCreate",
+    c"cuMemsetD8Async",
+];
+
 /// How much the software device counts of each of `what` while `work` runs.
 pub fn counts<const N: usize>(what: [&CStr; N], work: impl FnOnce()) -> [i64; N] {
     let before = what.map(counted);

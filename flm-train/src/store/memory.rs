@@ -95,15 +95,14 @@ pub(crate) fn compute_copy(
             widen(values, &mut widened);
             Var::from_vec(widened, shape, device)
         }
-        (CpuStorage::F32(values), dtype) => {
-            let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
-            Var::from_tensor(&tensor.to_device(device)?)
+        _ => {
+            let stored = match weight {
+                CpuStorage::F32(values) => Tensor::from_slice(values, shape, &Device::Cpu)?,
+                CpuStorage::BF16(values) => Tensor::from_slice(values, shape, &Device::Cpu)?,
+                _ => bail!("weights are stored in f32 or bf16"),
+            };
+            Var::from_tensor(&stored.to_dtype(dtype)?.to_device(device)?)
         }
-        (CpuStorage::BF16(values), dtype) => {
-            let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
-            Var::from_tensor(&tensor.to_device(device)?)
-        }
-        _ => bail!("weights are stored in f32 or bf16"),
     }
 }
 

@@ -76,9 +76,7 @@ pub(crate) fn check(path: &Path, kind: Kind, force: bool) -> anyhow::Result<()> 
         "{} is not a regular file: results are written to regular files only",
         path.display()
     );
-    let mut head = Vec::new();
-    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    file.take(HEAD).read_to_end(&mut head)?;
+    let head = head(path)?;
     ensure!(
         force || meta.len() == 0 || kind.is_of(&head),
         "{} exists and is no earlier result of this command: choose another name, or pass --force to replace it",
@@ -100,9 +98,7 @@ pub(crate) fn check_appended(path: &Path, ours: impl Fn(&str) -> bool) -> anyhow
         meta => meta.with_context(|| format!("cannot look at {}", path.display()))?,
     };
     ensure!(meta.is_file(), "{} is not a regular file", path.display());
-    let mut head = Vec::new();
-    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    file.take(HEAD).read_to_end(&mut head)?;
+    let head = head(path)?;
     let head = String::from_utf8_lossy(&head);
     ensure!(
         head.is_empty() || ours(head.lines().next().unwrap_or_default()),
@@ -110,6 +106,14 @@ pub(crate) fn check_appended(path: &Path, ours: impl Fn(&str) -> bool) -> anyhow
         path.display()
     );
     Ok(())
+}
+
+/// The beginning of a file, which tells what it is.
+fn head(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.take(HEAD).read_to_end(&mut head)?;
+    Ok(head)
 }
 
 /// Writes a result, whole or not at all.

@@ -28,9 +28,10 @@ use flm_checkpoint::Dtype;
 ///
 /// The recipe is a TOML file with at least the checkpoint to start from (model), a directory for the
 /// result (output) and the training data (data.files); `--print-recipe` explains every setting, and any of
-/// them can be given after it as key=value. --model, --output and --data do without a recipe. Data are JSON lines such as {"messages": [{"role":
-/// "user", "content": "…"}, {"role": "assistant", "content": "…"}]}, {"instruction": …, "output": …} or
-/// {"text": …}, and .txt files. Run again with the same output directory, it goes on from the newest
+/// them can be given after it as key=value. --model, --output and --data do without a recipe.
+///
+/// Data are JSON lines such as {"messages": [{"role": "user", "content": "…"}, {"role": "assistant",
+/// "content": "…"}]}, {"instruction": …, "output": …} or {"text": …}, and .txt files. Run again with the same output directory, it goes on from the newest
 /// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130. The trained model is in final/.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \

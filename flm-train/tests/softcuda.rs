@@ -142,7 +142,7 @@ fn a_step_moves_weights_twice_and_a_gradient_once() {
         let mut store = store(&layout, place, &gpu, DType::BF16, dir.path());
         let backprop = Backprop::new(&layout, &gpu, DType::BF16, true);
         let what = [c"bytes up", c"bytes down", c"bytes inside"];
-        let [up, down, inside] = counts(CALLS, || {
+        let [up, down, inside] = counts(what, || {
             backprop.run(store.as_mut(), &rows).unwrap();
         });
         let config = layout.config();

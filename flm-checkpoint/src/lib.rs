@@ -50,7 +50,7 @@ pub use crate::read::{Checkpoint, Format, TensorEntry};
 pub use crate::tensor_id::{
     Axis, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part, TensorId, TensorShape, TensorSpec,
 };
-pub use crate::write::engine::{Engine, Fill, Scratch, Written};
+pub use crate::write::engine::{Engine, Fill, Written};
 pub use crate::write::pytorch_shard::{ShardTensor, convert_shard};
 pub use crate::write::shard_plan::{Layout, index_text};
 pub use crate::write::sidecar::{Card, copy_side_files, is_place_of_checkpoint};

@@ -32,11 +32,12 @@ pub trait Fill: Sync {
     /// The end of the chunk that begins at byte `start`: what one thread fills at a time, some MiB at most.
     fn cut(&self, start: u64) -> u64;
 
-    /// Appends the bytes `range`, which is a chunk, to `out`, which is empty.
+    /// Appends the bytes `range`, which is a chunk, to `out`, which is empty; `scratch` is the thread's, kept
+    /// between chunks.
     ///
     /// # Errors
     /// Whatever the source raises.
-    fn fill(&self, range: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), Self::Error>;
+    fn fill(&self, range: Range<u64>, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), Self::Error>;
 
     /// Whether all of the chunk `range` is zero, where that is known without filling it.
     fn is_zero(&self, _range: &Range<u64>) -> bool {
@@ -50,15 +51,6 @@ pub trait Fill: Sync {
     fn finish(&self) -> Result<(), Self::Error> {
         Ok(())
     }
-}
-
-/// Buffers of one thread, kept between chunks.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    /// For what is read.
-    pub read: Vec<u8>,
-    /// For anything else.
-    pub other: Vec<u8>,
 }
 
 /// A checkpoint that is being written, by this run or by one before it that died.
@@ -236,7 +228,7 @@ impl Drop for StopOthers<'_> {
 
 impl<F: Fill> Run<'_, F> {
     fn worker(&self) -> Result<(), F::Error> {
-        let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
         let mut failing = StopOthers { stop: &self.stop, failed: true };
         while !self.stop.load(Ordering::Relaxed) {
             let Some(chunk) = lock(&self.queue).next() else { break };
@@ -247,7 +239,7 @@ impl<F: Fill> Run<'_, F> {
     }
 
     /// Fills, writes and hashes a chunk, and finishes its tensor where it is the last to come.
-    fn chunk(&self, chunk: &Chunk<'_, F>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), F::Error> {
+    fn chunk(&self, chunk: &Chunk<'_, F>, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), F::Error> {
         let Chunk { tensor, number, range, tree } = chunk;
         let length = range.end - range.start;
         out.clear();
@@ -257,7 +249,7 @@ impl<F: Fill> Run<'_, F> {
             tensor.fill(range.clone(), scratch, out)?;
         }
         debug_assert_eq!(out.len() as u64, length, "{}", tensor.name());
-        self.put(tensor.name(), range.start, out, &mut scratch.other)?;
+        self.put(tensor.name(), range.start, out, scratch)?;
         (self.progress)(length);
         if !tree.add(range.start, out) {
             return Ok(());
@@ -342,7 +334,7 @@ mod tests {
             start + self.chunk
         }
 
-        fn fill(&self, range: Range<u64>, _: &mut Scratch, out: &mut Vec<u8>) -> Result<(), CheckpointError> {
+        fn fill(&self, range: Range<u64>, _: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), CheckpointError> {
             if self.fails && range.end == self.nbytes() {
                 return Err(CheckpointError::NotInOutput("fails".into()));
             }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use flm_checkpoint::{Checkpoint, CheckpointError, Fill, Result, Scratch, Source, TensorEntry, ZipEntry};
+use flm_checkpoint::{Checkpoint, CheckpointError, Fill, Result, Source, TensorEntry, ZipEntry};
 use flm_checkpoint::{cast, scale};
 use rayon::prelude::*;
 
@@ -92,17 +92,17 @@ impl Fill for Moved<'_> {
         start + CHUNK / from * to
     }
 
-    fn fill(&self, range: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<()> {
+    fn fill(&self, range: Range<u64>, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<()> {
         let Planned { entry, to, factor } = self.planned;
         let source = self.source_bytes(range.start)..self.source_bytes(range.end);
         if self.planned.is_verbatim() {
             return self.read(source, out);
         }
-        self.read(source, &mut scratch.read)?;
+        self.read(source, scratch)?;
         let overflowed = if factor == 1.0 {
-            cast(entry.dtype, to, &scratch.read, out)
+            cast(entry.dtype, to, scratch, out)
         } else {
-            let scaled = scale(entry.dtype, to, factor, &scratch.read, out);
+            let scaled = scale(entry.dtype, to, factor, scratch, out);
             self.rounded.fetch_add(scaled.rounded, Ordering::Relaxed);
             scaled.overflowed
         };

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use flm_checkpoint::{Checkpoint, Fill, Scratch};
+use flm_checkpoint::{Checkpoint, Fill};
 
 use crate::error::{GrowthError, Result};
 use crate::execute::compose::Composer;
@@ -83,7 +83,7 @@ impl Fill for Grown<'_> {
         self.tensor.plan.rows_are_zero(rows.start, rows.end)
     }
 
-    fn fill(&self, range: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<()> {
+    fn fill(&self, range: Range<u64>, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<()> {
         let rows = self.rows(&range);
         out.resize((range.end - range.start) as usize, 0);
         let read = |offset: u64, out: &mut [u8]| match self.tensor.entry {
@@ -91,7 +91,7 @@ impl Fill for Grown<'_> {
             None => Ok(()),
         };
         let composer = self.composer()?;
-        composer.rows(rows.start, rows.end, &read, &mut scratch.read, out)?;
+        composer.rows(rows.start, rows.end, &read, scratch, out)?;
         self.overflowed.fetch_add(composer.take_overflowed(), Ordering::Relaxed);
         self.inexact.fetch_add(composer.take_inexact(), Ordering::Relaxed);
         Ok(())

@@ -87,7 +87,8 @@ def sizes(config):
     odd = dict(hidden=hidden * 3 // 2, ffn=c.intermediate_size * 3 // 2 + 1, layers=c.num_hidden_layers + 2)
     if not whole:
         odd |= {"heads": heads + head, "kv-heads": kv + 1}
-    if not whole and not getattr(c, "head_dim", None):  # transformers derives it from the width
+    # transformers derives the width of heads from the model's, or Helium's output projection from it
+    if not whole and (not getattr(c, "head_dim", None) or c.model_type == "helium"):
         odd["hidden"] = hidden // heads * odd["heads"]
     double = {"hidden": 2 * hidden, "heads": 2 * heads, "kv-heads": 2 * kv, "ffn": 2 * c.intermediate_size}
     return odd, double

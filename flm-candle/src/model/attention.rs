@@ -154,21 +154,34 @@ impl Attention {
     }
 }
 
-/// Turns `x`, `[b, heads, t, width]`, in the dtype of `x`.
+/// Turns `x`, `[b, heads, t, width]`, in the dtype of the angles; the result has that of `x`.
 pub(crate) fn rotate(x: &Tensor, angles: &Angles, path: Path) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    match path {
+    let dtype = x.dtype();
+    let x = x.to_dtype(angles.cos.dtype())?.contiguous()?;
+    let turned = match path {
+        Path::Fused if angles.pairs => rotary_emb::rope_i(&x, &angles.cos, &angles.sin),
         Path::Fused => rotary_emb::rope(&x, &angles.cos, &angles.sin),
         Path::Differentiable => {
-            let half = x.dim(3)? / 2;
+            let (batch, heads, t, width) = x.dims4()?;
+            let half = width / 2;
             // [t, half] or [b, t, half] -> broadcast over heads
             let over_heads =
                 |table: &Tensor| if table.rank() == 3 { table.unsqueeze(1) } else { Ok(table.clone()) };
             let (cos, sin) = (over_heads(&angles.cos)?, over_heads(&angles.sin)?);
-            let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+            let (a, b) = if angles.pairs {
+                let x = x.reshape((batch, heads, t, half, 2))?;
+                (x.narrow(4, 0, 1)?.squeeze(4)?, x.narrow(4, 1, 1)?.squeeze(4)?)
+            } else {
+                (x.narrow(3, 0, half)?, x.narrow(3, half, half)?)
+            };
             let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
             let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-            Tensor::cat(&[first, second], 3)
+            if angles.pairs {
+                Tensor::stack(&[first, second], 4)?.reshape((batch, heads, t, width))
+            } else {
+                Tensor::cat(&[first, second], 3)
+            }
         }
-    }
+    };
+    turned?.to_dtype(dtype)
 }

@@ -48,6 +48,8 @@ pub struct Angles {
     pub cos: Tensor,
     /// Sines, of the shape of `cos`.
     pub sin: Tensor,
+    /// Whether neighbours are turned together, not the halves of a head.
+    pub pairs: bool,
 }
 
 /// Consecutive queries that attend together: queries `start..start + len` see keys from `first_key` to `keys`.
@@ -183,8 +185,11 @@ fn angles(
     dtype: DType,
     device: &Device,
 ) -> Result<Option<Angles>> {
-    let tables = rotary.map(|rotary| rotary.tables(positions, rows, dtype, device)).transpose()?;
-    Ok(tables.map(|(cos, sin)| Angles { cos, sin }))
+    let of = |rotary: &Rotary| {
+        let (cos, sin) = rotary.tables(positions, rows, dtype, device)?;
+        Ok(Angles { cos, sin, pairs: rotary.pairs() })
+    };
+    rotary.map(of).transpose()
 }
 
 /// The first key that the query at `position` sees.

@@ -4,32 +4,44 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use flm_checkpoint::{LayerRope, RopeScaling, TeleFlmConfig};
 
-/// Rotary position embedding, half-split: dimension `i` turns with dimension `i + width / 2`.
+/// Rotary position embedding: dimension `i` turns with dimension `i + width / 2`, or `2i` with `2i + 1`.
 ///
 /// Angles are `position · theta^(−2i / width)`, computed in f32 as the released models' code does
-/// (f64 when the model computes in f64); their cosines and sines are then rounded to the compute dtype. Su et al., arXiv 2104.09864.
+/// (f64 when the model computes in f64); their cosines and sines are then rounded to the compute dtype, but where the
+/// released code turns in f32. Su et al., arXiv 2104.09864.
 #[derive(Debug, Clone)]
 pub struct Rotary {
     /// How many of a head's entries are turned, the first ones.
     width: usize,
     theta: f64,
     scaling: RopeScaling,
+    pairs: bool,
+    in_f32: bool,
 }
 
 impl Rotary {
     /// Heads of which `width` entries are turned, without scaling.
     pub fn new(width: usize, theta: f64) -> Self {
-        Self { width, theta, scaling: RopeScaling::Default }
+        Self { width, theta, scaling: RopeScaling::Default, pairs: false, in_f32: false }
+    }
+
+    /// The same, where neighbours are turned together.
+    pub fn with_pairs(self, pairs: bool) -> Self {
+        Self { pairs, ..self }
     }
 
     /// The rotary positions of each kind of a model's blocks; `None` for blocks without.
     pub fn of(config: &TeleFlmConfig) -> Vec<Option<Self>> {
+        let plain = |theta: f64| Self {
+            pairs: config.rotary_pairs(),
+            in_f32: config.rotary_in_f32(),
+            ..Self::new(config.rotary_dim(), theta)
+        };
         let rotary = |rope: LayerRope| match rope {
-            LayerRope::Model => Some(Self {
-                scaling: config.rope_scaling.clone(),
-                ..Self::new(config.rotary_dim(), config.rope_theta)
-            }),
-            LayerRope::Local { theta } => Some(Self::new(config.rotary_dim(), theta)),
+            LayerRope::Model => {
+                Some(Self { scaling: config.rope_scaling.clone(), ..plain(config.rope_theta) })
+            }
+            LayerRope::Local { theta } => Some(plain(theta)),
             LayerRope::None => None,
         };
         config.layers.kinds().iter().map(|kind| rotary(kind.rope)).collect()
@@ -38,6 +50,11 @@ impl Rotary {
     /// How many of a head's entries are turned, the first ones.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// Whether entries `2i` and `2i + 1` are turned together, not `i` and `i + width / 2`.
+    pub fn pairs(&self) -> bool {
+        self.pairs
     }
 
     /// Cosines and sines of positions `0..t`, row by row, in texts of `length` tokens.
@@ -62,7 +79,8 @@ impl Rotary {
         angles.map(|angle| function(angle) * factor).collect()
     }
 
-    /// Cosines and sines, `[t, width / 2]`, or `[rows, t, width / 2]` where positions differ by row.
+    /// Cosines and sines, `[t, width / 2]`, or `[rows, t, width / 2]` where positions differ by row, in the dtype in
+    /// which heads are turned.
     pub fn tables(
         &self,
         positions: &[usize],
@@ -78,7 +96,7 @@ impl Rotary {
                 Some(b) => Tensor::from_vec(values, (b, positions.len() / b, half), device)?,
                 None => Tensor::from_vec(values, (positions.len(), half), device)?,
             };
-            tensor.to_dtype(dtype)
+            tensor.to_dtype(if self.in_f32 && dtype != DType::F64 { DType::F32 } else { dtype })
         };
         Ok((table(f64::cos)?, table(f64::sin)?))
     }

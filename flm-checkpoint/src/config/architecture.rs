@@ -19,6 +19,7 @@ impl TeleFlmConfig {
             && (self.activation, self.gain_offset()) == (Activation::Silu, 0.0)
             && self.layers == LayerKinds::default()
             && self.partial_rotary_factor == 1.0
+            && !self.rotary_pairs()
     }
 
     /// The config of a `LlamaForCausalLM` of the same shape: no multipliers, no code of its own.

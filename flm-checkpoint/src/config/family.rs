@@ -1,7 +1,7 @@
 //! What the families of models differ in: one line of a table each.
 
 use crate::config::layers::{Positions, Windows};
-use crate::config::{Activation, ModelType, NormPlacement, QkNorm};
+use crate::config::{Activation, ModelType, NormPlacement, QkNorm, TeleFlmConfig};
 
 /// A family of models: what its name implies where config.json does not say. Defaults are those of the family's
 /// configuration class in transformers 5.
@@ -14,10 +14,12 @@ pub(crate) struct Family {
     pub architecture: &'static str,
     /// Whether queries, keys and values always have biases.
     pub qkv_bias: bool,
-    /// Whether `attention_bias` is read: biases on queries, keys, values and the output projection.
-    pub attention_bias_key: bool,
-    /// Whether `mlp_bias` is read.
-    pub mlp_bias_key: bool,
+    /// The key that says whether there are biases on queries, keys, values and the output projection.
+    pub attention_bias_key: Option<&'static str>,
+    /// Whether the output projection of attention never has a bias and maps the width to itself.
+    pub square_output: bool,
+    /// The key that says whether the feed-forward layer has biases.
+    pub mlp_bias_key: Option<&'static str>,
     /// Where a block's norms are.
     pub norms: NormPlacement,
     /// Whether and how queries and keys are normalised.
@@ -36,6 +38,10 @@ pub(crate) struct Family {
     pub softcaps: Option<[Option<f64>; 2]>,
     /// Whether queries, keys and values are stored as one tensor, and gates and units as another.
     pub fused: bool,
+    /// Whether neighbours of a head are turned together, not entries of its halves.
+    pub rotary_pairs: bool,
+    /// Whether heads are turned in f32 whatever the dtype.
+    pub rotary_in_f32: bool,
     /// Whether `partial_rotary_factor` is read.
     pub partial_rotary: bool,
     /// Which blocks have the window.
@@ -57,8 +63,9 @@ const LLAMA: Family = Family {
     name: "llama",
     architecture: "LlamaForCausalLM",
     qkv_bias: false,
-    attention_bias_key: true,
-    mlp_bias_key: true,
+    attention_bias_key: Some("attention_bias"),
+    square_output: false,
+    mlp_bias_key: Some("mlp_bias"),
     norms: NormPlacement::Before,
     qk_norm: QkNorm::None,
     activation: ("hidden_act", Activation::Silu),
@@ -68,6 +75,8 @@ const LLAMA: Family = Family {
     query_scalar: None,
     softcaps: None,
     fused: false,
+    rotary_pairs: false,
+    rotary_in_f32: false,
     partial_rotary: false,
     windows: Windows::None,
     positions: Positions::Alike,
@@ -84,8 +93,8 @@ const MISTRAL: Family = Family {
     model_type: ModelType::Mistral,
     name: "mistral",
     architecture: "MistralForCausalLM",
-    attention_bias_key: false,
-    mlp_bias_key: false,
+    attention_bias_key: None,
+    mlp_bias_key: None,
     windows: Windows::All,
     num_key_value_heads: Some(8),
     max_position_embeddings: 131_072,
@@ -98,8 +107,8 @@ const QWEN2: Family = Family {
     name: "qwen2",
     architecture: "Qwen2ForCausalLM",
     qkv_bias: true,
-    attention_bias_key: false,
-    mlp_bias_key: false,
+    attention_bias_key: None,
+    mlp_bias_key: None,
     windows: Windows::From,
     num_key_value_heads: Some(32),
     max_position_embeddings: 32_768,
@@ -111,7 +120,7 @@ const OLMO2: Family = Family {
     model_type: ModelType::Olmo2,
     name: "olmo2",
     architecture: "Olmo2ForCausalLM",
-    mlp_bias_key: false,
+    mlp_bias_key: None,
     norms: NormPlacement::After,
     qk_norm: QkNorm::Whole,
     rms_norm_eps: 1e-5,
@@ -122,7 +131,7 @@ const GEMMA: Family = Family {
     model_type: ModelType::Gemma,
     name: "gemma",
     architecture: "GemmaForCausalLM",
-    mlp_bias_key: false,
+    mlp_bias_key: None,
     activation: ("hidden_act", Activation::GeluTanh),
     gain_offset: 1.0,
     embedding_by_width: true,
@@ -148,13 +157,13 @@ const GEMMA2: Family = Family {
 };
 
 /// In the order of [`ModelType`].
-static FAMILIES: [Family; 15] = [
+static FAMILIES: [Family; 17] = [
     Family {
         model_type: ModelType::TeleFlm,
         name: "TeleFLM",
         architecture: "TeleFLMForCausalLM",
-        attention_bias_key: false,
-        mlp_bias_key: false,
+        attention_bias_key: None,
+        mlp_bias_key: None,
         ..LLAMA
     },
     LLAMA,
@@ -171,7 +180,7 @@ static FAMILIES: [Family; 15] = [
         name: "qwen3",
         architecture: "Qwen3ForCausalLM",
         qkv_bias: false,
-        attention_bias_key: true,
+        attention_bias_key: LLAMA.attention_bias_key,
         qk_norm: QkNorm::Heads,
         head_dim: Some(128),
         ..QWEN2
@@ -210,7 +219,7 @@ static FAMILIES: [Family; 15] = [
         model_type: ModelType::Exaone4,
         name: "exaone4",
         architecture: "Exaone4ForCausalLM",
-        attention_bias_key: false,
+        attention_bias_key: None,
         qk_norm: QkNorm::Heads,
         windows: Windows::AllBut { key: Some("sliding_window_pattern"), every: 4 },
         positions: Positions::OnlyInWindows,
@@ -222,8 +231,8 @@ static FAMILIES: [Family; 15] = [
         model_type: ModelType::Phi3,
         name: "phi3",
         architecture: "Phi3ForCausalLM",
-        attention_bias_key: false,
-        mlp_bias_key: false,
+        attention_bias_key: None,
+        mlp_bias_key: None,
         fused: true,
         partial_rotary: true,
         windows: Windows::All,
@@ -244,6 +253,35 @@ static FAMILIES: [Family; 15] = [
         max_position_embeddings: 131_072,
         rope_theta: 1_000_000.0,
         ..GEMMA2
+    },
+    Family {
+        model_type: ModelType::Helium,
+        name: "helium",
+        architecture: "HeliumForCausalLM",
+        square_output: true,
+        rotary_pairs: true,
+        head_dim: Some(128),
+        num_key_value_heads: Some(20),
+        max_position_embeddings: 4096,
+        rms_norm_eps: 1e-8,
+        rope_theta: 100_000.0,
+        ..LLAMA
+    },
+    Family {
+        model_type: ModelType::Ernie45,
+        name: "ernie4_5",
+        architecture: "Ernie4_5ForCausalLM",
+        attention_bias_key: Some("use_bias"),
+        mlp_bias_key: Some("use_bias"),
+        rotary_pairs: true,
+        rotary_in_f32: true,
+        head_dim: Some(128),
+        num_key_value_heads: Some(2),
+        max_position_embeddings: 131_072,
+        rms_norm_eps: 1e-5,
+        rope_theta: 500_000.0,
+        tie_word_embeddings: true,
+        ..LLAMA
     },
 ];
 
@@ -274,6 +312,7 @@ impl ModelType {
             (family.scalars, "four scalars"),
             (family.softcaps.is_some(), "bounded scores and logits"),
             (family.fused, "fused matrices"),
+            (family.rotary_pairs, "neighbours turned together"),
             (family.partial_rotary, "part of a head turned"),
             (family.windows == Windows::All, "a window"),
             (!matches!(family.windows, Windows::None | Windows::All), "a window in some layers"),
@@ -301,6 +340,18 @@ impl ModelType {
     }
 }
 
+impl TeleFlmConfig {
+    /// Whether entries `2i` and `2i + 1` of a head are turned together, not `i` and `i + width / 2`.
+    pub fn rotary_pairs(&self) -> bool {
+        self.model_type.family().rotary_pairs
+    }
+
+    /// Whether heads are turned in f32 where the model computes in 16 bits.
+    pub fn rotary_in_f32(&self) -> bool {
+        self.model_type.family().rotary_in_f32
+    }
+}
+
 /// The names of all families, quoted.
 pub(crate) fn names() -> String {
     let names: Vec<String> = FAMILIES.iter().map(|family| format!("{:?}", family.name)).collect();
@@ -318,6 +369,6 @@ mod tests {
             assert_eq!(ModelType::of(family.name), Some(family.model_type));
         }
         // the last of the enum
-        assert_eq!(FAMILIES.len(), ModelType::Gemma3 as usize + 1);
+        assert_eq!(FAMILIES.len(), ModelType::Ernie45 as usize + 1);
     }
 }

@@ -38,13 +38,19 @@ impl TeleFlmConfig {
             None => return Err(ConfigError::Missing("model_type")),
         };
         let family = model_type.family();
-        let attention_bias = family.attention_bias_key && keys.boolean("attention_bias")?.unwrap_or(false);
-        let mlp_bias = family.mlp_bias_key && keys.boolean("mlp_bias")?.unwrap_or(false);
-        for (key, read) in [("attention_bias", attention_bias), ("mlp_bias", mlp_bias)] {
-            if !read && keys.boolean(key)?.unwrap_or(false) {
+        let bias_keys = [family.attention_bias_key, family.mlp_bias_key];
+        for key in ["attention_bias", "mlp_bias", "use_bias"] {
+            if !bias_keys.contains(&Some(key)) && keys.boolean(key)?.unwrap_or(false) {
                 return Err(ConfigError::Unsupported(format!("`{key}` = true of a {}", family.name)));
             }
         }
+        let biased = |key: Option<&'static str>| -> Result<bool, ConfigError> {
+            match key {
+                Some(key) => Ok(keys.boolean(key)?.unwrap_or(false)),
+                None => Ok(false),
+            }
+        };
+        let attention_bias = biased(family.attention_bias_key)?;
         refused::check(&raw, family)?;
         let num_attention_heads = keys.size("num_attention_heads")?;
         let hidden_size = keys.size("hidden_size")?;
@@ -69,7 +75,8 @@ impl TeleFlmConfig {
             }
             (false, None) => None,
         };
-        // null is none; only an absent key has the family's default
+        // null is none, or what follows from the other sizes; only an absent key has the family's default
+        let implied = |key: &str, default: Option<usize>| default.filter(|_| !raw.contains_key(key));
         let softcap = |key: &'static str, index: usize| match family.softcaps {
             Some(defaults) if !raw.contains_key(key) => Ok(defaults[index]),
             Some(_) => keys.number(key),
@@ -83,16 +90,17 @@ impl TeleFlmConfig {
             num_attention_heads,
             num_key_value_heads: keys
                 .optional_size("num_key_value_heads")?
-                .unwrap_or(family.num_key_value_heads.unwrap_or(num_attention_heads)),
-            head_dim: head_dim(keys, family, hidden_size, num_attention_heads)?,
+                .or(implied("num_key_value_heads", family.num_key_value_heads))
+                .unwrap_or(num_attention_heads),
+            head_dim: head_dim(keys, implied("head_dim", family.head_dim), hidden_size, num_attention_heads)?,
             vocab_size: keys.size("vocab_size")?,
             max_position_embeddings,
             rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(family.rms_norm_eps),
             rope_theta: rope_theta(&raw, family)?,
             rope_scaling: RopeScaling::read(&raw, max_position_embeddings)?,
             qkv_bias: family.qkv_bias || attention_bias,
-            attention_output_bias: attention_bias,
-            mlp_bias,
+            attention_output_bias: attention_bias && !family.square_output,
+            mlp_bias: biased(family.mlp_bias_key)?,
             qk_norm: family.qk_norm,
             norms: family.norms,
             activation: activation(keys, model_type)?,
@@ -238,8 +246,13 @@ fn activation(keys: Keys<'_>, model_type: ModelType) -> Result<Activation, Confi
     }
 }
 
-fn head_dim(keys: Keys<'_>, family: &Family, hidden: usize, heads: usize) -> Result<usize, ConfigError> {
-    match keys.optional_size("head_dim")?.or(family.head_dim) {
+fn head_dim(
+    keys: Keys<'_>,
+    implied: Option<usize>,
+    hidden: usize,
+    heads: usize,
+) -> Result<usize, ConfigError> {
+    match keys.optional_size("head_dim")?.or(implied) {
         Some(given) => Ok(given),
         None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
         None => Err(ConfigError::Inconsistent(format!(

@@ -63,6 +63,7 @@ const READ: &[&str] = &[
     "sliding_window_pattern",
     "tie_word_embeddings",
     "torch_dtype",
+    "use_bias",
     "use_bidirectional_attention",
     "use_mup",
     "use_parallel_residual",

@@ -93,6 +93,10 @@ pub enum ModelType {
     Gemma2,
     /// Gemma 3, text: Gemma 2 with norms of heads, without soft caps, with two rotary bases.
     Gemma3,
+    /// Helium: Llama whose heads are turned by neighbours, with a square output projection.
+    Helium,
+    /// ERNIE 4.5, dense: Llama whose heads are turned by neighbours, in f32.
+    Ernie45,
 }
 
 /// Where a block's norms are.

@@ -246,6 +246,8 @@ fn classes_in_code_that_is_left_behind_are_not_named() {
     assert!(!config.to_json_without_code().contains("auto_map"));
 }
 
+const BIASED: &str = r#","attention_bias":true,"mlp_bias":true"#;
+
 /// Defaults and windows as in the configuration classes of transformers 5.23.
 #[test]
 fn families_have_their_parts_and_defaults() {
@@ -269,6 +271,16 @@ fn families_have_their_parts_and_defaults() {
     );
     assert_eq!(ends("qwen2", ""), qkv);
     assert_eq!(ends("qwen3", ""), ["self_attn.q_norm.weight"]);
+    let square = r#","head_dim":2,"num_key_value_heads":4,"attention_bias":true"#;
+    assert_eq!(ends("helium", square), qkv);
+    assert_eq!(ends("ernie4_5", r#","use_bias":true"#), ends("llama", BIASED));
+    // null is not absent: then the sizes follow from the others
+    let ernie = |more: &str| {
+        let config = family("ernie4_5", more).unwrap();
+        (config.head_dim, config.num_key_value_heads)
+    };
+    assert_eq!(ernie(""), (128, 2));
+    assert_eq!(ernie(r#","head_dim":null,"num_key_value_heads":null"#), (2, 32));
     let qwen3 = family("qwen3", "").unwrap();
     assert_eq!((qwen3.head_dim, qwen3.num_key_value_heads, qwen3.max_position_embeddings), (128, 32, 32_768));
     assert_eq!(
@@ -295,6 +307,9 @@ fn families_have_their_parts_and_defaults() {
         ),
         ("granite", r#","logits_scaling":0"#, "`logits_scaling` is 0"),
         ("qwen2", r#","attention_bias":true"#, "`attention_bias` = true of a qwen2"),
+        ("llama", r#","use_bias":true"#, "`use_bias` = true of a llama"),
+        ("ernie4_5", r#","attention_bias":true"#, "`attention_bias` = true of a ernie4_5"),
+        ("helium", r#","num_key_value_heads":4"#, "32 heads of 128 are 4096 wide, hidden_size is 64"),
         ("qwen3_moe", "", "\"qwen3_moe\"; supported are \"TeleFLM\", \"llama\""),
     ] {
         let error = family(name, more).unwrap_err().to_string();
@@ -315,8 +330,14 @@ fn families_have_their_parts_and_defaults() {
         "gemma",
         "gemma2",
         "gemma3_text",
+        "helium",
+        "ernie4_5",
     ] {
-        let config = family(name, r#","sliding_window":null,"rope_theta":5000.0"#).unwrap();
+        let config = family(
+            name,
+            r#","sliding_window":null,"rope_theta":5000.0,"head_dim":2,"num_key_value_heads":4"#,
+        );
+        let config = config.unwrap();
         assert_eq!(config.model_type.as_str(), name);
         let again = TeleFlmConfig::from_json(&config.to_json()).unwrap();
         assert_eq!(again.to_json(), config.to_json());

@@ -28,6 +28,15 @@ impl TeleFlmConfig {
                 "num_attention_heads {h} is not a multiple of num_key_value_heads {kv}"
             )));
         }
+        if self.model_type.family().square_output && self.query_width() != self.hidden_size {
+            return Err(ConfigError::Inconsistent(format!(
+                "the output projection of a {} is square: {h} heads of {} are {} wide, hidden_size is {}",
+                self.model_type.as_str(),
+                self.head_dim,
+                self.query_width(),
+                self.hidden_size
+            )));
+        }
         let turned = self.rotary_dim();
         if !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::Inconsistent(format!(

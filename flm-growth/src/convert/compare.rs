@@ -115,7 +115,9 @@ fn config_differences(expected: &TeleFlmConfig, got: &TeleFlmConfig) -> Vec<Diff
                 if c.layers.same(&expected.layers, c.num_hidden_layers) { "same" } else { "others" }
                     .to_owned()
             }),
-            ("entries of a head that are turned", c.rotary_dim().to_string()),
+            ("entries of a head that are turned, as neighbours", {
+                format!("{}, {}", c.rotary_dim(), c.rotary_pairs())
+            }),
             ("attention_multiplier", c.score_scale().to_string()),
             ("residual_multiplier", c.residual_multiplier.to_string()),
             ("bounds of scores and logits", format!("{:?}, {:?}", c.attention_softcap, c.logit_softcap)),

@@ -10,7 +10,8 @@ use crate::gguf::error::ExportError;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Architecture {
     pub(super) name: &'static str,
-    /// Whether neighbours are rotated together, not the halves of a head.
+    /// Whether neighbours are rotated together, not the halves of a head: rows of a model that turns halves are
+    /// reordered.
     pub(super) pairs: bool,
     /// Whether it multiplies embedding and logits itself.
     pub(super) scales: bool,
@@ -108,10 +109,13 @@ impl Architecture {
             ModelType::Gemma3 => {
                 ("gemma3", &[BIASES, OWN_SCALE, OWN_HEAD, BOUNDED, NOT_FIVE_OF_SIX, OWN_LOCAL_BASE])
             }
+            // llama.cpp's Llama turns neighbours, as Helium does
+            ModelType::Helium => ("llama", &[]),
+            ModelType::Ernie45 => ("ernie4_5", &[BIASES]),
         };
         Self {
             name,
-            pairs: ["llama", "granite", "smollm3"].contains(&name),
+            pairs: ["llama", "granite", "smollm3", "ernie4_5"].contains(&name),
             scales: ["granite", "gemma", "gemma2", "gemma3"].contains(&name),
             fused: name == "phi3",
             drops_window: matches!(family, ModelType::Mistral | ModelType::Phi3),

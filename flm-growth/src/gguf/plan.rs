@@ -152,6 +152,7 @@ impl GgufPlan {
             }
             let nbytes = bytes_of(entry, dtype);
             let rotary = architecture.pairs
+                && !config.rotary_pairs()
                 && matches!(
                     tensor.id,
                     TensorId::Block(_, Part::QProj | Part::QBias | Part::KProj | Part::KBias)

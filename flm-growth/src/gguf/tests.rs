@@ -746,7 +746,15 @@ fn families_have_llama_cpps_names_scalars_and_fused_tensors() {
         let value = plan.value(&format!("granite.{key}"));
         assert!(matches!(value, Some(Value::F32(scale)) if *scale == expected), "{key}: {value:?}");
     }
+    // their heads are turned by neighbours as they are stored
+    for (name, architecture) in [("helium-biases", "llama"), ("ernie4_5", "ernie4_5")] {
+        let (plan, _) = written(&family(name, dir.path(), &[]));
+        let value = plan.value("general.architecture");
+        assert!(matches!(value, Some(Value::String(name)) if name == architecture), "{name}: {value:?}");
+        assert!(plan.tensors.iter().all(|tensor| tensor.head_dim.is_none()), "{name}");
+    }
     for (name, keys, what) in [
+        ("ernie4_5-biases", vec![], "biases"),
         ("gemma3", vec![("query_pre_attn_scalar", json!(12))], "query_pre_attn_scalar"),
         ("olmo2", vec![], "biases"),
         ("olmo3", vec![("sliding_window", json!(128))], "two kinds of rotary positions"),

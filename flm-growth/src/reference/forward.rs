@@ -15,7 +15,7 @@ fn rms_norm(x: &[f64], gain: &[f64], c: &TeleFlmConfig, h: &[f64]) -> Vec<f64> {
     x.iter().zip(gain).map(|(v, g)| v / (mean + eps).sqrt() * (g + offset)).collect()
 }
 
-/// Half-split rotary of the first entries of one head, in a text of `length` tokens.
+/// Rotary of the first entries of one head, by halves or by neighbours, in a text of `length` tokens.
 fn rotate(head: &mut [f64], position: usize, length: usize, rope: LayerRope, c: &TeleFlmConfig) {
     let (theta, scaled) = match rope {
         LayerRope::Model => (c.rope_theta, true),
@@ -23,13 +23,15 @@ fn rotate(head: &mut [f64], position: usize, length: usize, rope: LayerRope, c: 
         LayerRope::None => return,
     };
     let (half, width) = (c.rotary_dim() / 2, c.rotary_dim());
+    let neighbours = ["helium", "ernie4_5"].contains(&c.model_type.as_str());
     for i in 0..half {
         let frequency = theta.powf(-2.0 * i as f64 / width as f64);
         let divisor = if scaled { c.rope_scaling.divisor(i, width, theta, length) } else { 1.0 };
         let angle = position as f64 * frequency / divisor;
-        let (a, b) = (head[i], head[i + half]);
+        let (i, j) = if neighbours { (2 * i, 2 * i + 1) } else { (i, i + half) };
+        let (a, b) = (head[i], head[j]);
         head[i] = a * angle.cos() - b * angle.sin();
-        head[i + half] = b * angle.cos() + a * angle.sin();
+        head[j] = b * angle.cos() + a * angle.sin();
     }
 }
 

@@ -85,6 +85,8 @@ pub(crate) fn families(shape: Shape, tied: bool) -> Vec<TeleFlmConfig> {
             "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0}),
         serde_json::json!({"model_type": "gemma3_text", "sliding_window": 3, "sliding_window_pattern": 2,
             "rope_local_base_freq": 100.0}),
+        serde_json::json!({"model_type": "ernie4_5", "rope_scaling": yarn}),
+        serde_json::json!({"model_type": "ernie4_5", "use_bias": true}),
     ];
     let of = |form: serde_json::Value| {
         let mut json = config(shape, tied, false).raw().clone();

@@ -8,6 +8,7 @@ use crate::model::kernels::Documents;
 use crate::model::kernels::matmul::Real;
 use crate::model::kernels::matmul::{Matrix, Output, multiply};
 use crate::model::kernels::{values, with_values};
+use crate::model::rotary::Rotary;
 
 /// Queries whose scores are computed together.
 const TILE: usize = 64;
@@ -50,11 +51,20 @@ pub(crate) fn attention(
     let positions = documents.starts.iter().enumerate().map(|(i, &start)| i % t - start as usize);
     let rotary = documents.rotary.as_ref();
     let half = rotary.map_or(0, |rotary| rotary.width() / 2);
+    let pairs = rotary.is_some_and(Rotary::pairs);
     let tables = rotary.map(|rotary| rotary.table(t, documents.length, q.dtype())).unwrap_or_default();
     let seen = documents.starts.iter().enumerate();
     let seen = seen.map(|(i, &start)| start.max(first_seen(i % t, documents.window) as u32));
-    let op =
-        Attention { heads, scores, t, half, seen: seen.collect(), positions: positions.collect(), tables };
+    let op = Attention {
+        heads,
+        scores,
+        t,
+        half,
+        pairs,
+        seen: seen.collect(),
+        positions: positions.collect(),
+        tables,
+    };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -64,6 +74,8 @@ struct Attention {
     t: usize,
     /// Pairs of a head that are turned; what is behind them stays.
     half: usize,
+    /// Whether they are neighbours, not entries of the halves of what is turned.
+    pairs: bool,
     /// For each position of each row the first key that it sees; never less than that of the one before.
     seen: Vec<u32>,
     positions: Vec<usize>,
@@ -95,15 +107,17 @@ impl Attention {
     /// `[t, dim]`, turned to its positions (back for −1).
     fn turned<T: Real>(&self, x: Matrix<'_, T>, row: usize, direction: f64, scale: T) -> Vec<T> {
         let dim = self.heads.dim;
+        let (step, apart) = if self.pairs { (2, 1) } else { (1, self.half) };
         let mut out = vec![T::ZERO; self.t * dim];
         for (i, y) in out.chunks_exact_mut(dim).enumerate() {
             let at = self.positions[row * self.t + i] * self.half;
             let x = x.row(i);
             for j in 0..self.half {
                 let (cos, sin) = (T::of(self.tables.0[at + j]), T::of(self.tables.1[at + j] * direction));
-                let (a, b) = (x[j], x[j + self.half]);
-                y[j] = (a * cos - b * sin) * scale;
-                y[j + self.half] = (b * cos + a * sin) * scale;
+                let (first, second) = (step * j, step * j + apart);
+                let (a, b) = (x[first], x[second]);
+                y[first] = (a * cos - b * sin) * scale;
+                y[second] = (b * cos + a * sin) * scale;
             }
             for (y, &x) in y.iter_mut().zip(x).skip(2 * self.half) {
                 *y = x * scale;

@@ -99,11 +99,13 @@ fn attention_with_windows_bounds_and_parts_of_heads_turned() {
     for (turned, window, softcap) in
         [(Some(2), None, None), (None, Some(2), None), (Some(4), Some(3), Some(0.8)), (None, None, Some(1.5))]
     {
-        let rotary = turned.map(|width| Rotary::new(width, 100.0));
-        let documents = Documents { starts: Arc::new(STARTS.to_vec()), rotary, length: 5, window };
-        let scores = Scores { scale: 0.7, softcap };
-        let inputs = vec![values(&[2, 7, 16], 0.1), values(&[2, 7, 8], 0.7), values(&[2, 7, 8], 0.9)];
-        check(inputs, |x| attention(&x[0], &x[1], &x[2], &documents, heads, scores).unwrap());
+        for pairs in [false, true] {
+            let rotary = turned.map(|width| Rotary::new(width, 100.0).with_pairs(pairs));
+            let documents = Documents { starts: Arc::new(STARTS.to_vec()), rotary, length: 5, window };
+            let scores = Scores { scale: 0.7, softcap };
+            let inputs = vec![values(&[2, 7, 16], 0.1), values(&[2, 7, 8], 0.7), values(&[2, 7, 8], 0.9)];
+            check(inputs, |x| attention(&x[0], &x[1], &x[2], &documents, heads, scores).unwrap());
+        }
     }
 }
 

@@ -311,6 +311,9 @@ fn attention(config: &TeleFlmConfig) -> Vec<String> {
     if config.rotary_dim() != config.head_dim {
         lines.push(format!("{} of {} entries of a head are turned", config.rotary_dim(), config.head_dim));
     }
+    if config.rotary_pairs() {
+        lines.push("neighbours of a head are turned together".to_owned());
+    }
     if let Some(multiplier) = config.attention_multiplier {
         lines.push(format!("scores × {multiplier}"));
     }

@@ -40,7 +40,7 @@ pub use crate::format::{LFS_POINTER, Source};
 pub use crate::hex::hex;
 pub use crate::identity::{RunKey, content_digest, fingerprint};
 pub use crate::machine::{available_memory, free_disk, peak_memory};
-pub use crate::ranges::Ranges;
+pub use crate::ranges::{Pieces, Ranges};
 pub use crate::read::check::require_outside;
 pub use crate::read::file::{read_at_most, read_json_file};
 pub use crate::read::open::parse_index;

@@ -1,4 +1,4 @@
-//! A set of bytes of a file, as ranges.
+//! Bytes of a file: sets of them, as ranges, and tensors that lie in pieces.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -81,9 +81,61 @@ impl Ranges {
     }
 }
 
+/// How the bytes of a tensor lie in a file: in pieces of one length that begin at equal distances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pieces {
+    /// Bytes of a piece.
+    pub len: u64,
+    /// Bytes from the start of one to that of the next.
+    pub every: u64,
+}
+
+impl Pieces {
+    /// One piece, whatever its length.
+    pub const ONE: Self = Self { len: u64::MAX, every: u64::MAX };
+
+    /// A share of each of `groups` that are `bytes` long together; the shares have `nbytes`.
+    pub fn of_groups(groups: u64, nbytes: u64, bytes: u64) -> Self {
+        if groups > 1 { Self { len: nbytes / groups, every: bytes / groups } } else { Self::ONE }
+    }
+
+    /// The bytes `offset..offset + len` of the tensor, in runs that follow each other in the file: where each begins
+    /// there, counted from the first piece, and which of the `len` bytes it is.
+    pub fn runs(self, offset: u64, len: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+        let (piece, end) = (self.len.max(1), offset + len);
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            let (before, within) = (at / piece, at % piece);
+            let n = (piece - within).min(end - at);
+            let start = (at - offset) as usize;
+            at += n;
+            (n > 0).then(|| (before * self.every + within, start..start + n as usize))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_are_the_bytes_of_their_pieces() {
+        let pieces = Pieces::of_groups(4, 12, 32);
+        assert_eq!(pieces, Pieces { len: 3, every: 8 });
+        let bytes: Vec<u64> = (0..4).flat_map(|piece| (0..3).map(move |i| piece * 8 + i)).collect();
+        for start in 0..=12 {
+            for end in start..=12 {
+                let mut found = Vec::new();
+                for (at, range) in pieces.runs(start, end - start) {
+                    assert_eq!(range.start, found.len());
+                    found.extend(range.enumerate().map(|(i, _)| at + i as u64));
+                }
+                assert_eq!(found, bytes[start as usize..end as usize]);
+            }
+        }
+        assert_eq!(Pieces::ONE.runs(5, 7).collect::<Vec<_>>(), [(5, 0..7)]);
+        assert_eq!(Pieces { len: 0, every: 8 }.runs(0, 0).count(), 0);
+    }
 
     /// Against a set of single bytes.
     #[test]

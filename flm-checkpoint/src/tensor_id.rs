@@ -171,20 +171,64 @@ impl Part {
     }
 }
 
-/// Parts that some families store as one tensor, rows after rows.
+/// A tensor of a family's files that is several parts, rows after rows, or one under another name.
 #[derive(Debug)]
 pub(crate) struct Fused {
     /// The end of its name in a checkpoint, after `model.layers.N.`.
     pub suffix: &'static str,
     /// In the order of their rows.
     pub parts: &'static [Part],
+    /// Whether that order is the one of each key/value head and what belongs to it, head after head.
+    pub grouped: bool,
 }
 
-/// What Phi 3 stores as one tensor.
-pub(crate) static FUSED: [Fused; 2] = [
-    Fused { suffix: "self_attn.qkv_proj.weight", parts: &[Part::QProj, Part::KProj, Part::VProj] },
-    Fused { suffix: "mlp.gate_up_proj.weight", parts: &[Part::GateProj, Part::UpProj] },
-];
+impl Fused {
+    const fn new(suffix: &'static str, parts: &'static [Part]) -> Self {
+        Self { suffix, parts, grouped: false }
+    }
+}
+
+/// In what the names of a family's files differ from Llama's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Names {
+    /// Names outside the blocks: the family's, and Llama's.
+    pub outer: &'static [(&'static str, &'static str)],
+    /// Tensors of a block.
+    pub fused: &'static [Fused],
+}
+
+impl Names {
+    /// Llama's own.
+    pub(crate) const LLAMA: Self = Self { outer: &[], fused: &[] };
+    pub(crate) const PHI3: Self = Self {
+        outer: &[],
+        fused: &[
+            Fused::new("self_attn.qkv_proj.weight", QKV),
+            Fused::new("mlp.gate_up_proj.weight", &[Part::GateProj, Part::UpProj]),
+        ],
+    };
+    pub(crate) const BAICHUAN: Self =
+        Self { outer: &[], fused: &[Fused::new("self_attn.W_pack.weight", QKV)] };
+    pub(crate) const INTERNLM2: Self = Self {
+        outer: &[("model.tok_embeddings.weight", EMBED_TOKENS), ("output.weight", LM_HEAD)],
+        fused: &[
+            Fused { suffix: "attention.wqkv.weight", parts: QKV, grouped: true },
+            Fused::new("attention.wo.weight", &[Part::OProj]),
+            Fused::new("attention_norm.weight", &[Part::InputLayernorm]),
+            Fused::new("feed_forward.w1.weight", &[Part::GateProj]),
+            Fused::new("feed_forward.w2.weight", &[Part::DownProj]),
+            Fused::new("feed_forward.w3.weight", &[Part::UpProj]),
+            Fused::new("ffn_norm.weight", &[Part::PostAttentionLayernorm]),
+        ],
+    };
+
+    /// The family's name of a tensor outside the blocks that Llama calls `name`.
+    pub(crate) fn of_outer(&self, name: &str) -> Option<&'static str> {
+        self.outer.iter().find(|(_, llamas)| *llamas == name).map(|(own, _)| *own)
+    }
+}
+
+const QKV: &[Part] = &[Part::QProj, Part::KProj, Part::VProj];
 
 /// The layer's prefix `model.layers.N.` of a tensor's name, and the rest.
 pub(crate) fn split_layer(name: &str) -> Option<(&str, &str)> {

@@ -77,6 +77,28 @@ fn converted_pytorch_is_bit_equal_and_has_the_bytes_of_safetensors_own_writer() 
     assert!(std::fs::read(dir.path().join("out-1/model.safetensors")).unwrap() == by_python);
 }
 
+/// Files that transformers and the references wrote: fused, in pieces, under other names.
+#[test]
+fn tensors_of_other_names_and_fused_ones_are_written_as_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["phi3", "baichuan", "internlm2"] {
+        let from = flm_tests::files::fixture("families").join(name);
+        let src = open(&from);
+        assert!(src.contains("model.layers.1.self_attn.k_proj.weight"), "{name}");
+        let convert = |max_shard_size: u64| {
+            let dst = dir.path().join(format!("{name}-{max_shard_size}"));
+            let options = ConvertOptions { max_shard_size, ..Default::default() };
+            convert(&src, &dst, &options, &|_| ()).unwrap();
+            dst
+        };
+        let whole = std::fs::read(convert(u64::MAX).join("model.safetensors")).unwrap();
+        assert!(whole == std::fs::read(from.join("model.safetensors")).unwrap(), "{name}");
+        let sharded = open(&convert(1));
+        assert!(sharded.files().len() > 10, "{name}");
+        assert_same_tensors(&src, &sharded);
+    }
+}
+
 #[test]
 fn conversion_to_another_dtype_rounds_as_candle_does_and_says_so_in_the_config() {
     let dir = tempfile::tempdir().unwrap();

@@ -87,8 +87,8 @@ def sizes(config):
     odd = dict(hidden=hidden * 3 // 2, ffn=c.intermediate_size * 3 // 2 + 1, layers=c.num_hidden_layers + 2)
     if not whole:
         odd |= {"heads": heads + head, "kv-heads": kv + 1}
-    # transformers derives the width of heads from the model's, or Helium's output projection from it
-    if not whole and (not getattr(c, "head_dim", None) or c.model_type == "helium"):
+    # the width of heads is derived from the model's, or the output projection is square
+    if not whole and (not getattr(c, "head_dim", None) or c.model_type in ("helium", "baichuan", "internlm2")):
         odd["hidden"] = hidden // heads * odd["heads"]
     double = {"hidden": 2 * hidden, "heads": 2 * heads, "kv-heads": 2 * kv, "ffn": 2 * c.intermediate_size}
     return odd, double
@@ -118,6 +118,8 @@ BUILT_IN = {
         rope_parameters=CASES["phi3-longrope"][2]["rope_parameters"] | dict(original_max_position_embeddings=1024),
     ),
     "mistral-window": dict(sliding_window=64),
+    "ernie4_5-biases": dict(use_bias=False),
+    "internlm2": dict(rope_parameters=dict(rope_type="default", rope_theta=1e6)),
 }
 
 

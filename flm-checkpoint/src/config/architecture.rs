@@ -14,7 +14,7 @@ impl TeleFlmConfig {
         let biased = self.qkv_bias || self.attention_output_bias || self.mlp_bias;
         let scaled = self.attention_multiplier.is_some() || self.residual_multiplier != 1.0;
         let capped = self.attention_softcap.is_some() || self.logit_softcap.is_some();
-        !(biased || scaled || capped || self.model_type.family().fused)
+        !(biased || scaled || capped || !self.names().fused.is_empty())
             && (self.qk_norm, self.norms) == (QkNorm::None, NormPlacement::Before)
             && (self.activation, self.gain_offset()) == (Activation::Silu, 0.0)
             && self.layers == LayerKinds::default()

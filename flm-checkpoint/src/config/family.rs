@@ -1,7 +1,8 @@
 //! What the families of models differ in: one line of a table each.
 
 use crate::config::layers::{Positions, Windows};
-use crate::config::{Activation, ModelType, NormPlacement, QkNorm, TeleFlmConfig};
+use crate::config::{Activation, ModelType, NormPlacement, QkNorm};
+use crate::tensor_id::Names;
 
 /// A family of models: what its name implies where config.json does not say. Defaults are those of the family's
 /// configuration class in transformers 5.
@@ -36,8 +37,8 @@ pub(crate) struct Family {
     pub query_scalar: Option<f64>,
     /// `attn_logit_softcapping` and `final_logit_softcapping` where absent; `None` where they are not read.
     pub softcaps: Option<[Option<f64>; 2]>,
-    /// Whether queries, keys and values are stored as one tensor, and gates and units as another.
-    pub fused: bool,
+    /// What tensors are called, and which are stored as one.
+    pub names: Names,
     /// Whether neighbours of a head are turned together, not entries of its halves.
     pub rotary_pairs: bool,
     /// Whether heads are turned in f32 whatever the dtype.
@@ -74,7 +75,7 @@ const LLAMA: Family = Family {
     scalars: false,
     query_scalar: None,
     softcaps: None,
-    fused: false,
+    names: Names::LLAMA,
     rotary_pairs: false,
     rotary_in_f32: false,
     partial_rotary: false,
@@ -157,7 +158,7 @@ const GEMMA2: Family = Family {
 };
 
 /// In the order of [`ModelType`].
-static FAMILIES: [Family; 17] = [
+static FAMILIES: [Family; 19] = [
     Family {
         model_type: ModelType::TeleFlm,
         name: "TeleFLM",
@@ -233,7 +234,7 @@ static FAMILIES: [Family; 17] = [
         architecture: "Phi3ForCausalLM",
         attention_bias_key: None,
         mlp_bias_key: None,
-        fused: true,
+        names: Names::PHI3,
         partial_rotary: true,
         windows: Windows::All,
         max_position_embeddings: 4096,
@@ -283,7 +284,36 @@ static FAMILIES: [Family; 17] = [
         tie_word_embeddings: true,
         ..LLAMA
     },
+    // these two are not in transformers
+    Family {
+        model_type: ModelType::Baichuan,
+        name: "baichuan",
+        // of Baichuan 7B alone: those after it write a small c
+        architecture: "BaiChuanForCausalLM",
+        attention_bias_key: None,
+        square_output: true,
+        mlp_bias_key: None,
+        names: Names::BAICHUAN,
+        max_position_embeddings: 4096,
+        ..LLAMA
+    },
+    Family {
+        model_type: ModelType::InternLm2,
+        name: "internlm2",
+        architecture: "InternLM2ForCausalLM",
+        attention_bias_key: None,
+        square_output: true,
+        mlp_bias_key: None,
+        names: Names::INTERNLM2,
+        ..LLAMA
+    },
 ];
+
+impl Family {
+    pub(crate) fn model_type(&self) -> ModelType {
+        self.model_type
+    }
+}
 
 impl ModelType {
     /// Every family, in the order of the table.
@@ -311,7 +341,8 @@ impl ModelType {
             (family.embedding_by_width, "embedding × √width"),
             (family.scalars, "four scalars"),
             (family.softcaps.is_some(), "bounded scores and logits"),
-            (family.fused, "fused matrices"),
+            (!family.names.fused.is_empty(), "fused matrices"),
+            (!family.names.outer.is_empty(), "names of tensors"),
             (family.rotary_pairs, "neighbours turned together"),
             (family.partial_rotary, "part of a head turned"),
             (family.windows == Windows::All, "a window"),
@@ -340,18 +371,6 @@ impl ModelType {
     }
 }
 
-impl TeleFlmConfig {
-    /// Whether entries `2i` and `2i + 1` of a head are turned together, not `i` and `i + width / 2`.
-    pub fn rotary_pairs(&self) -> bool {
-        self.model_type.family().rotary_pairs
-    }
-
-    /// Whether heads are turned in f32 where the model computes in 16 bits.
-    pub fn rotary_in_f32(&self) -> bool {
-        self.model_type.family().rotary_in_f32
-    }
-}
-
 /// The names of all families, quoted.
 pub(crate) fn names() -> String {
     let names: Vec<String> = FAMILIES.iter().map(|family| format!("{:?}", family.name)).collect();
@@ -369,6 +388,6 @@ mod tests {
             assert_eq!(ModelType::of(family.name), Some(family.model_type));
         }
         // the last of the enum
-        assert_eq!(FAMILIES.len(), ModelType::Ernie45 as usize + 1);
+        assert_eq!(FAMILIES.len(), ModelType::InternLm2 as usize + 1);
     }
 }

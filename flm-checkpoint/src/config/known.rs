@@ -71,6 +71,7 @@ const READ: &[&str] = &[
     "use_qkv_bias",
     "use_sliding_window",
     "vocab_size",
+    "z_loss_weight",
 ];
 
 /// Keys that change nothing of a forward pass: training, generation, bookkeeping.

@@ -20,7 +20,7 @@ use crate::config::layers::LayerKinds;
 use crate::config::masks::GrowthMasks;
 use crate::config::rope::RopeScaling;
 use crate::dtype::Dtype;
-use crate::tensor_id::{Axis, FUSED, Fused, Part, TensorId, TensorShape};
+use crate::tensor_id::{Axis, Names, Part, TensorId, TensorShape};
 
 /// What can be wrong with a `config.json`.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,10 @@ pub enum ModelType {
     Helium,
     /// ERNIE 4.5, dense: Llama whose heads are turned by neighbours, in f32.
     Ernie45,
+    /// Baichuan 7B, the first: Llama with queries, keys and values of one matrix.
+    Baichuan,
+    /// InternLM2: Llama with other names, and queries, keys and values of one matrix, head by head.
+    InternLm2,
 }
 
 /// Where a block's norms are.
@@ -309,9 +313,9 @@ impl TeleFlmConfig {
         })
     }
 
-    /// What the family stores as one tensor.
-    pub(crate) fn fused(&self) -> &'static [Fused] {
-        if self.model_type.family().fused { &FUSED } else { &[] }
+    /// What the family calls tensors, and which it stores as one.
+    pub(crate) fn names(&self) -> &'static Names {
+        &self.model_type.family().names
     }
 
     /// Whether this norm is of what a sub-layer writes; others are of what one reads.

@@ -2,13 +2,41 @@
 
 use serde_json::{Map, Value};
 
-use crate::config::ConfigError;
 use crate::config::family::Family;
 use crate::config::keys::short;
 use crate::config::layers::{Positions, Windows};
+use crate::config::{ConfigError, ModelType};
 
 /// The only kind of attention that every family has.
 const FULL_ATTENTION: &str = "full_attention";
+
+/// What a family of several forms has where config.json tells by other keys that it is not the one that is computed.
+fn form(raw: &Map<String, Value>, family: &Family) -> Option<&'static str> {
+    let named = |name: &str| {
+        let names = raw.get("architectures").and_then(Value::as_array);
+        names.is_some_and(|names| names.iter().any(|given| given == name))
+    };
+    match family.model_type() {
+        // 13B's class has `model_max_length` alone
+        ModelType::Baichuan if !raw.contains_key("max_position_embeddings") => {
+            Some("a baichuan without `max_position_embeddings`, which is 13B with ALiBi,")
+        }
+        ModelType::Baichuan
+            if named("BaichuanForCausalLM")
+                || raw.contains_key("z_loss_weight")
+                || raw.get("vocab_size").is_some_and(|size| size == 125_696) =>
+        {
+            Some(
+                "the head of normalised rows that Baichuan 2 has, by `architectures`, `z_loss_weight` or size,",
+            )
+        }
+        // the class's default is true
+        ModelType::InternLm2 if !raw.contains_key("bias") => {
+            Some("an internlm2 without `bias`, which is then true,")
+        }
+        _ => None,
+    }
+}
 
 /// Fails at the first key that would change the function and is not computed.
 pub(crate) fn check(raw: &Map<String, Value>, family: &Family) -> Result<(), ConfigError> {
@@ -67,6 +95,9 @@ pub(crate) fn check(raw: &Map<String, Value>, family: &Family) -> Result<(), Con
         "num_local_experts" | "num_experts" | "n_routed_experts" => one(value) || off(value),
         _ => true,
     };
+    if let Some(what) = form(raw, family) {
+        return Err(ConfigError::Unsupported(what.into()));
+    }
     match raw.iter().find(|(key, value)| !neutral(key, value)) {
         Some((key, value)) => Err(ConfigError::Unsupported(format!("`{key}` = {}", short(value)))),
         None => Ok(()),

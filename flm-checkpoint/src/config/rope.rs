@@ -4,8 +4,8 @@ use std::f64::consts::TAU;
 
 use serde_json::{Map, Value};
 
-use crate::config::ConfigError;
 use crate::config::keys::short;
+use crate::config::{ConfigError, TeleFlmConfig};
 
 /// Changes of the rotary frequencies `theta^(−2i / head_dim)`.
 #[derive(Debug, Clone, PartialEq, Default, serde::Serialize)]
@@ -305,5 +305,16 @@ pub(crate) fn model_table_mut<'a>(
     match table.contains_key("full_attention") {
         true => table.get_mut("full_attention")?.as_object_mut(),
         false => Some(table),
+    }
+}
+impl TeleFlmConfig {
+    /// Whether entries `2i` and `2i + 1` of a head are turned together, not `i` and `i + width / 2`.
+    pub fn rotary_pairs(&self) -> bool {
+        self.model_type.family().rotary_pairs
+    }
+
+    /// Whether heads are turned in f32 where the model computes in 16 bits.
+    pub fn rotary_in_f32(&self) -> bool {
+        self.model_type.family().rotary_in_f32
     }
 }

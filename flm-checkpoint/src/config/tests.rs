@@ -309,6 +309,15 @@ fn families_have_their_parts_and_defaults() {
         ("qwen2", r#","attention_bias":true"#, "`attention_bias` = true of a qwen2"),
         ("llama", r#","use_bias":true"#, "`use_bias` = true of a llama"),
         ("ernie4_5", r#","attention_bias":true"#, "`attention_bias` = true of a ernie4_5"),
+        ("baichuan", "", "13B with ALiBi"),
+        (
+            "baichuan",
+            r#","max_position_embeddings":64,"architectures":["BaichuanForCausalLM"]"#,
+            "the head of normalised rows",
+        ),
+        ("baichuan", r#","max_position_embeddings":64,"z_loss_weight":0"#, "the head of normalised rows"),
+        ("internlm2", "", "without `bias`"),
+        ("internlm2", r#","bias":true"#, "`bias` = true"),
         ("helium", r#","num_key_value_heads":4"#, "32 heads of 128 are 4096 wide, hidden_size is 64"),
         ("qwen3_moe", "", "\"qwen3_moe\"; supported are \"TeleFLM\", \"llama\""),
     ] {
@@ -332,10 +341,13 @@ fn families_have_their_parts_and_defaults() {
         "gemma3_text",
         "helium",
         "ernie4_5",
+        "baichuan",
+        "internlm2",
     ] {
         let config = family(
             name,
-            r#","sliding_window":null,"rope_theta":5000.0,"head_dim":2,"num_key_value_heads":4"#,
+            r#","sliding_window":null,"rope_theta":5000.0,"head_dim":2,"num_key_value_heads":4,
+            "max_position_embeddings":64,"bias":false"#,
         );
         let config = config.unwrap();
         assert_eq!(config.model_type.as_str(), name);

@@ -19,7 +19,10 @@ impl Checkpoint {
             return Err(CheckpointError::OutOfRange { tensor, offset, len, nbytes });
         }
         let done = match self.handles.get(entry.file) {
-            Some(handle) => handle.read_exact_at(buf, entry.offset + offset),
+            Some(handle) => {
+                let mut runs = entry.pieces.runs(offset, len);
+                runs.try_for_each(|(at, run)| handle.read_exact_at(&mut buf[run], entry.offset + at))
+            }
             None => Err(std::io::Error::other("only its headers were fetched; download it first")),
         };
         done.map_err(|source| CheckpointError::Read {

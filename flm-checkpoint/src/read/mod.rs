@@ -19,6 +19,7 @@ use crate::dtype::Dtype;
 
 use crate::config::TeleFlmConfig;
 use crate::format::zip::ZipEntry;
+use crate::ranges::Pieces;
 use crate::read::file::OpenFile;
 
 use crate::error::CheckpointError;
@@ -36,7 +37,7 @@ pub enum Format {
     ShardedPyTorch,
 }
 
-/// Where a tensor's bytes are: row-major, little-endian, contiguous.
+/// Where a tensor's bytes are: row-major, little-endian, contiguous but for `pieces`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
     /// Name in the checkpoint.
@@ -51,6 +52,8 @@ pub struct TensorEntry {
     pub offset: u64,
     /// Length in bytes.
     pub nbytes: u64,
+    /// How they lie: rows of tensors that a family stores as one may be in pieces.
+    pub pieces: Pieces,
 }
 
 /// A file that holds weights.

@@ -15,6 +15,7 @@ use crate::format::index::WeightMap;
 use crate::format::pytorch::PyTorchError;
 use crate::format::zip::ZipEntry;
 use crate::format::{RawTensor, is_skipped, pytorch, safetensors as safetensors_header};
+use crate::ranges::Pieces;
 use crate::read::file::{OpenFile, read_json_file};
 use crate::read::{Checkpoint, Format, TensorEntry, WeightFile};
 use crate::tensor_id::{EMBED_TOKENS, LM_HEAD, Part, split_layer};
@@ -70,38 +71,47 @@ impl Checkpoint {
             None => checkpoint.add_file(files, path)?,
             Some(map) => checkpoint.add_shards(files, &path, &map)?,
         }
-        checkpoint.split_fused();
+        checkpoint.take_own_names();
         // No name stands twice: each file's reader saw to that, and an index places a name in one file.
         checkpoint.entries.sort_by(|a, b| a.name.cmp(&b.name));
         checkpoint.use_stored_head()?;
         Ok(checkpoint)
     }
 
-    /// Gives the parts of fused tensors entries of their own: rows of one tensor lie one after another. What
-    /// does not have the rows that the config asks for stays, for `check` to name.
-    fn split_fused(&mut self) {
-        let fused = self.config.fused();
+    /// Gives tensors of a family's own names Llama's, and the parts of fused tensors entries of their own: rows of
+    /// one tensor lie one after another. What does not have the rows that the config asks for stays, for `check`
+    /// to name.
+    fn take_own_names(&mut self) {
+        let (outer, fused) = (self.config.names().outer, self.config.names().fused);
         for entry in std::mem::take(&mut self.entries) {
+            if let Some((_, llamas)) = outer.iter().find(|(own, _)| *own == entry.name) {
+                self.entries.push(TensorEntry { name: (*llamas).to_owned(), ..entry });
+                continue;
+            }
             let found = split_layer(&entry.name).and_then(|(layer, suffix)| {
                 fused.iter().find(|fused| fused.suffix == suffix).map(|fused| (layer.to_owned(), fused))
             });
             let rows = |part: &Part| part.axes().first().map_or(0, |&axis| self.config.size(axis));
             let fits = found.as_ref().is_some_and(|(_, fused)| {
                 let total = fused.parts.iter().map(rows).fold(0, usize::saturating_add);
-                entry.shape.len() == 2 && entry.shape[0] == total && total > 0
+                let axes = fused.parts.first().map_or(0, |part| part.axes().len());
+                entry.shape.len() == axes && entry.shape[0] == total && total > 0
             });
             let Some((layer, fused)) = found.filter(|_| fits) else {
                 self.entries.push(entry);
                 continue;
             };
             let row_bytes = entry.nbytes / entry.shape[0] as u64;
+            let groups = if fused.grouped { self.config.num_key_value_heads as u64 } else { 1 };
             let mut offset = entry.offset;
             for part in fused.parts {
                 let nbytes = rows(part) as u64 * row_bytes;
-                let shape = vec![rows(part), entry.shape[1]];
+                let mut shape = entry.shape.clone();
+                shape[0] = rows(part);
                 let name = format!("{layer}{}", part.suffix());
-                self.entries.push(TensorEntry { name, shape, offset, nbytes, ..entry.clone() });
-                offset += nbytes;
+                let pieces = Pieces::of_groups(groups, nbytes, entry.nbytes);
+                self.entries.push(TensorEntry { name, shape, offset, nbytes, pieces, ..entry.clone() });
+                offset += nbytes / groups;
             }
         }
     }
@@ -196,6 +206,7 @@ impl Checkpoint {
             file,
             offset: t.offset,
             nbytes: t.nbytes,
+            pieces: Pieces::ONE,
         }));
         Ok(())
     }

@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::error::CheckpointError;
 use crate::error::Result;
 use crate::format::safetensors::MAX_HEADER;
-use crate::tensor_id::{Fused, TensorSpec, split_layer};
+use crate::ranges::Pieces;
+use crate::tensor_id::{Names, TensorSpec, split_layer};
 
 /// The shards of a checkpoint.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub struct Placed {
     /// First byte, counted from the start of the file.
     pub offset: u64,
     pub nbytes: u64,
+    /// How the bytes lie.
+    pub pieces: Pieces,
 }
 
 /// What lies in a file as one tensor: one of the specs, or several whose rows follow each other.
@@ -49,6 +52,8 @@ struct Stored<'a> {
     shape: Vec<usize>,
     dtype: Dtype,
     parts: Vec<(&'a TensorSpec, u64)>,
+    /// How often the order of the parts' rows repeats.
+    groups: u64,
 }
 
 impl Stored<'_> {
@@ -62,11 +67,16 @@ impl Layout {
     ///
     /// Inside a shard the order is that of safetensors' own writer: dtypes descending, then names.
     pub fn new(specs: &[TensorSpec], max_shard_size: u64) -> Result<Self> {
-        Self::fused(specs, &[], max_shard_size)
+        Self::named(specs, &Names::LLAMA, 1, max_shard_size)
     }
 
-    /// The same, where the parts of each of `fused` are one tensor.
-    pub(crate) fn fused(specs: &[TensorSpec], fused: &[Fused], max_shard_size: u64) -> Result<Self> {
+    /// The same under a family's names, where tensors may be several parts, in each of so many groups.
+    pub(crate) fn named(
+        specs: &[TensorSpec],
+        family: &Names,
+        groups: usize,
+        max_shard_size: u64,
+    ) -> Result<Self> {
         let mut names = HashSet::new();
         if let Some(spec) = specs.iter().find(|s| !names.insert(s.name.as_str())) {
             return Err(CheckpointError::DuplicateSpec(spec.name.clone()));
@@ -91,10 +101,12 @@ impl Layout {
                 })
                 .map_err(|reason| bad_spec(spec, reason))?;
             let whole = split_layer(&spec.name).and_then(|(layer, suffix)| {
-                let part = |fused: &&Fused| fused.parts.iter().any(|part| part.suffix() == suffix);
-                fused.iter().find(part).map(|fused| format!("{layer}{}", fused.suffix))
+                let mut fused = family.fused.iter();
+                let fused = fused.find(|fused| fused.parts.iter().any(|part| part.suffix() == suffix))?;
+                Some((format!("{layer}{}", fused.suffix), if fused.grouped { groups as u64 } else { 1 }))
             });
-            let name = whole.unwrap_or_else(|| spec.name.clone());
+            let outer = family.of_outer(&spec.name).unwrap_or(&spec.name);
+            let (name, groups) = whole.unwrap_or_else(|| (outer.to_owned(), 1));
             match stored.last_mut().filter(|before| before.name == name) {
                 Some(before)
                     if before.dtype != spec.dtype
@@ -112,6 +124,7 @@ impl Layout {
                     shape: spec.shape.clone(),
                     dtype: spec.dtype,
                     parts: vec![(spec, nbytes)],
+                    groups,
                 }),
             }
         }
@@ -173,12 +186,16 @@ impl Shard {
         let names = group.iter().map(|stored| stored.name.clone()).collect();
         for stored in group {
             let dtype = stored.dtype.to_safetensors();
-            let data_offsets = (end as usize, (end + stored.nbytes()) as usize);
+            let (groups, bytes) = (stored.groups, stored.nbytes());
+            let data_offsets = (end as usize, (end + bytes) as usize);
             infos.push((stored.name, TensorInfo { dtype, shape: stored.shape, data_offsets }));
+            let mut offset = end;
             for (spec, nbytes) in stored.parts {
-                tensors.push(Placed { spec: spec.clone(), offset: end, nbytes });
-                end += nbytes;
+                let pieces = Pieces::of_groups(groups, nbytes, bytes);
+                tensors.push(Placed { spec: spec.clone(), offset, nbytes, pieces });
+                offset += nbytes / groups;
             }
+            end += bytes;
         }
         let header = header(&file_name, infos)?;
         for tensor in &mut tensors {

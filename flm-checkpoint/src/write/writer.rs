@@ -18,7 +18,7 @@ use crate::checksums::{CHECKSUMS_FILE, Checksums, FileDigest, WeightFileDigest, 
 use crate::config::TeleFlmConfig;
 use crate::error::CheckpointError;
 use crate::error::{Result, io};
-use crate::ranges::Ranges;
+use crate::ranges::{Pieces, Ranges};
 use crate::tensor_id::TensorSpec;
 use crate::write::journal::Journal;
 use crate::write::shard_plan::Layout;
@@ -58,6 +58,7 @@ struct Slot {
     shard: usize,
     offset: u64,
     nbytes: u64,
+    pieces: Pieces,
     done: Mutex<Ranges>,
 }
 
@@ -94,7 +95,8 @@ impl Writer {
         specs: &[TensorSpec],
         max_shard_size: u64,
     ) -> Result<Self> {
-        let layout = Layout::fused(specs, config.fused(), max_shard_size)?;
+        let groups = config.num_key_value_heads;
+        let layout = Layout::named(specs, config.names(), groups, max_shard_size)?;
         Self::open(layout, Staging::create(dst)?)
     }
 
@@ -108,7 +110,8 @@ impl Writer {
         specs: &[TensorSpec],
         max_shard_size: u64,
     ) -> Result<Self> {
-        let layout = Layout::fused(specs, config.fused(), max_shard_size)?;
+        let groups = config.num_key_value_heads;
+        let layout = Layout::named(specs, config.names(), groups, max_shard_size)?;
         Self::open(layout, Staging::take_over(dst)?)
     }
 
@@ -137,8 +140,8 @@ impl Writer {
                 syncs: Mutex::default(),
             });
             for tensor in shard.tensors {
-                let (offset, nbytes) = (tensor.offset, tensor.nbytes);
-                let slot = Slot { shard: number, offset, nbytes, done: Mutex::default() };
+                let (offset, nbytes, pieces) = (tensor.offset, tensor.nbytes, tensor.pieces);
+                let slot = Slot { shard: number, offset, nbytes, pieces, done: Mutex::default() };
                 writer.slots.insert(tensor.spec.name, slot);
             }
         }
@@ -152,7 +155,10 @@ impl Writer {
     pub fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
         let slot = self.slot(name, offset, bytes.len() as u64)?;
         let shard = &self.shards[slot.shard];
-        shard.open()?.write_all_at(bytes, slot.offset + offset).map_err(io("write", &shard.path))?;
+        let file = shard.open()?;
+        for (at, run) in slot.pieces.runs(offset, bytes.len() as u64) {
+            file.write_all_at(&bytes[run], slot.offset + at).map_err(io("write", &shard.path))?;
+        }
         self.account(slot, offset, bytes.len() as u64);
         Ok(())
     }
@@ -186,7 +192,9 @@ impl Writer {
         let slot = self.slot(name, offset, out.len() as u64)?;
         let path = &self.shards[slot.shard].path;
         let file = File::open(path).map_err(io("open", path))?;
-        file.read_exact_at(out, slot.offset + offset).map_err(io("read", path))
+        let mut runs = slot.pieces.runs(offset, out.len() as u64);
+        runs.try_for_each(|(at, run)| file.read_exact_at(&mut out[run], slot.offset + at))
+            .map_err(io("read", path))
     }
 
     /// The index into [`Writer::file_names`] and the first byte of tensor `name`.

@@ -111,11 +111,14 @@ impl Architecture {
             }
             // llama.cpp's Llama turns neighbours, as Helium does
             ModelType::Helium => ("llama", &[]),
+            // its own architecture knows models of 32 and 40 layers alone
+            ModelType::Baichuan => ("llama", &[]),
+            ModelType::InternLm2 => ("internlm2", &[]),
             ModelType::Ernie45 => ("ernie4_5", &[BIASES]),
         };
         Self {
             name,
-            pairs: ["llama", "granite", "smollm3", "ernie4_5"].contains(&name),
+            pairs: ["llama", "granite", "smollm3", "ernie4_5", "internlm2"].contains(&name),
             scales: ["granite", "gemma", "gemma2", "gemma3"].contains(&name),
             fused: name == "phi3",
             drops_window: matches!(family, ModelType::Mistral | ModelType::Phi3),

@@ -20,7 +20,7 @@ fn families() -> Vec<String> {
     let entries = std::fs::read_dir(fixture("")).unwrap().map(|entry| entry.unwrap());
     let folders = entries.filter(|entry| entry.path().is_dir());
     let names: Vec<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
-    assert_eq!(names.len(), 30);
+    assert_eq!(names.len(), 31);
     names
 }
 

@@ -186,11 +186,17 @@ impl Fused {
     const fn new(suffix: &'static str, parts: &'static [Part]) -> Self {
         Self { suffix, parts, grouped: false }
     }
+
+    const fn grouped(suffix: &'static str, parts: &'static [Part]) -> Self {
+        Self { suffix, parts, grouped: true }
+    }
 }
 
 /// In what the names of a family's files differ from Llama's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Names {
+    /// What a block's names begin with, before its number.
+    pub layers: &'static str,
     /// Names outside the blocks: the family's, and Llama's.
     pub outer: &'static [(&'static str, &'static str)],
     /// Tensors of a block.
@@ -199,20 +205,20 @@ pub(crate) struct Names {
 
 impl Names {
     /// Llama's own.
-    pub(crate) const LLAMA: Self = Self { outer: &[], fused: &[] };
+    pub(crate) const LLAMA: Self = Self { layers: LAYERS, outer: &[], fused: &[] };
     pub(crate) const PHI3: Self = Self {
-        outer: &[],
         fused: &[
             Fused::new("self_attn.qkv_proj.weight", QKV),
             Fused::new("mlp.gate_up_proj.weight", &[Part::GateProj, Part::UpProj]),
         ],
+        ..Self::LLAMA
     };
     pub(crate) const BAICHUAN: Self =
-        Self { outer: &[], fused: &[Fused::new("self_attn.W_pack.weight", QKV)] };
+        Self { fused: &[Fused::new("self_attn.W_pack.weight", QKV)], ..Self::LLAMA };
     pub(crate) const INTERNLM2: Self = Self {
         outer: &[("model.tok_embeddings.weight", EMBED_TOKENS), ("output.weight", LM_HEAD)],
         fused: &[
-            Fused { suffix: "attention.wqkv.weight", parts: QKV, grouped: true },
+            Fused::grouped("attention.wqkv.weight", QKV),
             Fused::new("attention.wo.weight", &[Part::OProj]),
             Fused::new("attention_norm.weight", &[Part::InputLayernorm]),
             Fused::new("feed_forward.w1.weight", &[Part::GateProj]),
@@ -220,19 +226,48 @@ impl Names {
             Fused::new("feed_forward.w3.weight", &[Part::UpProj]),
             Fused::new("ffn_norm.weight", &[Part::PostAttentionLayernorm]),
         ],
+        ..Self::LLAMA
+    };
+    pub(crate) const TELECHAT: Self = Self {
+        layers: "transformer.h.",
+        outer: &[
+            ("transformer.word_embeddings.weight", EMBED_TOKENS),
+            ("transformer.ln_f.weight", FINAL_NORM),
+        ],
+        fused: &[
+            Fused::new("self_attention.query.weight", &[Part::QProj]),
+            Fused::grouped("self_attention.key_value.weight", &[Part::KProj, Part::VProj]),
+            Fused::new("self_attention.dense.weight", &[Part::OProj]),
+            Fused::new("self_attention.dense.bias", &[Part::OBias]),
+        ],
     };
 
-    /// The family's name of a tensor outside the blocks that Llama calls `name`.
-    pub(crate) fn of_outer(&self, name: &str) -> Option<&'static str> {
-        self.outer.iter().find(|(_, llamas)| *llamas == name).map(|(own, _)| *own)
+    /// Whether they are Llama's.
+    pub(crate) fn are_llamas(&self) -> bool {
+        self.layers == LAYERS && self.outer.is_empty() && self.fused.is_empty()
+    }
+
+    /// The family's name of what Llama calls `name`, and how the rows of its parts are grouped, if they are.
+    pub(crate) fn own(&self, name: &str) -> (String, bool) {
+        let Some((layer, suffix)) = split_layer(name) else {
+            let own = self.outer.iter().find(|(_, llamas)| *llamas == name);
+            return (own.map_or(name, |(own, _)| own).to_owned(), false);
+        };
+        let fused = self.fused.iter().find(|fused| fused.parts.iter().any(|part| part.suffix() == suffix));
+        let own = fused.map_or(suffix, |fused| fused.suffix);
+        let number = layer.trim_start_matches(LAYERS);
+        (format!("{}{number}{own}", self.layers), fused.is_some_and(|fused| fused.grouped))
     }
 }
+
+/// What the names of Llama's blocks begin with.
+pub(crate) const LAYERS: &str = "model.layers.";
 
 const QKV: &[Part] = &[Part::QProj, Part::KProj, Part::VProj];
 
 /// The layer's prefix `model.layers.N.` of a tensor's name, and the rest.
 pub(crate) fn split_layer(name: &str) -> Option<(&str, &str)> {
-    let rest = name.strip_prefix("model.layers.")?;
+    let rest = name.strip_prefix(LAYERS)?;
     let dot = name.len() - rest.len() + rest.find('.')? + 1;
     Some(name.split_at(dot))
 }

@@ -81,7 +81,7 @@ fn converted_pytorch_is_bit_equal_and_has_the_bytes_of_safetensors_own_writer() 
 #[test]
 fn tensors_of_other_names_and_fused_ones_are_written_as_they_were() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["phi3", "baichuan", "internlm2"] {
+    for name in ["phi3", "baichuan", "internlm2", "telechat"] {
         let from = flm_tests::files::fixture("families").join(name);
         let src = open(&from);
         assert!(src.contains("model.layers.1.self_attn.k_proj.weight"), "{name}");

@@ -31,7 +31,7 @@ fn loss_and_every_gradient_equal_transformers() {
     let folders = std::fs::read_dir(fixture("")).unwrap().map(|entry| entry.unwrap());
     let folders = folders.filter(|entry| entry.path().is_dir());
     let names: Vec<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
-    assert_eq!(names.len(), 30);
+    assert_eq!(names.len(), 31);
     for name in &names {
         let golden: HashMap<String, Tensor> =
             candle_core::safetensors::load(fixture(name).join("golden.safetensors"), &Device::Cpu).unwrap();

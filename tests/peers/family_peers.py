@@ -88,7 +88,8 @@ def sizes(config):
     if not whole:
         odd |= {"heads": heads + head, "kv-heads": kv + 1}
     # the width of heads is derived from the model's, or the output projection is square
-    if not whole and (not getattr(c, "head_dim", None) or c.model_type in ("helium", "baichuan", "internlm2")):
+    if not whole and (not getattr(c, "head_dim", None) or c.model_type in ("helium", "baichuan", "internlm2",
+                                                                        "telechat")):
         odd["hidden"] = hidden // heads * odd["heads"]
     double = {"hidden": 2 * hidden, "heads": 2 * heads, "kv-heads": 2 * kv, "ffn": 2 * c.intermediate_size}
     return odd, double

@@ -74,7 +74,7 @@ impl Rotary {
             DType::F64 => p as f64 * f,
             _ => f64::from(p as f32 * f as f32),
         };
-        let factor = self.scaling.attention_factor();
+        let factor = self.scaling.attention_factor(length);
         let angles = positions.iter().flat_map(|&p| frequencies.iter().map(move |&f| angle(p, f)));
         angles.map(|angle| function(angle) * factor).collect()
     }

@@ -11,10 +11,10 @@ const TELE_FLM_KEYS: [&str; 5] = ["auto_map", "use_mup", "input_mult", "output_m
 impl TeleFlmConfig {
     /// Whether a block has the nine tensors of the first Llama, which do what they do there, and nothing else.
     pub fn is_plain_llama(&self) -> bool {
-        let biased = self.qkv_bias || self.attention_output_bias || self.mlp_bias;
+        let biased = self.qkv_bias || self.attention_output_bias || self.mlp_output_bias;
         let scaled = self.attention_multiplier.is_some() || self.residual_multiplier != 1.0;
         let capped = self.attention_softcap.is_some() || self.logit_softcap.is_some();
-        !(biased || scaled || capped || !self.names().fused.is_empty())
+        !(biased || scaled || capped || !self.names().are_llamas())
             && (self.qk_norm, self.norms) == (QkNorm::None, NormPlacement::Before)
             && (self.activation, self.gain_offset()) == (Activation::Silu, 0.0)
             && self.layers == LayerKinds::default()

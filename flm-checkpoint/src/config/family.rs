@@ -37,6 +37,10 @@ pub(crate) struct Family {
     pub query_scalar: Option<f64>,
     /// `attn_logit_softcapping` and `final_logit_softcapping` where absent; `None` where they are not read.
     pub softcaps: Option<[Option<f64>; 2]>,
+    /// Whether the projections back to the residual stream always have biases.
+    pub output_biases: bool,
+    /// What keys of config.json are called: the family's names, and Llama's.
+    pub keys: &'static [(&'static str, &'static str)],
     /// What tensors are called, and which are stored as one.
     pub names: Names,
     /// Whether neighbours of a head are turned together, not entries of its halves.
@@ -75,6 +79,8 @@ const LLAMA: Family = Family {
     scalars: false,
     query_scalar: None,
     softcaps: None,
+    output_biases: false,
+    keys: &[],
     names: Names::LLAMA,
     rotary_pairs: false,
     rotary_in_f32: false,
@@ -158,7 +164,7 @@ const GEMMA2: Family = Family {
 };
 
 /// In the order of [`ModelType`].
-static FAMILIES: [Family; 19] = [
+static FAMILIES: [Family; 20] = [
     Family {
         model_type: ModelType::TeleFlm,
         name: "TeleFLM",
@@ -284,7 +290,7 @@ static FAMILIES: [Family; 19] = [
         tie_word_embeddings: true,
         ..LLAMA
     },
-    // these two are not in transformers
+    // these are not in transformers
     Family {
         model_type: ModelType::Baichuan,
         name: "baichuan",
@@ -305,6 +311,27 @@ static FAMILIES: [Family; 19] = [
         square_output: true,
         mlp_bias_key: None,
         names: Names::INTERNLM2,
+        ..LLAMA
+    },
+    Family {
+        model_type: ModelType::TeleChat,
+        name: "telechat",
+        architecture: "TeleChat2ForCausalLM",
+        attention_bias_key: None,
+        square_output: true,
+        mlp_bias_key: None,
+        output_biases: true,
+        keys: &[
+            ("n_layer", "num_hidden_layers"),
+            ("n_head", "num_attention_heads"),
+            ("ffn_hidden_size", "intermediate_size"),
+            ("layer_norm_epsilon", "rms_norm_eps"),
+            ("training_seqlen", "max_position_embeddings"),
+        ],
+        names: Names::TELECHAT,
+        rms_norm_eps: 1e-5,
+        // whoever has a head stores it
+        tie_word_embeddings: true,
         ..LLAMA
     },
 ];
@@ -343,6 +370,8 @@ impl ModelType {
             (family.softcaps.is_some(), "bounded scores and logits"),
             (!family.names.fused.is_empty(), "fused matrices"),
             (!family.names.outer.is_empty(), "names of tensors"),
+            (!family.keys.is_empty(), "names of keys"),
+            (family.output_biases, "biases of what is written back"),
             (family.rotary_pairs, "neighbours turned together"),
             (family.partial_rotary, "part of a head turned"),
             (family.windows == Windows::All, "a window"),
@@ -388,6 +417,6 @@ mod tests {
             assert_eq!(ModelType::of(family.name), Some(family.model_type));
         }
         // the last of the enum
-        assert_eq!(FAMILIES.len(), ModelType::InternLm2 as usize + 1);
+        assert_eq!(FAMILIES.len(), ModelType::TeleChat as usize + 1);
     }
 }

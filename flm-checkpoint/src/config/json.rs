@@ -30,7 +30,6 @@ impl TeleFlmConfig {
     }
 
     fn from_map(raw: Map<String, Value>) -> Result<Self, ConfigError> {
-        let keys = Keys(&raw);
         let model_type = match raw.get("model_type").and_then(Value::as_str) {
             Some(name) => {
                 ModelType::of(name).ok_or_else(|| ConfigError::ModelType(name.chars().take(80).collect()))?
@@ -38,6 +37,8 @@ impl TeleFlmConfig {
             None => return Err(ConfigError::Missing("model_type")),
         };
         let family = model_type.family();
+        let raw = family.renamed(raw)?;
+        let keys = Keys(&raw);
         let bias_keys = [family.attention_bias_key, family.mlp_bias_key];
         for key in ["attention_bias", "mlp_bias", "use_bias"] {
             if !bias_keys.contains(&Some(key)) && keys.boolean(key)?.unwrap_or(false) {
@@ -51,6 +52,7 @@ impl TeleFlmConfig {
             }
         };
         let attention_bias = biased(family.attention_bias_key)?;
+        let mlp_bias = biased(family.mlp_bias_key)?;
         refused::check(&raw, family)?;
         let num_attention_heads = keys.size("num_attention_heads")?;
         let hidden_size = keys.size("hidden_size")?;
@@ -97,10 +99,14 @@ impl TeleFlmConfig {
             max_position_embeddings,
             rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(family.rms_norm_eps),
             rope_theta: rope_theta(&raw, family)?,
-            rope_scaling: RopeScaling::read(&raw, max_position_embeddings)?,
+            rope_scaling: match model_type {
+                ModelType::TeleChat => RopeScaling::of_telechat(keys, max_position_embeddings)?,
+                _ => RopeScaling::read(&raw, max_position_embeddings)?,
+            },
             qkv_bias: family.qkv_bias || attention_bias,
-            attention_output_bias: attention_bias && !family.square_output,
-            mlp_bias: biased(family.mlp_bias_key)?,
+            attention_output_bias: attention_bias && !family.square_output || family.output_biases,
+            mlp_bias,
+            mlp_output_bias: mlp_bias || family.output_biases,
             qk_norm: family.qk_norm,
             norms: family.norms,
             activation: activation(keys, model_type)?,
@@ -228,7 +234,7 @@ impl TeleFlmConfig {
                 out.shift_remove("growth");
             }
         }
-        let mut text = serde_json::to_string_pretty(&Value::Object(out)).unwrap_or_default();
+        let mut text = serde_json::to_string_pretty(&Value::Object(family.own(out))).unwrap_or_default();
         text.push('\n');
         text
     }
@@ -292,6 +298,30 @@ fn partial_rotary(raw: &Map<String, Value>, family: &Family) -> Result<f64, Conf
         return Err(ConfigError::Unsupported(format!("`partial_rotary_factor` = {turned}")));
     }
     Ok(turned)
+}
+
+impl Family {
+    /// The keys under Llama's names.
+    fn renamed(&self, raw: Map<String, Value>) -> Result<Map<String, Value>, ConfigError> {
+        let both = |(own, llamas): &&(&str, &str)| raw.contains_key(*own) && raw.contains_key(*llamas);
+        if let Some((own, llamas)) = self.keys.iter().find(both) {
+            return Err(ConfigError::Unsupported(format!("`{own}` beside `{llamas}`")));
+        }
+        let llamas = |key: String| match self.keys.iter().find(|(own, _)| *own == key) {
+            Some((_, llamas)) => (*llamas).to_owned(),
+            None => key,
+        };
+        Ok(raw.into_iter().map(|(key, value)| (llamas(key), value)).collect())
+    }
+
+    /// The keys under the family's names.
+    fn own(&self, raw: Map<String, Value>) -> Map<String, Value> {
+        let own = |key: String| match self.keys.iter().find(|(_, llamas)| *llamas == key) {
+            Some((own, _)) => (*own).to_owned(),
+            None => key,
+        };
+        raw.into_iter().map(|(key, value)| (own(key), value)).collect()
+    }
 }
 
 /// Equal as JSON, where 4 and 4.0 are the same number.

@@ -101,6 +101,9 @@ pub enum ModelType {
     Baichuan,
     /// InternLM2: Llama with other names, and queries, keys and values of one matrix, head by head.
     InternLm2,
+    /// TeleChat and TeleChat 2: Llama with other names, keys and values of one matrix, head by head, biases on what
+    /// is written back, and a rotary base that grows with the text.
+    TeleChat,
 }
 
 /// Where a block's norms are.
@@ -179,6 +182,8 @@ pub struct TeleFlmConfig {
     pub attention_output_bias: bool,
     /// Whether the three matrices of the feed-forward layer have biases.
     pub mlp_bias: bool,
+    /// Whether its output has one.
+    pub mlp_output_bias: bool,
     /// How queries and keys are normalised.
     pub qk_norm: QkNorm,
     /// Where a block's norms are.
@@ -291,12 +296,14 @@ impl TeleFlmConfig {
 
     /// The parts of a block, in the order of the forward pass.
     pub fn block_parts(&self) -> impl Iterator<Item = Part> {
-        let (attention, output, mlp) = (self.qkv_bias, self.attention_output_bias, self.mlp_bias);
+        let (attention, output) = (self.qkv_bias, self.attention_output_bias);
+        let (mlp, mlp_output) = (self.mlp_bias, self.mlp_output_bias);
         let (norms, qk_norm) = (self.norms, self.qk_norm);
         Part::ALL.into_iter().filter(move |part| match part {
             Part::QBias | Part::KBias | Part::VBias => attention,
             Part::OBias => output,
-            Part::GateBias | Part::UpBias | Part::DownBias => mlp,
+            Part::GateBias | Part::UpBias => mlp,
+            Part::DownBias => mlp_output,
             Part::QNorm | Part::KNorm => qk_norm == QkNorm::Heads,
             Part::QNormWhole | Part::KNormWhole => qk_norm == QkNorm::Whole,
             Part::InputLayernorm => norms != NormPlacement::After,

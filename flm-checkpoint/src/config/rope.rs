@@ -4,7 +4,7 @@ use std::f64::consts::TAU;
 
 use serde_json::{Map, Value};
 
-use crate::config::keys::short;
+use crate::config::keys::{Keys, short};
 use crate::config::{ConfigError, TeleFlmConfig};
 
 /// Changes of the rotary frequencies `theta^(−2i / head_dim)`.
@@ -26,6 +26,14 @@ pub enum RopeScaling {
         /// The original context, in tokens.
         #[serde(rename = "original_max_position_embeddings")]
         original: f64,
+    },
+    /// A base that grows with the text in steps, and a factor on cosines and sines beyond the context of training
+    /// (TeleChat's).
+    Ntk {
+        /// Tokens up to which the base is the given one.
+        base_seqlen: f64,
+        /// The shortest text that the base is for, and the longest without a factor: the context of training.
+        training_seqlen: f64,
     },
     /// A divisor for each frequency, of two lists, one for texts within the original context and one for
     /// longer ones, and a factor on cosines and sines (LongRoPE, arXiv 2402.13753).
@@ -94,6 +102,12 @@ impl RopeScaling {
             found = Some((scaling, value));
         }
         Ok(found.map_or(Self::Default, |(scaling, _)| scaling))
+    }
+
+    /// TeleChat's; its first code has no key for where the base begins to grow.
+    pub(crate) fn of_telechat(keys: Keys<'_>, context: usize) -> Result<Self, ConfigError> {
+        let base_seqlen = keys.optional_size("base_seqlen")?.unwrap_or(4096) as f64;
+        Ok(Self::Ntk { base_seqlen, training_seqlen: context as f64 })
     }
 
     fn of(object: &Map<String, Value>, raw: &Map<String, Value>, context: usize) -> Option<Self> {
@@ -225,6 +239,12 @@ impl RopeScaling {
                 let stretch = factor * (length as f64).max(original) / original - (factor - 1.0);
                 stretch.powf(2.0 * i as f64 / (width as f64 - 2.0))
             }
+            Self::Ntk { base_seqlen, training_seqlen } => {
+                let length = (length as f64).max(training_seqlen);
+                let doublings = ((length / base_seqlen).log2() + 1.0).ceil();
+                let stretch = (doublings.exp2() - 1.0).max(1.0);
+                stretch.powf(2.0 * i as f64 / (width as f64 - 2.0))
+            }
             Self::LongRope { ref short_factor, ref long_factor, original, .. } => {
                 let factors = if length as f64 > original { long_factor } else { short_factor };
                 factors.get(i).copied().unwrap_or(1.0)
@@ -258,9 +278,10 @@ impl RopeScaling {
         }
     }
 
-    /// What cosines and sines are multiplied by.
-    pub fn attention_factor(&self) -> f64 {
+    /// What cosines and sines are multiplied by in a text of `length` tokens.
+    pub fn attention_factor(&self, length: usize) -> f64 {
         match *self {
+            Self::Ntk { training_seqlen, .. } => 1.0 + 0.1 * (length as f64 / training_seqlen).max(1.0).ln(),
             Self::Yarn { attention_factor, .. } | Self::LongRope { attention_factor, .. } => attention_factor,
             Self::Default | Self::Linear { .. } | Self::Dynamic { .. } | Self::Llama3 { .. } => 1.0,
         }

@@ -246,6 +246,7 @@ fn classes_in_code_that_is_left_behind_are_not_named() {
     assert!(!config.to_json_without_code().contains("auto_map"));
 }
 
+const TRAINED: &str = r#","training_seqlen":8192"#;
 const BIASED: &str = r#","attention_bias":true,"mlp_bias":true"#;
 
 /// Defaults and windows as in the configuration classes of transformers 5.23.
@@ -274,6 +275,7 @@ fn families_have_their_parts_and_defaults() {
     let square = r#","head_dim":2,"num_key_value_heads":4,"attention_bias":true"#;
     assert_eq!(ends("helium", square), qkv);
     assert_eq!(ends("ernie4_5", r#","use_bias":true"#), ends("llama", BIASED));
+    assert_eq!(ends("telechat", TRAINED), ["self_attn.o_proj.bias", "mlp.down_proj.bias"]);
     // null is not absent: then the sizes follow from the others
     let ernie = |more: &str| {
         let config = family("ernie4_5", more).unwrap();
@@ -318,6 +320,8 @@ fn families_have_their_parts_and_defaults() {
         ("baichuan", r#","max_position_embeddings":64,"z_loss_weight":0"#, "the head of normalised rows"),
         ("internlm2", "", "without `bias`"),
         ("internlm2", r#","bias":true"#, "`bias` = true"),
+        ("telechat", r#","n_layer":2"#, "`n_layer` beside `num_hidden_layers`"),
+        ("telechat", r#","embed_layernorm":true"#, "`embed_layernorm` = true"),
         ("helium", r#","num_key_value_heads":4"#, "32 heads of 128 are 4096 wide, hidden_size is 64"),
         ("qwen3_moe", "", "\"qwen3_moe\"; supported are \"TeleFLM\", \"llama\""),
     ] {
@@ -343,6 +347,7 @@ fn families_have_their_parts_and_defaults() {
         "ernie4_5",
         "baichuan",
         "internlm2",
+        "telechat",
     ] {
         let config = family(
             name,

@@ -66,7 +66,7 @@ impl TeleFlmConfig {
             ("residual_multiplier", self.residual_multiplier),
             ("embedding_multiplier", self.embedding_multiplier),
             ("logits_scaling", self.logits_scaling),
-            ("attention_factor", self.rope_scaling.attention_factor()),
+            ("attention_factor", self.rope_scaling.attention_factor(0)),
         ] {
             if !value.is_finite() {
                 return Err(invalid(key, value, "a finite number"));

@@ -18,7 +18,7 @@ use crate::format::{RawTensor, is_skipped, pytorch, safetensors as safetensors_h
 use crate::ranges::Pieces;
 use crate::read::file::{OpenFile, read_json_file};
 use crate::read::{Checkpoint, Format, TensorEntry, WeightFile};
-use crate::tensor_id::{EMBED_TOKENS, LM_HEAD, Part, split_layer};
+use crate::tensor_id::{EMBED_TOKENS, LAYERS, LM_HEAD, Names, Part, split_layer};
 
 /// Bytes that are compared at a time.
 const COMPARED: u64 = 1 << 20;
@@ -82,8 +82,11 @@ impl Checkpoint {
     /// one tensor lie one after another. What does not have the rows that the config asks for stays, for `check`
     /// to name.
     fn take_own_names(&mut self) {
-        let (outer, fused) = (self.config.names().outer, self.config.names().fused);
-        for entry in std::mem::take(&mut self.entries) {
+        let Names { layers, outer, fused } = *self.config.names();
+        for mut entry in std::mem::take(&mut self.entries) {
+            if let Some(block) = entry.name.strip_prefix(layers) {
+                entry.name = format!("{LAYERS}{block}");
+            }
             if let Some((_, llamas)) = outer.iter().find(|(own, _)| *own == entry.name) {
                 self.entries.push(TensorEntry { name: (*llamas).to_owned(), ..entry });
                 continue;

@@ -10,7 +10,7 @@ use crate::error::CheckpointError;
 use crate::error::Result;
 use crate::format::safetensors::MAX_HEADER;
 use crate::ranges::Pieces;
-use crate::tensor_id::{Names, TensorSpec, split_layer};
+use crate::tensor_id::{Names, TensorSpec};
 
 /// The shards of a checkpoint.
 #[derive(Debug)]
@@ -100,13 +100,8 @@ impl Layout {
                     if clash { Err("the name is that of the header's metadata") } else { Ok(n) }
                 })
                 .map_err(|reason| bad_spec(spec, reason))?;
-            let whole = split_layer(&spec.name).and_then(|(layer, suffix)| {
-                let mut fused = family.fused.iter();
-                let fused = fused.find(|fused| fused.parts.iter().any(|part| part.suffix() == suffix))?;
-                Some((format!("{layer}{}", fused.suffix), if fused.grouped { groups as u64 } else { 1 }))
-            });
-            let outer = family.of_outer(&spec.name).unwrap_or(&spec.name);
-            let (name, groups) = whole.unwrap_or_else(|| (outer.to_owned(), 1));
+            let (name, grouped) = family.own(&spec.name);
+            let groups = if grouped { groups as u64 } else { 1 };
             match stored.last_mut().filter(|before| before.name == name) {
                 Some(before)
                     if before.dtype != spec.dtype

@@ -105,7 +105,7 @@ fn config_differences(expected: &TeleFlmConfig, got: &TeleFlmConfig) -> Vec<Diff
             ("rope_theta", c.rope_theta.to_string()),
             ("rope_scaling", format!("{:?}", c.rope_scaling)),
             ("biases of attention, its output, the feed-forward layer", {
-                format!("{}, {}, {}", c.qkv_bias, c.attention_output_bias, c.mlp_bias)
+                format!("{}, {}, {}", c.qkv_bias, c.attention_output_bias, c.mlp_output_bias)
             }),
             ("norms, of queries and keys, and what is added to gains", {
                 format!("{:?}, {:?}, {}", c.norms, c.qk_norm, c.gain_offset())

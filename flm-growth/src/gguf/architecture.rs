@@ -38,7 +38,7 @@ const WINDOW: &Limit = &Limit {
 };
 const BIASES: &Limit = &Limit {
     what: "biases",
-    has: |config| config.qkv_bias || config.attention_output_bias || config.mlp_bias,
+    has: |config| config.qkv_bias || config.attention_output_bias || config.mlp_output_bias,
 };
 const DYNAMIC: &Limit = &Limit {
     what: "dynamic rotary scaling",
@@ -113,6 +113,8 @@ impl Architecture {
             ModelType::Helium => ("llama", &[]),
             // its own architecture knows models of 32 and 40 layers alone
             ModelType::Baichuan => ("llama", &[]),
+            // within the context that it was trained for
+            ModelType::TeleChat => ("llama", &[]),
             ModelType::InternLm2 => ("internlm2", &[]),
             ModelType::Ernie45 => ("ernie4_5", &[BIASES]),
         };

@@ -32,6 +32,16 @@ pub(super) fn name_and_file_type(dtype: GgmlDType) -> (&'static str, u32) {
     }
 }
 
+/// The base of rotary within the context: TeleChat's is a larger one, where llama.cpp has no scaling of its kind.
+fn rope_base(config: &TeleFlmConfig) -> f64 {
+    let (width, theta) = (config.rotary_dim(), config.rope_theta);
+    match config.rope_scaling {
+        // the frequency of pair width / 2 is 1 / base
+        RopeScaling::Ntk { .. } => theta * config.rope_scaling.divisor(width / 2, width, theta, 0),
+        _ => theta,
+    }
+}
+
 /// What rotary frequencies are divided by where llama.cpp takes that as tensors: Llama 3.1's, and LongRoPE's.
 pub(super) fn rope_factors(config: &TeleFlmConfig) -> Vec<GgufTensor> {
     let tensor = |name: &str, values: Vec<f32>| GgufTensor {
@@ -131,10 +141,10 @@ pub(super) fn metadata(
     }
     let mut put = |key: &str, value| out.push((format!("{}.{key}", architecture.name), value));
     put("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps as f32));
-    put("rope.freq_base", Value::F32(config.rope_theta as f32));
+    put("rope.freq_base", Value::F32(rope_base(config) as f32));
     match config.rope_scaling {
         // Llama 3.1's is a tensor
-        RopeScaling::Default | RopeScaling::Llama3 { .. } => {}
+        RopeScaling::Default | RopeScaling::Ntk { .. } | RopeScaling::Llama3 { .. } => {}
         // refused before
         RopeScaling::Dynamic { .. } => {}
         RopeScaling::LongRope { original, attention_factor, .. } => {

@@ -176,6 +176,7 @@ fn scaled(scaling: Option<&RopeScaling>) -> String {
         Some(RopeScaling::Dynamic { factor, original }) => {
             format!(", dynamic × {factor}, from {original} tokens")
         }
+        Some(RopeScaling::Ntk { base_seqlen, .. }) => format!(", ntk, from {base_seqlen} tokens"),
         Some(RopeScaling::LongRope { original, .. }) => format!(", longrope, from {original} tokens"),
         Some(RopeScaling::Llama3 { factor, original, .. }) => {
             format!(", llama3 × {factor}, from {original} tokens")

@@ -226,6 +226,7 @@ impl Shape {
                 ("query, key, value", c.qkv_bias),
                 ("attention output", c.attention_output_bias),
                 ("feed-forward", c.mlp_bias),
+                ("feed-forward output", c.mlp_output_bias && !c.mlp_bias),
             ]
             .into_iter()
             .filter_map(|(name, has)| has.then_some(name))

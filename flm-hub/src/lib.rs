@@ -5,6 +5,16 @@
 //! file (`verify`) hashes the prefix that is complete; only a file with the right digest gets its name.
 //! Shards are then turned into safetensors (`shards`). `headers` looks at a checkpoint without its weights. Everything that is needed to go on after a crash is
 //! on disk at any time.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let manifest = flm_hub::Manifest::load(None)?;
+//! for model in &manifest.models {
+//!     println!("{} {:?}", model.name, model.repository);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod client;
 mod credentials;

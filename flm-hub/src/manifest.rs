@@ -12,7 +12,7 @@ use crate::error::{HubError, Result, io};
 use crate::names as file_name;
 
 /// The manifest of the released checkpoints.
-const EMBEDDED: &str = include_str!("../../weights-manifest.toml");
+const EMBEDDED: &str = include_str!("../weights-manifest.toml");
 
 /// The most bytes of a manifest.
 const MAX_BYTES: u64 = 16 << 20;

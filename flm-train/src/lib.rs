@@ -13,6 +13,22 @@
 //! - [`Options`], [`Plan`], [`Trainer`]: a whole run, with checkpoints that it resumes from
 //!
 //! Knows nothing about the network, growth or the command.
+//!
+//! ```no_run
+//! use candle_core::{DType, Device};
+//! use flm_train::{Event, Options, Plan, Trainer};
+//!
+//! let mut options = Options::new("model", "tuned", vec!["data.jsonl".into()]);
+//! options.optimizer.learning_rate = 1e-5;
+//! let mut trainer = Trainer::new(Plan::new(options)?, &Device::Cpu, DType::F32)?;
+//! trainer.run(&false.into(), &mut |event| {
+//!     if let Event::Step(step) = event {
+//!         println!("{} {}", step.step, step.loss);
+//!     }
+//!     Ok(())
+//! })?;
+//! # Ok::<(), flm_train::TrainError>(())
+//! ```
 
 mod backprop;
 mod data;

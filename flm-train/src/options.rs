@@ -307,6 +307,33 @@ impl SaveDtype {
 }
 
 impl Options {
+    /// A run of all defaults: 4 epochs of 32 rows a step, as long as the model's context.
+    pub fn new(model: impl Into<PathBuf>, output: impl Into<PathBuf>, files: Vec<PathBuf>) -> Self {
+        let data = DataSettings {
+            files,
+            validation_files: Vec::new(),
+            validation: 0.0,
+            context_length: None,
+            packing: true,
+            truncation: Truncation::default(),
+            unrendered: OnUnrendered::default(),
+            columns: BTreeMap::new(),
+            close_turns: true,
+            chat_template: None,
+            parse_special: true,
+        };
+        Self {
+            model: model.into(),
+            output: output.into(),
+            data,
+            train: TrainSettings::default(),
+            optimizer: OptimizerSettings::default(),
+            memory: MemorySettings::default(),
+            save: SaveSettings::default(),
+            no_source_digests: false,
+        }
+    }
+
     /// Refuses what the types do not.
     ///
     /// # Errors

@@ -25,6 +25,9 @@ use flm_checkpoint::{Card, copy_side_files};
 /// Where a run stands; `training_state.json` in a training checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainingState {
+    /// Version of the format: of the files of a training checkpoint and their names.
+    #[serde(default = "first")]
+    pub version: u32,
     /// Updates made; the data's order follows from it and the seed.
     pub step: u64,
     /// Step and validation loss of the best checkpoint so far.
@@ -34,6 +37,16 @@ pub struct TrainingState {
     pub earlier_steps: u64,
     /// What must be the same for the run to go on: settings and a digest of the data.
     pub identity: Value,
+}
+
+impl TrainingState {
+    /// The version that is written, the newest that is read.
+    pub(crate) const VERSION: u32 = 1;
+}
+
+/// What wrote no version wrote the first.
+fn first() -> u32 {
+    1
 }
 
 /// Folder of the optimizer's state in a training checkpoint.
@@ -292,7 +305,13 @@ fn load_moments(store: &mut dyn ParameterStore, dir: &Path) -> Result<(), TrainE
 pub(crate) fn read_state(dir: &Path) -> Result<TrainingState, TrainError> {
     let path = dir.join(STATE);
     let text = fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
-    serde_json::from_str(&text).map_err(|e| TrainError::State { path, message: e.to_string() })
+    let state: TrainingState = serde_json::from_str(&text)
+        .map_err(|e| TrainError::State { path: path.clone(), message: e.to_string() })?;
+    if state.version > TrainingState::VERSION {
+        let message = format!("of version {}, which a newer flm wrote", state.version);
+        return Err(TrainError::State { path, message });
+    }
+    Ok(state)
 }
 
 /// Name of the training checkpoint of a step.

@@ -92,7 +92,13 @@ impl Trainer {
                     Moments::Zero => 0,
                     Moments::Kept => state::kept_moments(store.as_mut(), &plan.options.model)?,
                 };
-                TrainingState { step: 0, best: None, earlier_steps, identity }
+                TrainingState {
+                    version: TrainingState::VERSION,
+                    step: 0,
+                    best: None,
+                    earlier_steps,
+                    identity,
+                }
             }
         };
         let metrics = match &newest {

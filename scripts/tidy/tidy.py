@@ -29,20 +29,15 @@ class Rules:
         with open(path, "rb") as f:
             self.allowed = tomllib.load(f)["allowed"]
         self.crates = self.allowed["crates"]
-        self.until = self.allowed.get("until", {})
         self.floors = {}
         for crate, floors in self.allowed["rooms"].items():
             for n, names in enumerate(floors):
                 self.floors.update({(crate, name): n for name in names})
-        for crate, names in self.until.get("rooms", {}).items():
-            self.floors.update({(crate, name): n for name, n in names.items()})
 
     def uses(self, crate, test):
         entry = self.crates.get(crate, {})
-        found = set(entry.get("uses", [])) | {b for a, b in self.until.get("crates", []) if a == crate}
-        if test:
-            found |= set(entry.get("tests_use", [])) | {b for a, b in self.until.get("tests", []) if a == crate}
-        return found
+        found = set(entry.get("uses", []))
+        return found | set(entry.get("tests_use", [])) if test else found
 
     def place(self, path):
         """Crate, room, and whether only tests, examples and benches compile the file."""
@@ -101,8 +96,6 @@ def edges(house, rules):
             continue
         if dev or to_dev or from_room == room or (crate, from_room) == (crate, "lib") or from_room == "main":
             continue
-        if [crate, from_room, room] in rules.until.get("edges", []):
-            continue
         missing = [r for r in (from_room, room) if r not in ("lib", "main") and (crate, r) not in rules.floors]
         if missing and crate in rules.allowed["rooms"]:
             yield f"{where}: the room {missing[0]} of {crate} stands on no floor of house.toml"
@@ -127,8 +120,22 @@ def outside(house, rules):
                 seen |= {(path[0], line) for line, path in paths(house.toks[module.file], item)
                          if len(path) > 1 and path[0] not in module.uses}
         for head, line in sorted(seen):
-            if head in never and [crate, head] not in rules.until.get("outside", []):
+            if head in never:
                 yield f"{module.file}:{line}: {crate} must not know {head}"
+
+
+INCLUDE = re.compile(r'include_(?:str|bytes)!\(\s*"([^"]+)"|CARGO_MANIFEST_DIR"\), "(/\.\.)')
+
+
+def included(repository, house, rules):
+    """Files that a published crate would lack."""
+    for file in sorted({m.file for m in modules(house) if not (m.test or rules.place(m.file)[2])}):
+        crate = file.split("/")[0]
+        with open(os.path.join(repository, file), encoding="utf-8") as f:
+            code = f.read().split("#[cfg(test)]")[0]
+        for path, above in INCLUDE.findall(code):
+            if above or not os.path.normpath(os.path.join(os.path.dirname(file), path)).startswith(crate + "/"):
+                yield f"{file}: includes {path or 'a file'} from outside its crate"
 
 
 WRITING = re.compile(r"\bFile::create(_new)?\(|\bfs::(rename|write|copy)\(|\.create(_new)?\(true\)")
@@ -187,7 +194,7 @@ def main():
     repository = sys.argv[1] if len(sys.argv) > 1 else os.path.normpath(os.path.join(HERE, "..", ".."))
     rules, house = Rules(os.path.join(HERE, "house.toml")), House(repository)
     problems = [*manifests(repository, rules), *edges(house, rules), *outside(house, rules),
-                *writing(repository, house, rules),
+                *included(repository, house, rules), *writing(repository, house, rules),
                 *(f"{where}: {path} leads nowhere" for where, path in dangling(house)),
                 *sources(repository, house), *texts(repository)]
     for problem in dict.fromkeys(problems):

@@ -126,6 +126,19 @@ impl From<candle_core::Error> for GenerateError {
 /// Continues every prompt; `on_token(row, id)` sees each new token and ends its row by returning false.
 ///
 /// Prompts of different lengths are padded on the left; a row's tokens do not depend on the others.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use flm_candle::{CausalLm, GenerateOptions, Residency, generate};
+///
+/// let dir = "../tests/fixtures/models/teleflm-f32-st".as_ref();
+/// let checkpoint = std::sync::Arc::new(flm_checkpoint::Checkpoint::open(dir)?);
+/// let model = CausalLm::load(&checkpoint, &Device::Cpu, DType::F32, Residency::Resident)?;
+/// let options = GenerateOptions { temperature: 0.7, seed: 3, ..GenerateOptions::greedy(8, 300) };
+/// let answers = generate(&model, &[vec![1, 5, 17], vec![1, 9]], &options, |_row, _token| true)?;
+/// assert_eq!(answers[1].ids.len(), 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn generate(
     model: &CausalLm,
     prompts: &[Vec<u32>],

@@ -53,6 +53,17 @@ pub struct Trace {
 ///
 /// It runs layer by layer and asks a `BlockSource` for each block, so that resident and streamed
 /// models are the same code.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use flm_candle::{CausalLm, Residency};
+///
+/// let dir = "../tests/fixtures/models/teleflm-gqa-bf16-shbin".as_ref();
+/// let checkpoint = std::sync::Arc::new(flm_checkpoint::Checkpoint::open(dir)?);
+/// let model = CausalLm::load(&checkpoint, &Device::Cpu, DType::F32, Residency::Streamed)?;
+/// assert_eq!(model.logits(&[1, 5, 17])?.dims(), [3, 384]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct CausalLm {
     config: TeleFlmConfig,

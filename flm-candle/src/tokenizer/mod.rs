@@ -37,6 +37,13 @@ use crate::tokenizer::sentencepiece::SentencePiece;
 use crate::tokenizer::stream::TextStream;
 
 /// A tokenizer with the settings of its folder.
+///
+/// ```
+/// let tokenizer = flm_candle::Tokenizer::from_dir("../flm-cli/assets/nano-52b".as_ref())?;
+/// let ids = tokenizer.encode("白日依山尽")?;
+/// assert_eq!(tokenizer.decode(&ids)?, "白日依山尽");
+/// # Ok::<(), flm_candle::TokenizerError>(())
+/// ```
 #[derive(Debug)]
 pub struct Tokenizer {
     backend: Backend,

@@ -68,6 +68,14 @@ pub struct WeightFile {
 /// An open checkpoint; holds names and offsets, no weights.
 ///
 /// Its files stay open, so that a checkpoint that is replaced meanwhile is read as it was.
+///
+/// ```
+/// let checkpoint = flm_checkpoint::Checkpoint::open("../tests/fixtures/models/teleflm-gqa-bf16-shbin".as_ref())?;
+/// checkpoint.check()?; // every tensor that config.json asks for is there, in its shape
+/// let gain = checkpoint.entry("model.norm.weight")?;
+/// assert_eq!((gain.dtype.as_str(), checkpoint.read(gain)?.len()), ("bf16", 2 * gain.shape[0]));
+/// # Ok::<(), flm_checkpoint::CheckpointError>(())
+/// ```
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,

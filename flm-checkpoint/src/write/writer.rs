@@ -29,6 +29,19 @@ use crate::write::sidecar::named_templates;
 /// It works in `.NAME.partial` beside `NAME`, which it holds locked; dropped unfinished, it removes it.
 /// A single file has the bytes that `safetensors::serialize` makes of the same tensors with the
 /// metadata `format: pt`.
+///
+/// ```
+/// use flm_checkpoint::{Checkpoint, Dtype, TensorSpec, Writer, preset};
+///
+/// let dst = std::env::temp_dir().join(format!("flm-doc-{}", std::process::id()));
+/// let spec = TensorSpec { name: "model.norm.weight".into(), dtype: Dtype::F32, shape: vec![2] };
+/// let writer = Writer::create(&dst, &[spec], 5_000_000_000)?;
+/// writer.write_at("model.norm.weight", 0, &[0; 8])?; // from any thread, in any order
+/// writer.finish(&preset("nano-52b").unwrap())?; // now `dst` exists
+/// assert_eq!(Checkpoint::open(&dst)?.entries().count(), 1);
+/// # std::fs::remove_dir_all(dst).unwrap();
+/// # Ok::<(), flm_checkpoint::CheckpointError>(())
+/// ```
 #[derive(Debug)]
 pub struct Writer {
     shards: Vec<OpenShard>,

@@ -33,7 +33,7 @@ const NANO_52B: [Asset; 11] = assets!["nano-52b/":
 const DATA: [Asset; 2] = assets!["": "instructions.jsonl", "questions.jsonl"];
 
 /// The recipe of the tuning.
-const RECIPE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes/nano-sft.toml"));
+const RECIPE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/nano-sft.toml"));
 
 /// Writes everything to `dir`, the model to its subdirectory `model`; returns the bytes written.
 pub(crate) fn unpack(dir: &Path, model: &str) -> anyhow::Result<usize> {

@@ -21,6 +21,9 @@ pub(crate) const PROVENANCE_FILE: &str = "provenance.json";
 /// Where a grown checkpoint came from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
+    /// Version of the format.
+    #[serde(default = "first")]
+    pub version: u32,
     /// What made it: name and version of the program.
     pub tool: String,
     /// The command line.
@@ -40,6 +43,11 @@ pub struct Provenance {
     /// The masks that were folded into the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fold: Option<GrowthMasks>,
+}
+
+/// What wrote no version wrote the first.
+fn first() -> u32 {
+    1
 }
 
 /// A growth, in so far as verification and reproduction need it.
@@ -88,6 +96,7 @@ impl Provenance {
         let dir = source.dir().canonicalize();
         let name = dir.as_deref().unwrap_or(source.dir()).file_name();
         Self {
+            version: first(),
             tool: TOOL.into(),
             command: options.command.clone(),
             source: name.map_or_else(String::new, |n| n.to_string_lossy().into_owned()),

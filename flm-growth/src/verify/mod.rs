@@ -71,6 +71,19 @@ impl VerifyOptions {
 /// # Errors
 /// If a model cannot be loaded or run, or the two cannot be compared. That they differ is no error:
 /// see [`VerifyReport::passed`].
+///
+/// ```
+/// use flm_growth::{VerifyOptions, verify};
+///
+/// let open = |name: &str| {
+///     let dir = std::path::Path::new("../tests/fixtures/models").join(name);
+///     flm_checkpoint::Checkpoint::open(&dir).map(std::sync::Arc::new)
+/// };
+/// let (pickled, converted) = (open("teleflm-gqa-bf16-shbin")?, open("teleflm-gqa-bf16-st")?);
+/// let report = verify(&pickled, &converted, &VerifyOptions::new(vec![vec![1, 5, 17]]), &mut |_, _| ())?;
+/// assert!(report.passed && report.max_abs == 0.0);
+/// # Ok::<(), flm_growth::GrowthError>(())
+/// ```
 pub fn verify(
     source: &Arc<Checkpoint>,
     target: &Arc<Checkpoint>,

@@ -87,7 +87,6 @@ pub(crate) fn families(shape: Shape, tied: bool) -> Vec<TeleFlmConfig> {
             "rope_local_base_freq": 100.0}),
         serde_json::json!({"model_type": "ernie4_5", "rope_scaling": yarn}),
         serde_json::json!({"model_type": "ernie4_5", "use_bias": true}),
-        serde_json::json!({"model_type": "telechat", "base_seqlen": 3}),
     ];
     let of = |form: serde_json::Value| {
         let mut json = config(shape, tied, false).raw().clone();

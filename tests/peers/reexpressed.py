@@ -4,8 +4,8 @@
     reexpressed.py --flm target/release/flm --work DIR SMOLLM2_DIR
 
 The weights are stored again as other families store them, with what these have besides set to what changes nothing:
-biases of zero, scalars of one, positions in every layer, a window as long as the context, fused matrices. flm then
-continues three prompts greedily. Exit status 1 where a form gives other tokens than the original."""
+biases of zero, scalars of one, positions in every layer, a window as long as the context, fused matrices, rows of
+heads in the order in which neighbours are turned. flm then continues three prompts greedily. Exit status 1 where a form gives other tokens than the original."""
 
 import argparse
 import json
@@ -52,6 +52,49 @@ def fused():
     return out
 
 
+def paired():
+    """Rows i and i + half of a head next to each other."""
+    def pairs(rows):
+        return rows.unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten(0, 2)
+
+    return {name: pairs(rows) if ".q_proj" in name or ".k_proj" in name else rows for name, rows in weights.items()}
+
+
+def renamed(names, packed):
+    """Under other names, `packed` of a layer in place of what it takes."""
+    out = {}
+    for name, value in weights.items():
+        for llamas, own in names:
+            name = name.replace(llamas, own)
+        if not any(part in name for part in (".q_proj", ".k_proj", ".v_proj")):
+            out[name] = value
+    for layer in range(layers):
+        q, k, v = (weights[f"model.layers.{layer}.self_attn.{part}_proj.weight"] for part in "qkv")
+        out |= packed(layer, *(rows.unflatten(0, (config["num_key_value_heads"], -1)) for rows in (q, k, v)))
+    return out
+
+
+def internlm2():
+    names = [("embed_tokens", "tok_embeddings"), ("lm_head", "output"), ("self_attn.o_proj", "attention.wo"),
+             ("input_layernorm", "attention_norm"), ("post_attention_layernorm", "ffn_norm"),
+             ("mlp.gate_proj", "feed_forward.w1"), ("mlp.down_proj", "feed_forward.w2"),
+             ("mlp.up_proj", "feed_forward.w3")]
+    return renamed(names, lambda layer, q, k, v: {
+        f"model.layers.{layer}.attention.wqkv.weight": torch.cat([q, k, v], 1).flatten(0, 1)})
+
+
+def telechat():
+    names = [("model.embed_tokens", "transformer.word_embeddings"), ("model.layers", "transformer.h"),
+             ("model.norm", "transformer.ln_f"), ("self_attn.o_proj", "self_attention.dense")]
+    out = renamed(names, lambda layer, q, k, v: {
+        f"transformer.h.{layer}.self_attention.query.weight": q.flatten(0, 1),
+        f"transformer.h.{layer}.self_attention.key_value.weight": torch.cat([k, v], 1).flatten(0, 1)})
+    zero = torch.zeros(config["hidden_size"], dtype=weights["model.norm.weight"].dtype)
+    for layer in range(layers):
+        out |= {f"transformer.h.{layer}.{part}.bias": zero.clone() for part in ("self_attention.dense", "mlp.down_proj")}
+    return out
+
+
 QKV = ["q_proj", "k_proj", "v_proj"]
 SCALARS = dict(embedding_multiplier=1.0, logits_scaling=1.0, residual_multiplier=1.0, attention_multiplier=head**-0.5)
 FORMS = {
@@ -66,6 +109,10 @@ FORMS = {
     "granite": (dict(model_type="granite", **SCALARS), weights),
     "smollm3": (dict(model_type="smollm3", no_rope_layers=[1] * layers), weights),
     "phi3": (dict(model_type="phi3", sliding_window=None), fused()),
+    "helium": (dict(model_type="helium", head_dim=head), paired()),
+    "ernie4_5": (dict(model_type="ernie4_5", head_dim=head), paired()),
+    "internlm2": (dict(model_type="internlm2", bias=False), internlm2()),
+    "telechat": (dict(model_type="telechat", base_seqlen=config["max_position_embeddings"]), telechat()),
 }
 prompts = ["The river was low that summer, and", "def fibonacci(n):", "1. Wash the rice."]
 expected, wrong = None, 0
@@ -77,7 +124,12 @@ for name, (keys, tensors) in FORMS.items():
         if file.suffix in (".json", ".txt", ".jinja") and file.name != "config.json":
             shutil.copy(file, folder)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config | keys))
+    own = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "ffn_hidden_size": "intermediate_size",
+           "layer_norm_epsilon": "rms_norm_eps", "training_seqlen": "max_position_embeddings"}
+    written = config | keys
+    if name == "telechat":
+        written |= {key: written.pop(llamas) for key, llamas in own.items()} | {"rope_theta": config["rope_theta"]}
+    (folder / "config.json").write_text(json.dumps(written))
     ids = []
     for prompt in prompts:
         command = [a.flm, "generate", folder, "--prompt", prompt, "--max-new-tokens", a.tokens]

@@ -29,6 +29,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "fixtures" / "families"))
+import references  # noqa: E402, F401  transformers then knows Baichuan, InternLM2 and TeleChat
+
 logging.disable_progress_bar()
 HEAD, LAYERS, WINDOW, ROWS, TOKENS = 16, 3, 8, 256, 40
 
@@ -276,7 +279,7 @@ WILD = {
     "Bloom": BLOOM,
     "TeleChat-7B (Tele-AI/Telechat)": dict(
         architectures=["TelechatForCausalLM"], model_type="telechat", hidden_size=4096, n_head=32, n_layer=30,
-        ffn_hidden_size=12288, vocab_size=160256, layer_norm_epsilon=1e-5, seq_length=8192),
+        ffn_hidden_size=12288, vocab_size=160256, layer_norm_epsilon=1e-5, seq_length=8192, training_seqlen=8192, tie_word_embeddings=False),
     "TinyLlama, bnb 4 bit": llama(2048, 32, 4, 22, 5632, quantization_config=dict(
         quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4")),
     "Llama, GPTQ": llama(4096, 32, 32, 32, 11008, quantization_config=dict(quant_method="gptq", bits=4, group_size=128)),
@@ -288,6 +291,10 @@ WILD = {
 
 def cut(config):
     """The same model in small: heads of 16, the ratios kept."""
+    own = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "ffn_hidden_size": "intermediate_size"}
+    if "ffn_hidden_size" in config:
+        small = cut({own.get(key, key): value for key, value in config.items()})
+        return {next((k for k, v in own.items() if v == key), key): value for key, value in small.items()}
     c = dict(config)
     if "num_attention_heads" not in c or "hidden_size" not in c:
         return c
@@ -432,4 +439,5 @@ def main():
     sys.exit(bad > 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -329,6 +329,7 @@ static FAMILIES: [Family; 20] = [
             ("training_seqlen", "max_position_embeddings"),
         ],
         names: Names::TELECHAT,
+        max_position_embeddings: 8192,
         rms_norm_eps: 1e-5,
         // whoever has a head stores it
         tie_word_embeddings: true,

@@ -98,7 +98,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "R")]
     repetition_penalty: Option<f32>,
     /// Seed of the sampling.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
 }
 

@@ -64,11 +64,11 @@ pub enum HubError {
     /// The Hub has another file than the manifest or the lock says.
     #[error(
         "{file}: the Hub has {what} {found}, {holder} says {expected}: the repository has changed; nothing was \
-         downloaded. To take the new file, name its revision with --revision and another directory with --to"
+         downloaded. To take the new file, name its revision with --revision and another directory with --dir"
     )]
     Differs { file: String, what: &'static str, expected: String, found: String, holder: &'static str },
     /// The lock is of another repository or revision.
-    #[error("{path} holds this directory to {held}, not {asked}: choose another directory with --to")]
+    #[error("{path} holds this directory to {held}, not {asked}: choose another directory with --dir")]
     Locked { path: PathBuf, held: String, asked: String },
     /// HF_HUB_OFFLINE is set.
     #[error("HF_HUB_OFFLINE is set: nothing is asked of the Hub; unset it, or use a folder on this machine")]

@@ -205,8 +205,8 @@ impl Plan {
         }
         let converts = self.files.iter().any(|f| f.convert);
         let advice = match (converts, delete_source) {
-            (true, false) => "make room, use another directory with --to, or add --delete-source",
-            _ => "make room, or use another directory with --to",
+            (true, false) => "make room, use another directory with --dir, or add --delete-source",
+            _ => "make room, or use another directory with --dir",
         };
         Err(HubError::Disk { path: self.dir.clone(), needed, free, advice })
     }
@@ -472,7 +472,7 @@ mod tests {
             lock: LockFile::new("o/r", "main", &"c".repeat(40)),
         };
         let error = plan.check_disk(false).unwrap_err().to_string();
-        for words in ["d: 5.00 GB more needed, 2.00 GB free: 3.00 GB short", "--to", "--delete-source"] {
+        for words in ["d: 5.00 GB more needed, 2.00 GB free: 3.00 GB short", "--dir", "--delete-source"] {
             assert!(error.contains(words), "{error}");
         }
         assert!(!plan.check_disk(true).unwrap_err().to_string().contains("--delete-source"));

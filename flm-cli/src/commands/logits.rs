@@ -13,7 +13,7 @@ use crate::output_file::{self, Kind};
 
 /// Write the logits of given tokens, to compare with other runtimes.
 ///
-/// The output is a safetensors file with `logits` [t, vocab] in f32 and, with --hidden, `hidden`
+/// The output is a safetensors file with `logits` [t, vocab] in f32 and, with --hidden-states, `hidden`
 /// [layers + 1, t, hidden]: the residual stream after the embedding and after each block.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  flm logits ./Tele-FLM --ids 1,5,17 --dtype f32 --out logits.safetensors")]
@@ -27,8 +27,8 @@ pub(crate) struct Logits {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Also write the residual stream.
-    #[arg(long)]
-    hidden: bool,
+    #[arg(long, alias = "hidden")]
+    hidden_states: bool,
     #[command(flatten)]
     run: RunArgs,
     /// Replace a file that is no earlier result of this command.
@@ -54,7 +54,7 @@ impl Logits {
         ensure!(self.ids.len() <= longest, "{} tokens: the model's context is {longest}", self.ids.len());
         let model = self.run.load(&checkpoint)?;
         let start = Instant::now();
-        let (logits, hidden) = if self.hidden {
+        let (logits, hidden) = if self.hidden_states {
             let trace = model.trace(&self.ids)?;
             (trace.logits, Some(trace.hidden))
         } else {

@@ -34,15 +34,15 @@ use flm_hub::{Plan, Request, State, default_dir};
     after_help = "Environment: HF_TOKEN, HF_TOKEN_PATH, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,\n\
                         XDG_CACHE_HOME.\n\n\
                         Examples:\n  flm pull tele-flm-52b --dry-run\n  \
-                        flm pull tele-flm-52b --to /data/52b --convert --delete-source\n  \
+                        flm pull tele-flm-52b --dir /data/52b --convert --delete-source\n  \
                         flm pull HuggingFaceTB/SmolLM2-135M --files '*.json' 'model.safetensors'"
 )]
 pub(crate) struct Pull {
     /// A name that `flm models` lists, or OWNER/NAME.
     name: String,
     /// Directory to download to [default: the model's name].
-    #[arg(long, value_name = "DIR")]
-    to: Option<PathBuf>,
+    #[arg(long, alias = "to", value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// Commit, branch or tag [default: the manifest's, else main].
     #[arg(long)]
     revision: Option<String>,
@@ -128,7 +128,7 @@ impl Pull {
         let interrupted = interrupt::watch()?;
 
         let manifest = Manifest::load(self.manifest.as_deref())?;
-        let dir = self.to.clone().unwrap_or_else(|| default_dir(&self.name));
+        let dir = self.dir.clone().unwrap_or_else(|| default_dir(&self.name));
         let hub = Hub::from_env(Access {
             timeout: Duration::from_secs(self.timeout),
             retries: self.retries,

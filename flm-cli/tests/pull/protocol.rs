@@ -60,7 +60,7 @@ fn a_lock_is_held_to() {
     pull(&server, &target, &[]).succeeded();
     server.replace(SHARD, noise(77, 5 << 20));
     let ran = pull(&server, &target, &[]);
-    ran.failed(&[SHARD, "the Hub has size 5242880", "flm.lock says 5243003", "--revision", "--to"]);
+    ran.failed(&[SHARD, "the Hub has size 5242880", "flm.lock says 5243003", "--revision", "--dir"]);
     complete(&target, &files());
     server.replace(SHARD, noise(77, files()[2].1.len()));
     pull(&server, &target, &[]).failed(&["the Hub has SHA-256", "flm.lock says", &sha256(&files()[2].1)]);

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use flm_tests::hub_server::{HubServer, REPOSITORY};
 
-/// `flm pull acme/tiny --to DIR --json`, with a home of its own and a token.
+/// `flm pull acme/tiny --dir DIR --json`, with a home of its own and a token.
 pub(crate) fn command(server: &HubServer, dir: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(flm_tests::binary());
     command
-        .args(["pull", REPOSITORY, "--json", "--retries", "3", "--to"])
+        .args(["pull", REPOSITORY, "--json", "--retries", "3", "--dir"])
         .arg(dir)
         .args(more)
         .args(if more.contains(&"--timeout") { &[][..] } else { &["--timeout", "2"] })

@@ -54,7 +54,7 @@ pub(crate) struct AlignBench {
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f32,
     /// Seed of the sampling.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Name of the model in rows, tables and pages [default: its folder, or the run's for a run's `final`].
     #[arg(long, value_name = "NAME")]

@@ -37,7 +37,8 @@ use crate::recipe::grow::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_std};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm grow ./Tele-FLM ./Tele-FLM-102B --to tele-flm-102b\n  \
-    flm grow ./SmolLM2 ./SmolLM2-wide --operator zero --hidden 768 --heads 12 --ffn 2048 --layers 36\n  \
+    flm grow ./SmolLM2 ./SmolLM2-wide --operator zero \\\n    \
+    \x20 --hidden 768 --heads 12 --ffn 2048 --layers 36\n  \
     flm grow ./Tele-FLM ./Tele-FLM-1T --to tele-flm-102b --to tele-flm-1t --mup 2.0/80\n  \
     flm grow ./Tele-FLM ./Tele-FLM-102B --recipe recipes/52b-to-102b.toml seed=7\n  \
     flm grow --from-config tele-flm-102b --to tele-flm-1t --dry-run")]

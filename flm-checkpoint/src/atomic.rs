@@ -12,6 +12,7 @@ use crate::error::{CheckpointError, Result, io};
 
 pub use lock::DirectoryLock;
 pub use staging::Staging;
+pub(crate) use staging::clear;
 
 mod lock;
 mod staging;

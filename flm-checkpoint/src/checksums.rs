@@ -17,6 +17,7 @@ use crate::format::index::{is_own_file_name, is_weight_name};
 
 use crate::format::safetensors::{HeaderError, MAX_HEADER};
 use crate::format::zip::ZipEntry;
+use crate::part::JobPart;
 use crate::read::file::{OpenFile, names_in, read_json_file};
 use crate::read::{Checkpoint, TensorEntry};
 
@@ -235,7 +236,7 @@ impl Checksums {
     /// # Errors
     /// Only where a file that is there cannot be read.
     pub fn check(&self, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<ChecksumReport> {
-        let mut report = self.compare(dir, progress)?;
+        let mut report = self.compare(dir, None, progress)?;
         for name in names_in(dir)? {
             let hidden = name == CHECKSUMS_FILE || name.starts_with('.');
             if hidden || self.lists(&name) || !dir.join(&name).is_file() {
@@ -259,9 +260,15 @@ impl Checksums {
         self.files.contains_key(name) || self.weights.contains_key(name)
     }
 
-    /// [`Checksums::check`] of what is listed.
-    fn compare(&self, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<ChecksumReport> {
-        let files: Vec<_> = self.files.iter().collect();
+    /// [`Checksums::check`] of what is listed, or of a part's share of it.
+    fn compare(
+        &self,
+        dir: &Path,
+        part: Option<JobPart>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<ChecksumReport> {
+        let mut files: Vec<_> = self.files.iter().collect();
+        keep_share(part, &mut files, |(_, digest)| digest.bytes);
         let found: Vec<(u64, Option<(&str, String)>)> = files
             .par_iter()
             .map(|(name, expected)| {
@@ -290,7 +297,7 @@ impl Checksums {
         }
         let mut bytes = found.iter().map(|(bytes, _)| bytes).sum();
         if !self.weights.is_empty() {
-            bytes += self.check_weight_files(dir, progress, &mut problems);
+            bytes += self.check_weight_files(dir, part, progress, &mut problems);
         }
         let files = files.len() + self.weights.len();
         let unlisted = Vec::new();
@@ -326,6 +333,7 @@ impl Checksums {
     fn check_weight_files(
         &self,
         dir: &Path,
+        part: Option<JobPart>,
         progress: &(dyn Fn(u64) + Sync),
         problems: &mut Vec<String>,
     ) -> u64 {
@@ -351,7 +359,8 @@ impl Checksums {
                 return bytes;
             }
         };
-        let entries: Vec<&TensorEntry> = checkpoint.entries().collect();
+        let mut entries: Vec<&TensorEntry> = checkpoint.entries().collect();
+        keep_share(part, &mut entries, |entry| entry.nbytes);
         let damaged: Vec<Option<String>> =
             entries.par_iter().map(|entry| self.damage(&checkpoint, entry, progress)).collect();
         problems.extend(damaged.into_iter().flatten());
@@ -361,15 +370,26 @@ impl Checksums {
     }
 }
 
+/// Leaves what is the part's, where there is one.
+fn keep_share<T>(part: Option<JobPart>, things: &mut Vec<T>, size: impl Fn(&T) -> u64) {
+    if let Some(part) = part {
+        let sizes: Vec<u64> = things.iter().map(size).collect();
+        let share = part.share(&sizes);
+        things.truncate(share.end);
+        things.drain(..share.start);
+    }
+}
+
 impl Checkpoint {
     /// Reads all files and compares them with the digests that the checkpoint has: checksums.json, or
     /// the CRC-32 of a PyTorch archive's entries (0 where the archive was saved without).
     ///
-    /// Returns whether there was anything to compare with.
+    /// Returns whether there was anything to compare with. A part compares its share: all of them together compare
+    /// everything.
     ///
     /// # Errors
     /// [`CheckpointError::Damaged`] names the first tensor or file that differs.
-    pub fn verify_digests(&self) -> Result<bool> {
+    pub fn verify_digests(&self, part: Option<JobPart>) -> Result<bool> {
         let damaged = |problem: String| CheckpointError::Damaged { dir: self.dir().into(), problem };
         if self.dir().join(CHECKSUMS_FILE).is_file() {
             let mut checksums = Checksums::read(self.dir())?;
@@ -379,16 +399,17 @@ impl Checkpoint {
                 return Err(damaged(no_digest(name)));
             }
             checksums.files.retain(|name, _| names.contains(name) || self.dir().join(name).exists());
-            let report = checksums.compare(self.dir(), &|_| ())?;
+            let report = checksums.compare(self.dir(), part, &|_| ())?;
             return report.problems.into_iter().next().map_or(Ok(true), |problem| Err(damaged(problem)));
         }
-        let entries: Vec<(usize, &ZipEntry)> = self
+        let mut entries: Vec<(usize, &ZipEntry)> = self
             .storages
             .iter()
             .enumerate()
             .flat_map(|(file, storages)| storages.iter().map(move |storage| (file, storage)))
             .filter(|(_, storage)| storage.crc32 != 0)
             .collect();
+        keep_share(part, &mut entries, |(_, storage)| storage.size);
         entries.par_iter().try_for_each(|&(file, storage)| {
             let mut crc = crc32fast::Hasher::new();
             let mut buffer = vec![0; (1 << 20).min(storage.size as usize)];

@@ -247,6 +247,9 @@ pub enum CheckpointError {
     /// A JSON file that this program wrote is malformed.
     #[error("{path} cannot be read: {source}")]
     Json { path: PathBuf, source: serde_json::Error },
+    /// Nothing to finish.
+    #[error("no parts of {path} are there to finish: write them with --part 0/N to --part N-1/N")]
+    NoParts { path: PathBuf },
     /// The staging directory holds an unfinished run of something else.
     #[error(
         "{path} holds an unfinished run with {difference}: finish it with its own command, or start over with --restart"

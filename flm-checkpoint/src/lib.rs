@@ -7,6 +7,7 @@
 //! - `read`: [`Checkpoint`], one table of tensors whatever the files are; [`RemoteFiles`] for ranges of a server
 //! - `write`: [`Writer`], sharded safetensors in a staging directory; [`Engine`], threads that fill and hash them
 //! - `checksums`, `identity`: what was written, and whether this is the same run ([`RunKey`])
+//! - `part`: which part of the work is whose, where several processes share it ([`JobPart`])
 //! - [`atomic`]: files and directories that appear complete and fsynced, or not at all
 
 pub mod atomic;
@@ -19,6 +20,7 @@ pub mod fuzzing;
 mod hex;
 mod identity;
 mod machine;
+mod part;
 mod ranges;
 mod read;
 mod tensor_id;
@@ -40,6 +42,7 @@ pub use crate::format::{LFS_POINTER, Source};
 pub use crate::hex::hex;
 pub use crate::identity::{RunKey, content_digest, fingerprint};
 pub use crate::machine::{available_memory, free_disk, peak_memory};
+pub use crate::part::JobPart;
 pub use crate::ranges::{Pieces, Ranges};
 pub use crate::read::check::require_outside;
 pub use crate::read::file::{read_at_most, read_json_file};
@@ -50,7 +53,7 @@ pub use crate::read::{Checkpoint, Format, TensorEntry};
 pub use crate::tensor_id::{
     Axis, EMBED_TOKENS, FINAL_NORM, LM_HEAD, Part, TensorId, TensorShape, TensorSpec,
 };
-pub use crate::write::engine::{Engine, Fill, Written};
+pub use crate::write::engine::{Completion, Engine, Fill, Written};
 pub use crate::write::pytorch_shard::{ShardTensor, convert_shard};
 pub use crate::write::shard_plan::{Layout, index_text};
 pub use crate::write::sidecar::{Card, copy_side_files, is_place_of_checkpoint};

@@ -1,5 +1,6 @@
 //! Arguments that several commands share.
 
+pub(crate) mod part;
 mod quantities;
 mod reading;
 
@@ -31,16 +32,16 @@ pub(crate) fn dtypes() -> impl TypedValueParser<Value = Dtype> {
 
 /// Where and how a model runs.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "How the model runs")]
+#[command(next_help_heading = "Execution")]
 pub(crate) struct RunArgs {
-    /// Dtype of the arithmetic: f32, bf16 or f64 [default: f32 on a CPU, bf16 on a GPU].
+    /// Compute dtype: f32, bf16 or f64 [default: f32 on a CPU, bf16 on a GPU].
     #[arg(long, value_parser = dtypes(), value_name = "DTYPE", hide_possible_values = true)]
     pub(crate) dtype: Option<Dtype>,
-    /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
+    /// Device to run on: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub(crate) device: String,
-    /// For models larger than memory: keep one block in memory at a time and read the others from disk
-    /// as they are needed, for every token again.
+    /// Stream the weights from disk, one layer at a time, for models larger than memory; every forward pass reads
+    /// them again.
     #[arg(long)]
     pub(crate) stream: bool,
 }
@@ -75,29 +76,29 @@ impl RunArgs {
     }
 }
 
-/// How the next token is chosen. What is not given is as the model's generation_config.json says.
+/// Sampling. What is not given is as the model's generation_config.json says.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "How the next token is chosen")]
+#[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
-    /// Randomness of the choice: 0 always takes the likeliest token, 0.7 is usual for free text
+    /// Sampling temperature: 0 is greedy decoding, 0.7 is usual for free text
     /// [default: generation_config.json's where it samples, else 0].
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
-    /// Sample among the K likeliest tokens; 0 or -1 is all [default: generation_config.json's, else all].
+    /// Sample from the K most likely tokens; 0 or -1 is all of them [default: generation_config.json's, else all].
     #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     top_k: Option<i64>,
-    /// Sample among the likeliest tokens that together have this share of the probability that --top-k
-    /// leaves [default: generation_config.json's, else 1].
+    /// Nucleus sampling: sample from the most likely tokens whose probabilities, after --top-k, add up to P
+    /// [default: generation_config.json's, else 1].
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Sample among tokens with at least this share of the likeliest one's probability
+    /// Sample from tokens with at least this fraction of the most likely one's probability
     /// [default: generation_config.json's, else 0].
     #[arg(long, value_name = "P")]
     min_p: Option<f64>,
-    /// Make tokens seen before less likely; 1 changes nothing [default: generation_config.json's, else 1].
+    /// Penalty on tokens that occurred before; 1 is none [default: generation_config.json's, else 1].
     #[arg(long, value_name = "R")]
     repetition_penalty: Option<f32>,
-    /// Seed of the sampling.
+    /// Random seed of the sampling.
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
 }
@@ -151,9 +152,9 @@ impl SamplingArgs {
     }
 }
 
-/// What raw text means.
+/// Raw text.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
-#[command(next_help_heading = "What raw text means")]
+#[command(next_help_heading = "Raw text")]
 pub(crate) struct RawTextArgs {
     /// Do not begin raw text with BOS, even where the tokenizer does.
     #[arg(long)]
@@ -187,14 +188,14 @@ impl RawTextArgs {
     }
 }
 
-/// How a conversation becomes text.
+/// Chat template.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
-#[command(next_help_heading = "How a conversation becomes text")]
+#[command(next_help_heading = "Chat template")]
 pub(crate) struct TemplateArgs {
-    /// Another chat template: the name of one of the model's, or a .jinja file.
+    /// Chat template: the name of one of the model's, or a .jinja file.
     #[arg(long, value_name = "NAME|FILE")]
     chat_template: Option<String>,
-    /// Give the chat template a variable, for example enable_thinking=false; JSON, else text.
+    /// Set a variable of the chat template, for example enable_thinking=false; JSON, else text.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_template_argument)]
     template_arg: Vec<(String, serde_json::Value)>,
     /// Date that the chat template sees, for example 2026-01-31 [default: today, or SOURCE_DATE_EPOCH].
@@ -249,16 +250,16 @@ fn parse_template_argument(text: &str) -> Result<(String, serde_json::Value), St
 /// How a grown or folded checkpoint is written.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WriteArgs {
-    /// Largest file, for example 5GB or 500MiB.
+    /// Maximum file size, for example 5GB or 500MiB.
     #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
     pub(crate) max_shard_size: u64,
-    /// Take the optimizer's state that a training checkpoint holds along.
+    /// Carry over the optimizer state of a training checkpoint.
     #[arg(long)]
     pub(crate) optimizer_state: bool,
-    /// Hash whole weight files besides their tensors, as b3sum does.
+    /// Also hash whole weight files, as b3sum does.
     #[arg(long)]
     pub(crate) file_digests: bool,
-    /// Throw away what an unfinished run has written.
+    /// Discard the output of an unfinished run.
     #[arg(long)]
     pub(crate) restart: bool,
 }
@@ -266,16 +267,16 @@ pub(crate) struct WriteArgs {
 /// What text a command runs on.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TextArgs {
-    /// Run on a text file, in windows of --context tokens [default: random tokens].
+    /// Read a text file, in windows of --context tokens [default: random tokens].
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Run on these token ids, for example 1,5,17.
+    /// Token ids, for example 1,5,17.
     #[arg(long, value_parser = parse_ids, value_name = "IDS", conflicts_with = "text")]
     ids: Option<::std::vec::Vec<u32>>,
-    /// Tokens in a window.
+    /// Tokens per window.
     #[arg(long, default_value_t = 64, value_name = "N")]
     context: usize,
-    /// Windows to run.
+    /// Number of windows.
     #[arg(long, default_value_t = 4, value_name = "N")]
     windows: usize,
     #[command(flatten)]

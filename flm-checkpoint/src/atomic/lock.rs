@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::atomic::open_own;
 use crate::error::{CheckpointError, Result, io};
@@ -13,6 +14,9 @@ use crate::error::{CheckpointError, Result, io};
 pub struct DirectoryLock {
     _file: File,
 }
+
+/// How long a process waits for another that has just begun.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl DirectoryLock {
     /// Creates `dir` where needed and locks its file `name`, which stays there and holds the process's number.
@@ -58,6 +62,43 @@ impl DirectoryLock {
             }
         }
         Err(CheckpointError::InUse { path: dir.into(), holder: None })
+    }
+}
+
+impl DirectoryLock {
+    /// Creates `dir` where needed and holds its file `name` together with other processes that share it. `prepare`
+    /// is called first, with whether this process has it alone for as long as the call lasts.
+    ///
+    /// # Errors
+    /// [`CheckpointError::InUse`] where a process holds it for itself, and those of `prepare`.
+    pub(crate) fn share(dir: &Path, name: &str, prepare: impl FnOnce(bool) -> Result<()>) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(io("create", dir))?;
+        let path = dir.join(name);
+        let mut options = File::options();
+        let file = open_own(&path, options.read(true).write(true).create(true).truncate(false))?;
+        let locked = |tried: std::result::Result<(), TryLockError>| match tried {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(true),
+            Err(TryLockError::Error(e)) => Err(io("lock", &path)(e)),
+        };
+        if locked(file.try_lock())? {
+            prepare(true)?;
+            // nobody waits for long: those who come meanwhile share it as well
+            file.lock_shared()
+                .or_else(|e| if e.kind() == ErrorKind::Unsupported { Ok(()) } else { Err(e) })
+                .map_err(io("lock", &path))?;
+            return Ok(Self { _file: file });
+        }
+        let begun = Instant::now();
+        while !locked(file.try_lock_shared())? {
+            if begun.elapsed() > PATIENCE {
+                return Err(CheckpointError::InUse { path: dir.into(), holder: None });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        prepare(false)?;
+        Ok(Self { _file: file })
     }
 }
 

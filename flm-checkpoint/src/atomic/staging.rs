@@ -18,8 +18,9 @@ const LOCK: &str = ".lock";
 pub struct Staging {
     dst: PathBuf,
     dir: PathBuf,
-    /// Keeps the lock.
+    /// Keeps the lock, that of the part where there are several, and the one that all of them share.
     _lock: DirectoryLock,
+    _shared: Option<DirectoryLock>,
     /// Whether to leave the directory when dropped.
     pub keep: bool,
 }
@@ -40,7 +41,22 @@ impl Staging {
         let parent = parent(dst);
         fs::create_dir_all(parent).map_err(io("create", parent))?;
         let lock = DirectoryLock::take(&dir, LOCK)?;
-        Ok(Self { dst: dst.into(), dir, _lock: lock, keep: false })
+        Ok(Self { dst: dst.into(), dir, _lock: lock, _shared: None, keep: false })
+    }
+
+    /// The staging directory of `dst`, to work in beside other parts; `lock` is the file that this one holds alone.
+    /// `prepare` sees the directory, and whether no other part works there while it looks.
+    pub(crate) fn join(
+        dst: &Path,
+        lock: &str,
+        prepare: impl FnOnce(&Path, bool) -> Result<()>,
+    ) -> Result<Self> {
+        let dir = Self::path(dst)?;
+        require_free(dst)?;
+        require_ours(&dir)?;
+        let shared = DirectoryLock::share(&dir, LOCK, |alone| prepare(&dir, alone))?;
+        let lock = DirectoryLock::take(&dir, lock)?;
+        Ok(Self { dst: dst.into(), dir, _lock: lock, _shared: Some(shared), keep: true })
     }
 
     /// Where the staging directory of `dst` is.
@@ -58,17 +74,7 @@ impl Staging {
     }
 
     fn clear(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.dir).map_err(io("list", &self.dir))? {
-            let entry = entry.map_err(io("list", &self.dir))?;
-            if entry.file_name() == LOCK {
-                continue;
-            }
-            let path = entry.path();
-            let is_dir = entry.file_type().map_err(io("look at", &path))?.is_dir();
-            let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(io("remove", &path))?;
-        }
-        Ok(())
+        clear(&self.dir)
     }
 
     /// Gives files of the staging directory, which are fsynced, the names `to`, none of which may exist, in this
@@ -81,6 +87,11 @@ impl Staging {
             fs::rename(from, to).map_err(io("rename the finished file to", to))?;
         }
         sync(parent(&self.dst))
+    }
+
+    /// Brings everything in the staging directory to the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        sync_tree(&self.dir)
     }
 
     /// Makes the staging directory `dst`: fsyncs its files and itself, renames it, fsyncs the parent.
@@ -110,6 +121,21 @@ impl Drop for Staging {
             let _ = self.clear().map(|()| fs::remove_dir_all(&self.dir));
         }
     }
+}
+
+/// Empties a staging directory but for its lock.
+pub(crate) fn clear(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(io("list", dir))? {
+        let entry = entry.map_err(io("list", dir))?;
+        if entry.file_name() == LOCK {
+            continue;
+        }
+        let path = entry.path();
+        let is_dir = entry.file_type().map_err(io("look at", &path))?.is_dir();
+        let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(io("remove", &path))?;
+    }
+    Ok(())
 }
 
 /// Fails where anything has the name `dst`.

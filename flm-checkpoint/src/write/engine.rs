@@ -1,7 +1,7 @@
 //! Writes the tensors of a checkpoint: threads fill chunks, hash them and write them, and a journal says what is
 //! finished. Conversion, growth, folding and the growth of moments differ in what fills a chunk.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,13 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
+use crate::atomic::Staging;
 use crate::checksums::digest_of;
 use crate::config::TeleFlmConfig;
 use crate::error::CheckpointError;
 use crate::identity::RunKey;
+use crate::part::JobPart;
 use crate::tensor_id::TensorSpec;
 use crate::write::digest_tree::DigestTree;
 use crate::write::journal::Journal;
+use crate::write::part::Finisher;
 use crate::write::writer::Writer;
 
 /// A tensor to write. Its bytes depend on nothing but the source and the settings that are in the run's key.
@@ -59,8 +62,23 @@ pub struct Engine {
     /// Where the tensors go.
     pub writer: Writer,
     journal: Mutex<Journal>,
+    key: RunKey,
+    /// Which of several processes this is.
+    part: Option<JobPart>,
+    finisher: Mutex<Option<Finisher>>,
     /// Whether the staging directory may hold bytes of an earlier run.
     resumed: bool,
+}
+
+/// Whether a checkpoint has all of its tensors, where several processes write it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completion {
+    /// It has, and this process is to finish it.
+    Whole,
+    /// These parts are not finished.
+    Waiting(Vec<JobPart>),
+    /// Another process has finished it meanwhile.
+    Elsewhere,
 }
 
 /// What [`Engine::write`] did.
@@ -83,7 +101,7 @@ impl Written {
 
 impl Engine {
     /// Begins the checkpoint `dst` of these tensors, or goes on with one that a run of the same key has begun; with
-    /// `restart` it begins anew.
+    /// `restart` it begins anew. A `part` of several processes does so beside the others.
     ///
     /// # Errors
     /// Those of [`Writer::create`], and [`CheckpointError::ResumeMismatch`] where a run of another key has begun.
@@ -94,17 +112,68 @@ impl Engine {
         max_shard_size: u64,
         key: &RunKey,
         restart: bool,
+        part: Option<JobPart>,
     ) -> Result<Self, CheckpointError> {
         let staging = Writer::staging_path(dst)?;
-        let resumed = !restart && Journal::is_begun(&staging, key)?;
-        let open = if resumed { Writer::resume_model } else { Writer::restart_model };
-        let mut writer = open(dst, config, specs, max_shard_size)?;
+        // parts cannot tell whether they are the first
+        let resumed = part.is_some() || !restart && Journal::is_begun(&staging, key)?;
+        let mut writer = if let Some(part) = part {
+            let prepare = |dir: &Path, alone| Journal::prepare(dir, key, part, restart, alone);
+            let staging = Staging::join(dst, &part.lock_name(), prepare)?;
+            Writer::join_model(staging, config, specs, max_shard_size)?
+        } else {
+            let open = if resumed { Writer::resume_model } else { Writer::restart_model };
+            open(dst, config, specs, max_shard_size)?
+        };
         writer.keep_staging();
-        let journal = Mutex::new(Journal::open(&staging, key)?);
-        Ok(Self { writer, journal, resumed })
+        let journal = Mutex::new(Journal::open(&staging, key, part)?);
+        Ok(Self { writer, journal, key: key.clone(), part, finisher: Mutex::default(), resumed })
     }
 
-    /// Writes `tensors` in the order in which they lie on disk, with `threads` threads; `progress` hears, from all of
+    /// The tensors that this process writes, in the order in which they lie on disk.
+    fn own(&self) -> Vec<&str> {
+        let mut order = self.writer.disk_order();
+        if let Some(part) = self.part {
+            let sizes: Vec<u64> = order.iter().map(|name| self.writer.nbytes(name)).collect();
+            order = order.drain(part.share(&sizes)).collect();
+        }
+        order
+    }
+
+    /// Whether all tensors are there, to be called once after [`Engine::write`]: for a part, whether the others are
+    /// finished too. Then `written` gets their digests, and no other process finishes the checkpoint until this one
+    /// has, or is gone.
+    ///
+    /// # Errors
+    /// Where what was written cannot be brought to the disk, or a journal cannot be read.
+    pub fn complete(&self, written: &mut Written) -> Result<Completion, CheckpointError> {
+        let Some(part) = self.part else { return Ok(Completion::Whole) };
+        if part.index().is_some() {
+            self.writer.sync()?;
+            lock(&self.journal).complete()?;
+        }
+        let staging = self.writer.staging_dir();
+        let Some(finisher) = Finisher::wait(staging)? else { return Ok(Completion::Elsewhere) };
+        let mut waiting = Vec::new();
+        for other in part.all() {
+            match Journal::of_complete_part(staging, &self.key, other)? {
+                Some(digests) => written.digests.extend(digests),
+                None => waiting.push(other),
+            }
+        }
+        if !waiting.is_empty() {
+            return Ok(Completion::Waiting(waiting));
+        }
+        for name in self.writer.disk_order() {
+            if written.digests.contains_key(name) {
+                self.writer.skip(name, 0, self.writer.nbytes(name))?;
+            }
+        }
+        *lock(&self.finisher) = Some(finisher);
+        Ok(Completion::Whole)
+    }
+
+    /// Writes `tensors`, a part those of them that are its own, in the order in which they lie on disk, with `threads` threads; `progress` hears, from all of
     /// them, the bytes that were finished since the last call. Memory is a chunk and its scratch for each thread.
     ///
     /// What an earlier run has finished is read back, and written anew where it is not as it was.
@@ -117,10 +186,11 @@ impl Engine {
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Written, F::Error> {
-        let finished = self.still_there(tensors, progress)?;
+        let own = self.own();
+        let finished = self.still_there(tensors, &own, progress)?;
         let resumed = finished.keys().cloned().collect();
         let by_name: HashMap<&str, &F> = tensors.iter().map(|t| (t.name(), t)).collect();
-        let order = self.writer.disk_order().into_iter().filter_map(|name| by_name.get(name).copied());
+        let order = own.into_iter().filter_map(|name| by_name.get(name).copied());
         let left: Vec<&F> = order.filter(|t| !finished.contains_key(t.name())).collect();
         let run = Run {
             engine: self,
@@ -149,9 +219,12 @@ impl Engine {
     fn still_there<F: Fill>(
         &self,
         tensors: &[F],
+        own: &[&str],
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<BTreeMap<String, String>, CheckpointError> {
-        let journal = lock(&self.journal).finished.clone();
+        let mut journal = lock(&self.journal).finished.clone();
+        let own: HashSet<&str> = own.iter().copied().collect();
+        journal.retain(|name, _| own.contains(name.as_str()));
         let check = |tensor: &F| -> Option<Result<(String, String), CheckpointError>> {
             let (name, nbytes) = (tensor.name(), tensor.nbytes());
             let expected = journal.get(name)?;
@@ -361,7 +434,8 @@ mod tests {
         };
         let tensors: Vec<Counted> = (0..200).map(tensor).collect();
         let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
-        let engine = Engine::open(&dir.path().join("out"), &config, &specs, u64::MAX, &key, false).unwrap();
+        let engine =
+            Engine::open(&dir.path().join("out"), &config, &specs, u64::MAX, &key, false, None).unwrap();
         let slowly = |_| std::thread::sleep(std::time::Duration::from_millis(1));
         let run = std::panic::AssertUnwindSafe(|| engine.write(&tensors, 2, &slowly));
         assert!(std::panic::catch_unwind(run).is_err());
@@ -393,7 +467,7 @@ mod tests {
         };
         for threads in [1, 3] {
             let dst = dir.path().join(format!("out-{threads}"));
-            let open = || Engine::open(&dst, &config, &specs, 100_000, &key, false).unwrap();
+            let open = || Engine::open(&dst, &config, &specs, 100_000, &key, false, None).unwrap();
             assert!(open().write(&tensors(true), threads, &|_| ()).is_err());
             let (engine, again) = (open(), tensors(false));
             let told = AtomicU64::new(0);

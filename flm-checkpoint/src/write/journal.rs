@@ -9,10 +9,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::atomic;
 use crate::error::CheckpointError;
 use crate::error::{Result, io};
+use crate::part::JobPart;
+use crate::write::part::{self, Finisher};
 
 const JOURNAL_FILE: &str = ".journal.jsonl";
+/// The last line of a part's journal: all of its tensors are there and on the disk.
+const COMPLETE: &str = "{\"complete\":true}\n";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
@@ -35,35 +40,101 @@ impl Journal {
     /// # Errors
     /// [`CheckpointError::ResumeMismatch`] where one of another key was.
     pub(crate) fn is_begun(staging: &Path, key: &RunKey) -> Result<bool> {
-        let path = staging.join(JOURNAL_FILE);
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            read => read.map_err(io("read", &path))?,
+        let mismatch = |difference| CheckpointError::ResumeMismatch { path: staging.into(), difference };
+        if let Some(part) = part::begun(staging)?.first() {
+            return Err(mismatch(format!("--part, of {}", part.count())));
+        }
+        match Self::difference(&staging.join(JOURNAL_FILE), key)? {
+            None => Ok(false),
+            Some(None) => Ok(true),
+            Some(Some(difference)) => Err(mismatch(difference)),
+        }
+    }
+
+    /// What differs between the run of a journal, where there is one, and that of `key`.
+    fn difference(path: &Path, key: &RunKey) -> Result<Option<Option<String>>> {
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(io("read", path))?,
         };
         // A run that died before its first line was whole has finished nothing.
-        let Some((first, _)) = text.split_once('\n') else { return Ok(true) };
-        let difference = match serde_json::from_str::<RunKey>(first) {
+        let Some((first, _)) = text.split_once('\n') else { return Ok(Some(None)) };
+        Ok(Some(match serde_json::from_str::<RunKey>(first) {
             Ok(begun) => key.difference(&begun),
             Err(_) => Some("a journal that cannot be read".into()),
-        };
-        match difference {
-            None => Ok(true),
-            Some(difference) => Err(CheckpointError::ResumeMismatch { path: staging.into(), difference }),
+        }))
+    }
+
+    /// Makes a staging directory ready for a part of a run of `key`: what is there must be of that run, and of as many
+    /// parts; with `restart`, and where no other part works there, what is of another goes.
+    ///
+    /// # Errors
+    /// [`CheckpointError::ResumeMismatch`].
+    pub(crate) fn prepare(
+        staging: &Path,
+        key: &RunKey,
+        part: JobPart,
+        restart: bool,
+        alone: bool,
+    ) -> Result<()> {
+        let mut differences = Vec::new();
+        if staging.join(JOURNAL_FILE).exists() {
+            differences.push("all tensors in one process".into());
         }
+        for begun in part::begun(staging)? {
+            if begun.count() != part.count() {
+                differences.push(format!(
+                    "another number of parts ({}, now {})",
+                    begun.count(),
+                    part.count()
+                ));
+            } else if let Some(Some(difference)) = Self::difference(&staging.join(begun.journal_name()), key)?
+            {
+                differences.push(difference);
+            }
+        }
+        match differences.into_iter().next() {
+            Some(_) if restart && alone => atomic::clear(staging),
+            Some(difference) => Err(CheckpointError::ResumeMismatch { path: staging.into(), difference }),
+            None if restart => atomic::remove(&staging.join(part.journal_name())),
+            None => Ok(()),
+        }
+    }
+
+    /// The digests of all tensors of a part, once they are all there.
+    pub(crate) fn of_complete_part(
+        staging: &Path,
+        key: &RunKey,
+        part: JobPart,
+    ) -> Result<Option<BTreeMap<String, String>>> {
+        let path = staging.join(part.journal_name());
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(io("read", &path))?,
+        };
+        let Some(lines) =
+            text.strip_suffix(COMPLETE).and_then(|text| text.strip_prefix(json_line(key).as_str()))
+        else {
+            return Ok(None);
+        };
+        let lines = lines.lines().map(serde_json::from_str::<Line>);
+        Ok(lines
+            .map(|line| line.map(|line| (line.tensor, line.blake3)))
+            .collect::<std::result::Result<_, _>>()
+            .ok())
     }
 
     /// # Errors
     /// [`CheckpointError::Unfinished`] where any run was begun in `staging`.
     pub(crate) fn require_none(staging: &Path) -> Result<()> {
-        match staging.join(JOURNAL_FILE).symlink_metadata() {
-            Ok(_) => Err(CheckpointError::Unfinished { path: staging.into() }),
-            Err(_) => Ok(()),
-        }
+        let begun =
+            staging.join(JOURNAL_FILE).symlink_metadata().is_ok() || !part::begun(staging)?.is_empty();
+        if begun { Err(CheckpointError::Unfinished { path: staging.into() }) } else { Ok(()) }
     }
 
-    /// Begins the journal, or goes on with one of the same key.
-    pub(crate) fn open(staging: &Path, key: &RunKey) -> Result<Self> {
-        let path = staging.join(JOURNAL_FILE);
+    /// Begins the journal, that of a part where there are several, or goes on with one of the same key.
+    pub(crate) fn open(staging: &Path, key: &RunKey, part: Option<JobPart>) -> Result<Self> {
+        let path = staging.join(part.map_or(JOURNAL_FILE.into(), JobPart::journal_name));
         let key = json_line(key);
         let text = fs::read_to_string(&path).unwrap_or_default();
         // The last line may be torn.
@@ -86,14 +157,27 @@ impl Journal {
         self.file.write_all(line.as_bytes()).map_err(io("write", &self.path))
     }
 
-    /// Removes the journal of a staging directory, where there is one, as the last step before the directory
-    /// gets its name: whenever a run dies, the output has no journal in it.
+    /// Says that all tensors of the part are on the disk.
+    pub(crate) fn complete(&mut self) -> Result<()> {
+        let written = self.file.write_all(COMPLETE.as_bytes()).and_then(|()| self.file.sync_all());
+        written.map_err(io("write", &self.path))
+    }
+
+    /// Removes the journals of a staging directory, and what its parts held locked, as the last step before the
+    /// directory gets its name: whenever a run dies, the output has no journal in it.
     pub(crate) fn remove(staging: &Path) -> Result<()> {
-        let path = staging.join(JOURNAL_FILE);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &path)(error)),
-            _ => Ok(()),
+        atomic::remove(&staging.join(JOURNAL_FILE))?;
+        let begun = part::begun(staging)?;
+        for name in begun.iter().flat_map(|part| [part.journal_name(), part.lock_name()]) {
+            atomic::remove(&staging.join(name))?;
         }
+        if let Some(part) = begun.first() {
+            let nobody = part.nobody();
+            atomic::remove(&staging.join(nobody.journal_name()))?;
+            atomic::remove(&staging.join(nobody.lock_name()))?;
+            atomic::remove(&staging.join(Finisher::NAME))?;
+        }
+        Ok(())
     }
 }
 

@@ -128,6 +128,28 @@ impl Writer {
         Self::open(layout, Staging::take_over(dst)?)
     }
 
+    /// The same beside other parts, in a staging directory that all of them share.
+    pub(crate) fn join_model(
+        staging: Staging,
+        config: &TeleFlmConfig,
+        specs: &[TensorSpec],
+        max_shard_size: u64,
+    ) -> Result<Self> {
+        let groups = config.num_key_value_heads;
+        Self::open(Layout::named(specs, config.names(), groups, max_shard_size)?, staging)
+    }
+
+    /// Waits until what was written is on the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        for shard in &self.shards {
+            shard.wait()?;
+            if shard.unsynced.load(Ordering::Relaxed) > 0 {
+                atomic::sync(&shard.path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The directory in which a checkpoint `dst` is made.
     pub fn staging_path(dst: &Path) -> Result<PathBuf> {
         Staging::path(dst)
@@ -139,7 +161,10 @@ impl Writer {
         for (number, shard) in layout.shards.into_iter().enumerate() {
             let path = writer.staging.dir().join(&shard.file_name);
             if !begins_with(&path, &shard.header, shard.size) {
-                let file = File::create(&path).map_err(io("create", &path))?;
+                // other parts may write there: nothing of theirs is cut
+                let mut options = File::options();
+                let file = options.write(true).create(true).truncate(false).open(&path);
+                let file = file.map_err(io("create", &path))?;
                 file.set_len(shard.size).map_err(io("set the length of", &path))?;
                 file.write_all_at(&shard.header, 0).map_err(io("write", &path))?;
             }
@@ -234,6 +259,11 @@ impl Writer {
         self.file_names().zip(self.shards.iter().map(|s| &s.digest))
     }
 
+    /// Length of tensor `name` in bytes; 0 where it is none of the checkpoint's.
+    pub(crate) fn nbytes(&self, name: &str) -> u64 {
+        self.slots.get(name).map_or(0, |slot| slot.nbytes)
+    }
+
     /// The tensors' names in the order in which they lie on disk, shard by shard; writing in this order
     /// is sequential.
     pub fn disk_order(&self) -> Vec<&str> {
@@ -253,17 +283,14 @@ impl Writer {
         config.validate()?;
         self.require_complete()?;
         for shard in &self.shards {
-            for sync in unpoisoned(&shard.syncs).drain(..) {
-                // Its error counts: the system reports a failed write-back once.
-                if let Ok(synced) = sync.join() {
-                    synced.map_err(io("sync", &shard.path))?;
-                }
-            }
+            shard.wait()?;
         }
         if let Some(index) = &self.index {
             atomic::write(&self.staging.dir().join(INDEX_FILE), index.as_bytes())?;
         }
         atomic::write(&self.staging.dir().join("config.json"), config.to_json_without_code().as_bytes())?;
+        // what may take long comes before the journal goes: a run that dies there is taken up
+        self.staging.sync()?;
         Journal::remove(self.staging.dir())?;
         self.staging.publish()
     }
@@ -372,6 +399,17 @@ impl OpenShard {
         }
         let file = File::options().write(true).open(&self.path).map_err(io("open", &self.path))?;
         Ok(Arc::clone(slot.insert(Arc::new(file))))
+    }
+
+    /// Waits for the fsyncs that were begun.
+    fn wait(&self) -> Result<()> {
+        for sync in unpoisoned(&self.syncs).drain(..) {
+            // Its error counts: the system reports a failed write-back once.
+            if let Ok(synced) = sync.join() {
+                synced.map_err(io("sync", &self.path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Begins an fsync beside the writes, unless one is under way: `finish` waits less, and memory does

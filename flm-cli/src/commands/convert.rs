@@ -12,10 +12,11 @@ use flm_growth::{CompareReport, compare};
 use flm_growth::{ConvertOptions, FoldedTensor, TargetLayout, convert, plan_conversion};
 use serde::Serialize;
 
+use crate::arguments::part::{PartArgs, state};
 use crate::arguments::{dtypes, open, parse_size};
 use crate::output::{Output, count, size};
 use crate::recipe::grow::parse_pair;
-use flm_checkpoint::Dtype;
+use flm_checkpoint::{Dtype, JobPart};
 
 /// Turn a checkpoint of any form into safetensors; bytes are moved, not decoded, unless --dtype or --layout
 /// asks.
@@ -46,22 +47,24 @@ pub(crate) struct Convert {
     /// With --layout tele-flm: input_mult, which the embedding is divided by [default: 1].
     #[arg(long, value_name = "X", requires = "layout")]
     input_mult: Option<f64>,
-    /// Largest file, for example 5GB or 500MiB.
+    /// Maximum file size, for example 5GB or 500MiB.
     #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
     max_shard_size: u64,
-    /// Throw away what an interrupted run has finished.
+    /// Discard the output of an interrupted run.
     #[arg(long)]
     restart: bool,
     /// Do not compare a safetensors source with its own checksums.json, which reads it once more.
     #[arg(long)]
     no_source_digests: bool,
-    /// Take tensors that are zero throughout for what the model is, not for a download that was never filled.
+    /// Accept tensors that are entirely zero; by default they are treated as an incomplete download.
     #[arg(long)]
     allow_zero: bool,
-    /// Compare DST with what a conversion of SRC gives, and write nothing.
-    #[arg(long, conflicts_with_all = ["dtype", "layout", "dry_run", "restart", "max_shard_size"])]
+    #[command(flatten)]
+    part: PartArgs,
+    /// Compare DST with the conversion of SRC without writing anything.
+    #[arg(long, conflicts_with_all = ["dtype", "layout", "dry_run", "restart", "max_shard_size", "part", "finish"])]
     verify: bool,
-    /// Say what would be written, and stop.
+    /// Show what would be written without writing it.
     #[arg(long)]
     dry_run: bool,
 }
@@ -87,6 +90,10 @@ struct Summary {
     overflowed: u64,
     /// Tensors that took a multiplier over, or gave one up.
     folded: Vec<FoldedTensor>,
+    #[serde(skip)]
+    part: Option<JobPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<Vec<String>>,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
     dry_run: bool,
@@ -98,7 +105,9 @@ impl Convert {
         if self.verify {
             return verify(&src, &self.dst, output);
         }
+        let part = self.part.of(&self.dst)?;
         let options = ConvertOptions {
+            part,
             dtype: self.dtype,
             max_shard_size: self.max_shard_size,
             layout: self.layout()?,
@@ -108,7 +117,7 @@ impl Convert {
         };
         let context = || format!("cannot convert {}", self.src.display());
         let planned = plan_conversion(&src, &options).with_context(context)?;
-        let bar = output.bytes("converting", planned.bytes_written);
+        let bar = output.bytes("converting", planned.bytes_written / part.map_or(1, JobPart::count) as u64);
         let start = Instant::now();
         let report = if self.dry_run {
             planned
@@ -126,6 +135,8 @@ impl Convert {
             resumed_bytes: report.resumed_bytes,
             overflowed: report.overflowed,
             folded: report.folded,
+            part,
+            waiting_for: report.waiting_for,
             seconds: if self.dry_run { 0.0 } else { start.elapsed().as_secs_f64() },
             peak_memory_bytes: flm_checkpoint::peak_memory().filter(|_| !self.dry_run),
             dry_run: self.dry_run,
@@ -152,7 +163,9 @@ impl Convert {
 
 fn human(s: &Summary) -> String {
     let what = format!("{} tensors, {}", s.tensors, size(s.bytes_written));
-    let mut text = if s.dry_run {
+    let mut text = if let Some(waiting_for) = &s.waiting_for {
+        state(s.part, waiting_for, &s.dst)
+    } else if s.dry_run {
         format!("would write {what}, in {} files, to {}", s.files, s.dst.display())
     } else {
         let rate = size((s.bytes_written as f64 / s.seconds) as u64);

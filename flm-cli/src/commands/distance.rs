@@ -25,17 +25,17 @@ pub(crate) struct Distance {
     /// Draw the distances over depth into this SVG file.
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
-    /// What the order in the table goes by.
+    /// Distance that the table is sorted by.
     #[arg(long, value_enum, default_value_t = MetricName::Angular)]
     metric: MetricName,
-    #[command(flatten, next_help_heading = "Tokens to run on")]
+    #[command(flatten, next_help_heading = "Input tokens")]
     texts: TextArgs,
     #[command(flatten)]
     run: RunArgs,
     /// Do not compare the weights with the checkpoint's own digests first, which reads them once more.
     #[arg(long)]
     no_source_digests: bool,
-    /// Replace a file that is no earlier result of this command.
+    /// Overwrite a file that is not an earlier result of this command.
     #[arg(long)]
     force: bool,
 }
@@ -68,7 +68,7 @@ impl Distance {
         }
         let checkpoint = open(&self.dir)?;
         if !self.no_source_digests {
-            checkpoint.verify_digests()?;
+            checkpoint.verify_digests(None)?;
         }
         let distances = measure(&checkpoint, &self.texts, Some(&self.run), output)?;
         if let Some(path) = &self.picture {

@@ -9,9 +9,10 @@ use flm_growth::FoldPlan;
 use flm_growth::SourceModel;
 use serde::Serialize;
 
+use crate::arguments::part::{PartArgs, command_line, state};
 use crate::arguments::{WriteArgs, dtypes, open};
 use crate::output::{Output, size};
-use flm_checkpoint::Dtype;
+use flm_checkpoint::{Dtype, JobPart};
 
 /// Turn a checkpoint that is still growing (masks in its config.json) into a plain one.
 ///
@@ -29,6 +30,8 @@ pub(crate) struct Fold {
     dtype: Option<Dtype>,
     #[command(flatten)]
     write: WriteArgs,
+    #[command(flatten)]
+    part: PartArgs,
     /// Do not compare the source with its own digests, and do not hash its files for provenance.json.
     #[arg(long)]
     no_source_digests: bool,
@@ -42,22 +45,28 @@ struct Summary {
     output_bytes: u64,
     hole_bytes: u64,
     seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<Vec<String>>,
 }
 
 impl Fold {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let source = open(&self.src)?;
         let plan = FoldPlan::new(&SourceModel::from_checkpoint(&source)?, self.dtype)?;
+        self.part.require_alone(self.write.optimizer_state, "--optimizer-state")?;
+        let part = self.part.of(&self.dst)?;
         let options = ExecuteOptions {
+            part,
             max_shard_bytes: self.write.max_shard_size,
-            command: std::env::args().collect(),
+            command: command_line(std::env::args()),
             restart: self.write.restart,
             optimizer_state: self.write.optimizer_state,
             file_digests: self.write.file_digests,
             source_digests: !self.no_source_digests,
             ..ExecuteOptions::default()
         };
-        let bar = output.bytes("folding", plan.tensors.iter().map(|t| t.nbytes()).sum());
+        let total: u64 = plan.tensors.iter().map(|t| t.nbytes()).sum();
+        let bar = output.bytes("folding", total / part.map_or(1, JobPart::count) as u64);
         let done = plan
             .execute(&source, &self.dst, &options, &|bytes| bar.inc(bytes))
             .with_context(|| format!("cannot fold into {}", self.dst.display()))?;
@@ -70,8 +79,12 @@ impl Fold {
             output_bytes: done.output_bytes,
             hole_bytes: done.hole_bytes,
             seconds: done.seconds,
+            waiting_for: done.waiting_for,
         };
         output.result(&summary, |s| {
+            if let Some(waiting_for) = &s.waiting_for {
+                return state(part, waiting_for, &s.dst);
+            }
             format!(
                 "a plain checkpoint of {} in {}, {:.1} s",
                 size(s.output_bytes),

@@ -26,6 +26,7 @@ use serde::Serialize;
 
 use crate::convert::plan::{Plan, Planned};
 use crate::convert::run::{Moved, check_uncovered};
+use crate::execute::waiting_for;
 use flm_candle::write_llama_files;
 use flm_checkpoint::Checkpoint;
 use flm_checkpoint::CheckpointError;
@@ -36,7 +37,7 @@ use flm_checkpoint::Result;
 use flm_checkpoint::RunKey;
 use flm_checkpoint::TensorSpec;
 use flm_checkpoint::{Card, copy_side_files};
-use flm_checkpoint::{Checksums, Engine, Fill, TensorSource};
+use flm_checkpoint::{Checksums, Completion, Engine, Fill, JobPart, TensorSource};
 
 /// How to convert.
 #[derive(Debug, Clone)]
@@ -54,6 +55,8 @@ pub struct ConvertOptions {
     pub source_digests: bool,
     /// Whether tensors that are zero throughout are taken as they are.
     pub allow_zero: bool,
+    /// Which of several processes that write the checkpoint together this one is.
+    pub part: Option<JobPart>,
 }
 
 impl Default for ConvertOptions {
@@ -66,6 +69,7 @@ impl Default for ConvertOptions {
             restart: false,
             source_digests: true,
             allow_zero: false,
+            part: None,
         }
     }
 }
@@ -116,6 +120,9 @@ pub struct ConvertReport {
     pub overflowed: u64,
     /// Tensors that took a multiplier over, or gave one up.
     pub folded: Vec<FoldedTensor>,
+    /// Of a part: those that were not finished, empty where another gave the checkpoint its name. `None` where this
+    /// process did.
+    pub waiting_for: Option<Vec<String>>,
 }
 
 /// A tensor whose elements were multiplied.
@@ -168,7 +175,7 @@ pub fn convert(
     // PyTorch's CRC are compared as the archives are read
     let safetensors = matches!(src.format(), Format::Safetensors | Format::ShardedSafetensors);
     if options.source_digests && safetensors {
-        src.verify_digests()?;
+        src.verify_digests(options.part)?;
     }
     if !options.allow_zero {
         let zero = src.zero_tensors()?;
@@ -178,17 +185,21 @@ pub fn convert(
         }
     }
     let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
-    let mut engine = Engine::open(dst, &plan.config, &specs, options.max_shard_size, &key, options.restart)?;
+    let (size, part) = (options.max_shard_size, options.part);
+    let mut engine = Engine::open(dst, &plan.config, &specs, size, &key, options.restart, part)?;
     let done = write(src, &plan, &engine, progress);
     // what the system refused may be granted later; what is wrong with the source stays wrong
     if let Err(error) = &done
+        && part.is_none()
         && !matches!(error, CheckpointError::Io { .. } | CheckpointError::Read { .. })
     {
         engine.writer.discard_staging();
     }
     let (report, checksums) = done?;
     key.require_unchanged(src)?;
-    engine.writer.finish_with_checksums(&plan.config, checksums)?;
+    if let Some(checksums) = checksums {
+        engine.writer.finish_with_checksums(&plan.config, checksums)?;
+    }
     Ok(report)
 }
 
@@ -200,7 +211,9 @@ pub fn plan_conversion(src: &Checkpoint, options: &ConvertOptions) -> Result<Con
     let plan = Plan::new(src, options)?;
     let specs: Vec<TensorSpec> = plan.tensors.iter().map(Planned::spec).collect();
     let files = Layout::new(&specs, options.max_shard_size)?.shards.len();
-    let done = Done { read: plan.tensors.iter().map(|t| t.entry.nbytes).sum(), ..Done::default() };
+    let (read, wrote) =
+        (plan.tensors.iter().map(|t| t.entry.nbytes).sum(), plan.tensors.iter().map(Planned::nbytes).sum());
+    let done = Done { read, wrote, ..Done::default() };
     Ok(plan.report(files, done, |_| 0))
 }
 
@@ -210,22 +223,32 @@ fn write(
     plan: &Plan<'_>,
     engine: &Engine,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<(ConvertReport, Checksums)> {
+) -> Result<(ConvertReport, Option<Checksums>)> {
     let tensors: Vec<Moved<'_>> = plan.tensors.iter().map(|planned| Moved::new(src, *planned)).collect();
     let threads = rayon::current_num_threads().clamp(1, run::MAX_THREADS);
-    let written = engine.write(&tensors, threads, progress)?;
-    let moved = tensors.iter().filter(|t| !written.resumed.contains(t.name()));
+    let mut written = engine.write(&tensors, threads, progress)?;
+    let own = |t: &&Moved<'_>| written.digests.contains_key(t.name());
+    let moved = tensors.iter().filter(own).filter(|t| !written.resumed.contains(t.name()));
     let read: u64 = moved.map(|t| t.source_bytes(t.nbytes())).sum();
+    let wrote = tensors.iter().filter(own).map(Fill::nbytes).sum();
+    let resumed = written.resumed_bytes(&tensors);
+    let completion = engine.complete(&mut written)?;
+    let whole = completion == Completion::Whole;
     let done = Done {
-        read: read + check_uncovered(src, &tensors)?,
+        read: read + if whole { check_uncovered(src, &tensors)? } else { 0 },
+        wrote,
         holes: written.hole_bytes,
-        resumed: written.resumed_bytes(&tensors),
+        resumed,
         overflowed: tensors.iter().map(Moved::overflowed).sum(),
     };
     let rounded: BTreeMap<&str, u64> = tensors.iter().map(|t| (t.name(), t.rounded())).collect();
     let writer = &engine.writer;
     let files = writer.file_names().count();
-    let report = plan.report(files, done, |tensor| rounded.get(tensor).copied().unwrap_or(0));
+    let mut report = plan.report(files, done, |tensor| rounded.get(tensor).copied().unwrap_or(0));
+    report.waiting_for = waiting_for(&completion);
+    if !whole {
+        return Ok((report, None));
+    }
 
     let dir = writer.staging_dir();
     // an earlier run's, which would be taken for the source's
@@ -239,13 +262,14 @@ fn write(
         (planned.entry.name.clone(), TensorSource { factor, ..TensorSource::of(src, planned.entry) })
     };
     let sources = plan.tensors.iter().map(source).collect();
-    Ok((report, Checksums { tensors: written.digests, sources, ..Checksums::default() }))
+    Ok((report, Some(Checksums { tensors: written.digests, sources, ..Checksums::default() })))
 }
 
 /// What the threads counted.
 #[derive(Default)]
 struct Done {
     read: u64,
+    wrote: u64,
     holes: u64,
     resumed: u64,
     overflowed: u64,
@@ -262,12 +286,13 @@ impl Plan<'_> {
         ConvertReport {
             tensors: self.tensors.len(),
             bytes_read: done.read,
-            bytes_written: self.tensors.iter().map(Planned::nbytes).sum(),
+            bytes_written: done.wrote,
             hole_bytes: done.holes,
             resumed_bytes: done.resumed,
             files,
             overflowed: done.overflowed,
             folded: folded.collect(),
+            waiting_for: None,
         }
     }
 }

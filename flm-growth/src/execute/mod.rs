@@ -46,7 +46,7 @@ use crate::execute::run::Grown;
 use crate::execute::source::Source;
 use crate::plan::GrowthPlan;
 use crate::tensor_plan::TensorPlan;
-use flm_checkpoint::{Checksums, Engine, FileDigest};
+use flm_checkpoint::{Checksums, Completion, Engine, FileDigest, Fill, JobPart};
 
 /// How to write.
 #[derive(Debug, Clone)]
@@ -68,6 +68,8 @@ pub struct ExecuteOptions {
     pub optimizer_state: bool,
     /// Throws an unfinished run away instead of taking it up.
     pub restart: bool,
+    /// Which of several processes that write the checkpoint together this one is.
+    pub part: Option<JobPart>,
 }
 
 impl Default for ExecuteOptions {
@@ -83,6 +85,7 @@ impl Default for ExecuteOptions {
             file_digests: false,
             optimizer_state: false,
             restart: false,
+            part: None,
         }
     }
 }
@@ -104,6 +107,19 @@ pub struct ExecuteReport {
     pub seconds: f64,
     /// Files copied beside the weights.
     pub side_files: Vec<String>,
+    /// Of a part: those that were not finished, empty where another gave the checkpoint its name. `None` where this
+    /// process did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<Vec<String>>,
+}
+
+/// [`ExecuteReport::waiting_for`].
+pub(crate) fn waiting_for(completion: &Completion) -> Option<Vec<String>> {
+    match completion {
+        Completion::Whole => None,
+        Completion::Elsewhere => Some(Vec::new()),
+        Completion::Waiting(parts) => Some(parts.iter().map(JobPart::to_string).collect()),
+    }
 }
 
 /// Grows `source` by `plan` into the new directory `dst`, which appears complete or not at all.
@@ -164,7 +180,7 @@ impl Transfer<'_> {
         ];
         let key = RunKey::new(crate::execute::record::TOOL, &decides, source)?;
         if options.source_digests {
-            source.verify_digests()?;
+            source.verify_digests(options.part)?;
         }
         let tensors: Vec<Source<'_>> =
             self.tensors.par_iter().map(|t| Source::new(t, source)).collect::<Result<_>>()?;
@@ -175,34 +191,43 @@ impl Transfer<'_> {
         let specs: Vec<TensorSpec> = self.tensors.iter().map(spec).collect();
         disk_need(self.tensors, dst)?.check()?;
         let max_shard = options.max_shard_bytes;
-        let engine = Engine::open(dst, &self.config, &specs, max_shard, &key, options.restart)?;
+        let engine = Engine::open(dst, &self.config, &specs, max_shard, &key, options.restart, options.part)?;
         optimizer.as_ref().map_or(Ok(()), |o| o.check_disk(&engine.writer))?;
         let total = self.tensors.iter().map(TensorPlan::nbytes).sum();
         let grown: Vec<Grown<'_>> =
             tensors.iter().map(|t| Grown::new(t, source, self.seed, options.chunk_bytes)).collect();
         let threads = rayon::current_num_threads();
-        let written = engine.write(&grown, threads, progress).map_err(|e| e.disk_full(total))?;
+        let mut written = engine.write(&grown, threads, progress).map_err(|e| e.disk_full(total))?;
+        let own = |t: &&Grown<'_>| written.digests.contains_key(t.name());
+        let mut report = ExecuteReport {
+            output_bytes: grown.iter().filter(own).map(Fill::nbytes).sum(),
+            hole_bytes: written.hole_bytes,
+            resumed_bytes: written.resumed_bytes(&grown),
+            overflowed: grown.iter().map(Grown::overflowed).sum(),
+            inexact: grown.iter().map(Grown::inexact).sum(),
+            seconds: started.elapsed().as_secs_f64(),
+            side_files: Vec::new(),
+            waiting_for: None,
+        };
+        let completion = engine.complete(&mut written).map_err(|e| GrowthError::from(e).disk_full(total))?;
+        report.waiting_for = waiting_for(&completion);
+        if completion != Completion::Whole {
+            key.require_unchanged(source)?;
+            return Ok(report);
+        }
 
-        let side_files = self.beside(source, &engine.writer, options).map_err(|e| e.disk_full(total))?;
+        report.side_files = self.beside(source, &engine.writer, options).map_err(|e| e.disk_full(total))?;
         if let Some(optimizer) = optimizer {
             let moments = optimizer.run(&self.config, &self.digest, &engine.writer, options);
             moments.map_err(|e| e.disk_full(total))?;
         }
-        let resumed_bytes = written.resumed_bytes(&grown);
         let weights = if options.file_digests { engine.writer.hash_files()? } else { BTreeMap::new() };
         let checksums = Checksums { tensors: written.digests, weights, ..Checksums::default() };
         key.require_unchanged(source)?;
         let finished = engine.writer.finish_with_checksums(&self.config, checksums);
         finished.map_err(|e| GrowthError::from(e).disk_full(total))?;
-        Ok(ExecuteReport {
-            output_bytes: total,
-            hole_bytes: written.hole_bytes,
-            resumed_bytes,
-            overflowed: grown.iter().map(Grown::overflowed).sum(),
-            inexact: grown.iter().map(Grown::inexact).sum(),
-            seconds: started.elapsed().as_secs_f64(),
-            side_files,
-        })
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(report)
     }
 
     /// Everything but the weights and their digests: side files, recipe, provenance.

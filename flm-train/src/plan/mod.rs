@@ -116,7 +116,7 @@ impl Plan {
         checkpoint.require_outside(&options.output)?;
         // a run of days begins with weights that are what they were
         if !options.no_source_digests {
-            checkpoint.verify_digests()?;
+            checkpoint.verify_digests(None)?;
         }
         let masks = MaskRise::new(&checkpoint)?;
         checkpoint.check()?;

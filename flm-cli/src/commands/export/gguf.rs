@@ -39,13 +39,13 @@ pub(crate) struct Gguf {
     /// Write several files of at most this size, which llama.cpp opens by the first: NAME-00001-of-00003.gguf.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_file_size: Option<u64>,
-    /// Leave the tokenizer out: the file then runs on token ids.
+    /// Omit the tokenizer; the file then works on token ids only.
     #[arg(long)]
     no_tokenizer: bool,
     /// Do not compare the source with its own digests first, which reads it once more.
     #[arg(long)]
     no_source_digests: bool,
-    /// Say what would be written, and stop.
+    /// Show what would be written without writing it.
     #[arg(long)]
     dry_run: bool,
 }
@@ -86,7 +86,7 @@ impl Gguf {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let src = open(&self.src)?;
         if !self.dry_run && !self.no_source_digests {
-            src.verify_digests()?;
+            src.verify_digests(None)?;
         }
         let vocabulary = if self.no_tokenizer {
             None

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use flm_checkpoint::Checkpoint;
-use flm_checkpoint::Dtype;
 use flm_checkpoint::TeleFlmConfig;
+use flm_checkpoint::{Dtype, JobPart};
 use flm_growth::Placement;
 use flm_growth::Provenance;
 use flm_growth::SourceModel;
@@ -19,6 +19,7 @@ use flm_growth::{GrowthOptions, GrowthPlan, Multipliers};
 use flm_growth::{NewRows, Operator};
 use flm_growth::{Shape, ShapeOverrides};
 
+use crate::arguments::part::{PartArgs, command_line};
 use crate::arguments::{
     RECIPE_BYTES, TextArgs, WriteArgs, config, has_tokenizer, open, read_text, tokenizer,
 };
@@ -39,7 +40,8 @@ use crate::recipe::grow::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_std};
     flm grow ./Tele-FLM ./Tele-FLM-102B --to tele-flm-102b\n  \
     flm grow ./SmolLM2 ./SmolLM2-wide --operator zero \\\n    \
     \x20 --hidden 768 --heads 12 --ffn 2048 --layers 36\n  \
-    flm grow ./Tele-FLM ./Tele-FLM-1T --to tele-flm-102b --to tele-flm-1t --mup 2.0/80\n  \
+    flm grow ./Tele-FLM ./Tele-FLM-1T --to tele-flm-102b \\\n    \
+    \x20 --to tele-flm-1t --mup 2.0/80\n  \
     flm grow ./Tele-FLM ./Tele-FLM-102B --recipe recipes/52b-to-102b.toml seed=7\n  \
     flm grow --from-config tele-flm-102b --to tele-flm-1t --dry-run")]
 pub(crate) struct Grow {
@@ -66,43 +68,42 @@ pub(crate) struct Grow {
     /// Width of the residual stream.
     #[arg(long, value_name = "N")]
     hidden: Option<usize>,
-    /// Query heads.
+    /// Number of query heads.
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
-    /// Key/value heads [default: in the source's ratio to --heads].
+    /// Number of key/value heads [default: the source's ratio to --heads].
     #[arg(long, value_name = "N")]
     kv_heads: Option<usize>,
     /// Width of the feed-forward layer.
     #[arg(long, value_name = "N")]
     ffn: Option<usize>,
-    /// Decoder blocks.
+    /// Number of decoder layers.
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
-    /// Rows of the embedding. What is preserved is the function of the old tokens: their logits stay, and
-    /// with --new-rows mean the likeliest token; the new rows take a share of the probability, which
-    /// `flm verify` tells.
+    /// Vocabulary size, in rows of the embedding. The logits of the old tokens are preserved and, with --new-rows
+    /// mean, the most likely token; the new rows take a share of the probability, which `flm verify` reports.
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
-    /// What the rows of new tokens are, in the embedding and in the head; padding rows beyond the source's
+    /// Initialisation of the rows of new tokens in the embedding and the head; padding rows beyond the source's
     /// tokenizer do not count as old ones [default: mean].
     #[arg(long, value_enum)]
     new_rows: Option<NewRowsName>,
-    /// What the new weights are. Of several stages msg is for the last: those before it are grown with
-    /// zero, which is msg folded at masks of 0.
+    /// Initialisation of the new weights. In a growth of several stages msg applies to the last; the earlier ones
+    /// use zero, which is msg folded at masks of 0.
     #[arg(long, value_enum, default_value_t = DEFAULT_OPERATOR.into())]
     operator: OperatorName,
     /// Where new layers go: interpolate, uniform, after:3,7,…, distance (after the layers that do
     /// least, measured on --text) or distance:FILE (of `flm distance --json`) [default: interpolate].
     #[arg(long, value_name = "RULE")]
     place: Option<Place>,
-    /// What --place distance goes by.
+    /// Distance that --place distance ranks layers by.
     #[arg(long, value_enum, default_value_t = MetricName::Angular)]
     metric: MetricName,
     /// With --place distance: copy neither the first layer nor the last (--keep-ends false: any).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
         default_missing_value = "true", value_name = "BOOL")]
     keep_ends: bool,
-    /// Seed of the new weights.
+    /// Random seed of the new weights.
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Standard deviation of new weights: match (each tensor's own) or a number.
@@ -113,7 +114,8 @@ pub(crate) struct Grow {
     #[arg(long, value_name = "X")]
     noise: Option<f64>,
     /// Multipliers of the target's logits (µP), as output_mult/mup_scale_factor; lm_head is rescaled where
-    /// their ratio differs, so that the function stays [default: both grow with the width, which keeps their ratio].
+    /// their ratio differs, so that the function stays [default: both grow with the width, which keeps their
+    /// ratio].
     #[arg(long, value_parser = parse_pair, value_name = "OUT/SCALE")]
     mup: Option<(f64, f64)>,
     /// input_mult of the target; the embedding is rescaled [default: the source's].
@@ -127,24 +129,26 @@ pub(crate) struct Grow {
     mask_steps: u64,
     #[command(flatten)]
     write: WriteArgs,
+    #[command(flatten)]
+    part: PartArgs,
     /// Do not compare the source with its own digests, and do not hash its files for provenance.json.
     #[arg(long)]
     no_source_digests: bool,
-    /// Print the plan, tensor by tensor, and stop.
+    /// Print the plan tensor by tensor without executing it.
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten, next_help_heading = "Tokens to measure on, with --place distance")]
+    #[command(flatten, next_help_heading = "Input tokens, with --place distance")]
     texts: TextArgs,
 }
 
 /// Names of new rows on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum NewRowsName {
-    /// The mean of the old rows: a new token is never likelier than the likeliest old one.
+    /// The mean of the old rows: a new token is never more likely than the most likely old one.
     Mean,
     /// The mean and noise (--std) in the embedding; the mean in a head that is not tied to it.
     Draw,
-    /// Zeros: a new token is the likeliest where all logits are negative, and training on a text that begins
+    /// Zeros: a new token is the most likely where all logits are negative, and training on a text that begins
     /// with one can end in NaN.
     Zero,
 }
@@ -209,9 +213,16 @@ impl Grow {
         };
         let stages = recipe.as_ref().map_or_else(|| self.stages(), Recipe::stages);
         let shard = recipe.as_ref().and_then(Recipe::max_shard_bytes);
+        self.part.require_alone(self.write.optimizer_state, "--optimizer-state")?;
+        self.part.require_alone(stages.len() > 1, "a growth in several stages")?;
+        let part = match self.dst.as_deref().filter(|_| !self.dry_run) {
+            Some(dst) => self.part.of(dst)?,
+            None => None,
+        };
         let execution = ExecuteOptions {
             max_shard_bytes: shard.unwrap_or(self.write.max_shard_size),
-            command: std::env::args().collect(),
+            part,
+            command: command_line(std::env::args()),
             recipe: recipe.as_ref().map(|r| r.text.clone()),
             source_digests: !self.no_source_digests,
             optimizer_state: self.write.optimizer_state,
@@ -238,7 +249,8 @@ impl Grow {
                     if number < count && is_done(dst, &plan, checkpoint, self.write.restart)? {
                         output.log(&format!("stage {number} was finished before"));
                     } else {
-                        let bar = output.bytes("growing", report.summary.output_bytes);
+                        let total = report.summary.output_bytes / part.map_or(1, JobPart::count) as u64;
+                        let bar = output.bytes("growing", total);
                         let done = execute(&plan, checkpoint, dst, &execution, &|bytes| bar.inc(bytes))
                             .with_context(|| format!("cannot grow into {}", dst.display()))?;
                         bar.finish_and_clear();
@@ -250,7 +262,7 @@ impl Grow {
                                 dst.display()
                             ));
                         }
-                        report.done(&done);
+                        report.done(&done, part);
                     }
                     if number < count {
                         source = Source::Checkpoint(open(dst)?);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use flm_checkpoint::GrowthMasks;
+use flm_checkpoint::{GrowthMasks, JobPart};
 use flm_growth::DiskNeed;
 use flm_growth::GrowthPlan;
 use flm_growth::Shape;
@@ -12,6 +12,7 @@ use flm_growth::{ExecuteOptions, ExecuteReport};
 use flm_growth::{PlanSummary, Preservation};
 use serde::Serialize;
 
+use crate::arguments::part::state;
 use crate::output::{Output, count, size, table};
 use flm_growth::disk_need;
 
@@ -42,6 +43,13 @@ pub(crate) struct Report {
     seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     resumed_bytes: Option<u64>,
+    #[serde(skip)]
+    written_bytes: Option<u64>,
+    #[serde(skip)]
+    part: Option<JobPart>,
+    /// Of a part: those that were not finished.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<Vec<TensorPlan>>,
 }
@@ -81,11 +89,17 @@ impl Report {
             dry_run,
             seconds: None,
             resumed_bytes: None,
+            written_bytes: None,
+            part: None,
+            waiting_for: None,
             plan: dry_run.then(|| plan.tensors.clone()),
         })
     }
 
-    pub(crate) fn done(&mut self, done: &ExecuteReport) {
+    pub(crate) fn done(&mut self, done: &ExecuteReport, part: Option<JobPart>) {
+        self.part = part;
+        self.waiting_for = done.waiting_for.clone();
+        self.written_bytes = Some(done.output_bytes);
         self.seconds = Some(done.seconds);
         self.resumed_bytes = Some(done.resumed_bytes);
     }
@@ -181,8 +195,11 @@ fn human(report: &Report, plan: &GrowthPlan) -> String {
         facts.push(("resumed", format!("{} were finished before", size(bytes))));
     }
     if let Some(seconds) = report.seconds {
-        let rate = size((s.output_bytes as f64 / seconds) as u64);
+        let rate = size((report.written_bytes.unwrap_or(s.output_bytes) as f64 / seconds) as u64);
         facts.push(("written", format!("{:.1} s ({rate}/s)", seconds)));
+    }
+    if let (Some(waiting_for), Some(dst)) = (&report.waiting_for, &report.dst) {
+        facts.push(("state", state(report.part, waiting_for, dst)));
     }
     text += "\n";
     text += &table(&[], facts.into_iter().map(|(k, v)| vec![k.into(), v]), false);

@@ -21,7 +21,7 @@ pub(crate) fn add(
 ) -> anyhow::Result<()> {
     // whoever reads all of it compares it with its digests
     if sample.is_none()
-        && let Err(error) = checkpoint.verify_digests()
+        && let Err(error) = checkpoint.verify_digests(None)
     {
         report.problems.push(error.to_string());
     }

@@ -18,7 +18,7 @@ use crate::commands::Command;
 use crate::output::Output;
 
 /// Where the help of every command lists the options that all have.
-const EVERYWHERE: &str = "Options of every command";
+const EVERYWHERE: &str = "Global options";
 
 /// Tele-FLM (FLM-2) checkpoints: pull, open, convert, grow, verify, fine-tune, run, evaluate.
 #[derive(Debug, Parser)]
@@ -34,10 +34,10 @@ struct Cli {
     /// Print the result as JSON, with a stable schema.
     #[arg(long, global = true, help_heading = EVERYWHERE)]
     json: bool,
-    /// Show no progress.
+    /// Suppress progress output.
     #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     quiet: bool,
-    /// Threads to compute and copy with [default: all cores, or RAYON_NUM_THREADS].
+    /// Number of threads [default: all cores, or RAYON_NUM_THREADS].
     #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     #[command(subcommand)]

@@ -45,6 +45,8 @@ fn words(line: &str) -> Vec<String> {
                 word.get_or_insert_default();
             }
             (None, ' ') => words.extend(word.take()),
+            // what is piped into it
+            (None, '|') if word.is_none() && !words.iter().any(|word| word == "flm") => words.clear(),
             (None, '>' | '|' | '#' | ';') if word.is_none() => break,
             _ => word.get_or_insert_default().push(c),
         }
@@ -52,7 +54,10 @@ fn words(line: &str) -> Vec<String> {
     assert_eq!(quote, None, "an open quote: {line}");
     words.extend(word);
     let start = words.iter().position(|word| word == "flm").unwrap();
-    words.split_off(start)
+    let mut words = words.split_off(start);
+    // cargo run --bin flm -- demo
+    words.retain(|word| word != "--");
+    words
 }
 
 #[track_caller]
@@ -78,12 +83,10 @@ fn every_command_shows_examples_that_parse_and_fit_a_terminal() {
         let help = command.render_long_help().to_string();
         let shown = help.split_once("\nExample").map(|(_, shown)| shown).unwrap_or_default();
         let examples = examples(shown);
-        assert!(!examples.is_empty(), "{name:?}: {help}");
-        for example in examples {
-            parses(&example);
-            let given = words(&example);
-            assert_eq!(given[..name.len()], name, "an example of another command: {example}");
+        for example in &examples {
+            parses(example);
         }
+        assert!(examples.iter().any(|example| words(example).starts_with(&name)), "{name:?}: {examples:?}");
         for line in shown.lines() {
             let columns: usize = line.chars().map(|c| if c < '\u{2e80}' { 1 } else { 2 }).sum();
             assert!(columns <= 78, "{columns} columns: {line}");

@@ -20,17 +20,18 @@ use crate::{chat, exit as interrupt};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm chat ./FLM-2-52B-Instruct --stream --repetition-penalty 1.03\n  \
-    echo 'Who wrote 红楼梦?' | flm chat ./SmolLM2-135M-Instruct --system 'Answer in one sentence.'")]
+    echo 'Who wrote 红楼梦?' | flm chat ./SmolLM2-135M-Instruct \\\n    \
+    \x20 --system 'Answer in one sentence.'")]
 pub(crate) struct Chat {
     /// Checkpoint directory of a chat model.
     dir: PathBuf,
     /// System message to begin with.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Most tokens of an answer.
+    /// Maximum number of new tokens of an answer.
     #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
-    /// Keep the lines typed in this file, for the arrow keys of the next conversation.
+    /// File that keeps the input history between conversations.
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
     #[command(flatten)]

@@ -16,10 +16,10 @@ use crate::output::{Output, table};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  flm demo\n  flm demo --dir ./nano --until convert")]
 pub(crate) struct Demo {
-    /// Directory for all that is made; an earlier demo's is replaced.
+    /// Output directory; that of an earlier demo is replaced.
     #[arg(long, value_name = "DIR", default_value = "flm-demo")]
     dir: PathBuf,
-    /// Stop after the last step of this kind.
+    /// Last step to run.
     #[arg(long, value_name = "STEP", default_value = "report")]
     until: Kind,
 }

@@ -20,7 +20,8 @@ use crate::output::Output;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm generate ./Tele-FLM --prompt 'The capital of France is'\n  \
-    flm generate ./FLM-2-52B-Instruct --chat --prompt 'Who wrote 红楼梦?' --repetition-penalty 1.03 --stream")]
+    flm generate ./FLM-2-52B-Instruct --chat --prompt 'Who wrote 红楼梦?' \\\n    \
+    \x20 --repetition-penalty 1.03 --stream")]
 pub(crate) struct Generate {
     /// Checkpoint directory.
     dir: PathBuf,
@@ -33,16 +34,16 @@ pub(crate) struct Generate {
     /// Give the prompt as token ids; the answer is printed as ids.
     #[arg(long, value_parser = parse_ids, value_name = "IDS", conflicts_with_all = ["prompt", "chat"])]
     ids: Option<::std::vec::Vec<u32>>,
-    /// Put the prompt through the chat template, as a user's message.
+    /// Format the prompt as a user message with the chat template.
     #[arg(long)]
     chat: bool,
     /// System message for --chat.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// Most tokens to make.
+    /// Maximum number of new tokens.
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
-    /// Go on after the end-of-text token.
+    /// Continue after the end-of-text token.
     #[arg(long)]
     ignore_eos: bool,
     #[command(flatten)]

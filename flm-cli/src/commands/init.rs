@@ -24,13 +24,13 @@ pub(crate) struct Init {
     /// Directory whose tokenizer, chat template and licence files go into the checkpoint.
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
-    /// What the weights are drawn for.
+    /// Random seed of the weights.
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Dtype of the weights.
     #[arg(long, default_value = "f32", value_parser = dtypes(), value_name = "DTYPE")]
     dtype: Dtype,
-    /// Largest file.
+    /// Maximum file size.
     #[arg(long, default_value = "5GB", value_parser = parse_size, value_name = "SIZE")]
     max_shard_size: u64,
 }

@@ -26,12 +26,12 @@ pub(crate) struct Logits {
     /// Safetensors file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Also write the residual stream.
+    /// Also write the hidden states.
     #[arg(long, alias = "hidden")]
     hidden_states: bool,
     #[command(flatten)]
     run: RunArgs,
-    /// Replace a file that is no earlier result of this command.
+    /// Overwrite a file that is not an earlier result of this command.
     #[arg(long)]
     force: bool,
 }

@@ -23,7 +23,7 @@ pub(crate) struct Models {
     /// Directory that holds the models, each in a directory of its name.
     #[arg(long, default_value = ".", value_name = "DIR")]
     dir: PathBuf,
-    /// A manifest of your own.
+    /// Custom manifest.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
     /// List the families of models that flm opens, runs, grows and trains, instead.

@@ -55,28 +55,28 @@ pub(crate) struct Pull {
     /// With --convert: remove each shard once its tensors are safe, so that two shards are on disk at most.
     #[arg(long, requires = "convert")]
     delete_source: bool,
-    /// Show what would be done, and stop.
+    /// Show what would be done without doing it.
     #[arg(long)]
     dry_run: bool,
-    /// Hash again what earlier pulls have verified.
+    /// Verify again the digests that earlier pulls verified.
     #[arg(long)]
     check: bool,
-    /// Replace files that were changed here, or are not from the Hub, by the Hub's.
+    /// Overwrite local files that were modified or did not come from the Hub.
     #[arg(long)]
     force: bool,
-    /// Requests at once.
+    /// Number of concurrent requests.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: u16,
-    /// Failures in a row after which a range is given up.
+    /// Consecutive failures after which a range is given up.
     #[arg(long, default_value_t = 8, value_name = "N")]
     retries: u32,
     /// Seconds without a byte after which a connection is given up.
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Where another process pulls into the same directory, wait until it ends.
+    /// Wait for another process that pulls into the same directory.
     #[arg(long)]
     wait: bool,
-    /// A manifest of your own.
+    /// Custom manifest.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
 }

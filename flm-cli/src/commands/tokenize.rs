@@ -22,8 +22,10 @@ const SHOWN: usize = 1000;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm tokenize ./SmolLM2-135M 'The capital of France is'\n  \
-    flm tokenize ./Qwen3-0.6B --chat talk.json --template-arg enable_thinking=false\n  \
-    echo '[{\"role\": \"user\", \"content\": \"hi\"}]' | flm tokenize ./FLM-2-52B-Instruct --chat - --json")]
+    flm tokenize ./Qwen3-0.6B --chat talk.json \\\n    \
+    \x20 --template-arg enable_thinking=false\n  \
+    echo '[{\"role\": \"user\", \"content\": \"hi\"}]' | \\\n    \
+    \x20 flm tokenize ./FLM-2-52B-Instruct --chat - --json")]
 pub(crate) struct Tokenize {
     /// Directory of a checkpoint or of its tokenizer alone.
     dir: PathBuf,
@@ -37,7 +39,7 @@ pub(crate) struct Tokenize {
     /// standard input).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "text_file"])]
     chat: Option<PathBuf>,
-    /// End with the last message, not with the opening of an answer.
+    /// Do not add the generation prompt after the last message.
     #[arg(long, requires = "chat")]
     no_generation_prompt: bool,
     #[command(flatten)]

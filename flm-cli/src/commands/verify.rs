@@ -18,7 +18,7 @@ use crate::report::verification::{among, page};
 /// checkpoint, compare its files with their checksums.
 ///
 /// The exit status is 1 when they are not the same function: in f32 a relative L2 above 1e-5 or
-/// another likeliest token anywhere, in bf16 more than twice the noise of bf16 itself.
+/// another most likely token anywhere, in bf16 more than twice the noise of bf16 itself.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm verify ./Tele-FLM ./Tele-FLM-102B --stream --report verify.html\n  \
@@ -29,17 +29,17 @@ pub(crate) struct Verify {
     a: PathBuf,
     /// Grown (or converted) checkpoint.
     b: Option<PathBuf>,
-    /// Do not measure how far bf16 is from f32 on the source.
+    /// Do not measure the bf16 noise floor of the source.
     #[arg(long)]
     no_noise_floor: bool,
     /// Write plan, differences, a picture of them and the provenance into one HTML page.
     #[arg(long, value_name = "FILE", requires = "b")]
     report: Option<PathBuf>,
-    #[command(flatten, next_help_heading = "Tokens to run on")]
+    #[command(flatten, next_help_heading = "Input tokens")]
     texts: TextArgs,
     #[command(flatten)]
     run: RunArgs,
-    /// Replace a file that is no earlier result of this command.
+    /// Overwrite a file that is not an earlier result of this command.
     #[arg(long)]
     force: bool,
 }
@@ -126,7 +126,7 @@ fn human(r: &VerifyReport) -> String {
         vec!["logits, largest difference".into(), format!("{:.3e}", r.max_abs)],
         vec!["logits, relative L2".into(), format!("{:.3e}", r.relative_l2)],
         vec!["KL divergence, mean and largest".into(), format!("{:.3e}, {:.3e}", r.kl_mean, r.kl_max)],
-        vec!["same likeliest token".into(), format!("{:.2} %", 100.0 * r.argmax_agreement)],
+        vec!["same most likely token".into(), format!("{:.2} %", 100.0 * r.argmax_agreement)],
         vec![
             "perplexity, source and target".into(),
             format!("{}, {}", optional(r.source_perplexity, 4), optional(r.target_perplexity, 4)),
@@ -140,7 +140,7 @@ fn human(r: &VerifyReport) -> String {
         rows.push(vec![
             "new vocabulary rows".into(),
             format!(
-                "{} with {:.3e} of the probability, the likeliest token at {:.2} %; perplexity with them {}",
+                "{} with {:.3e} of the probability, the most likely token at {:.2} %; perplexity with them {}",
                 new.rows,
                 new.probability,
                 100.0 * new.likeliest,

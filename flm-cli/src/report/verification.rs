@@ -91,7 +91,7 @@ fn rows(report: &VerifyReport) -> Vec<[String; 2]> {
         || "none".into(),
         |n| {
             format!(
-                "{}, with {} of the probability, likeliest at {:.3} %",
+                "{}, with {} of the probability, most likely at {:.3} %",
                 n.rows,
                 small(n.probability),
                 100.0 * n.likeliest
@@ -109,7 +109,7 @@ fn rows(report: &VerifyReport) -> Vec<[String; 2]> {
         ("logits, mean difference", small(report.mean_abs)),
         ("KL divergence, mean", small(report.kl_mean)),
         ("KL divergence, largest", small(report.kl_max)),
-        ("same likeliest token", format!("{:.3} %", 100.0 * report.argmax_agreement)),
+        ("same most likely token", format!("{:.3} %", 100.0 * report.argmax_agreement)),
         ("perplexity, source", number(report.source_perplexity)),
         ("perplexity, target", number(report.target_perplexity)),
         ("new vocabulary rows", new),

@@ -26,9 +26,10 @@ use flm_eval::{Reader, Scores, score};
 /// Answers and judgments are appended as they come; the same command goes on where a run was stopped.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    flm eval alignbench ./SmolLM2 --questions questions.jsonl --limit 50 --max-new-tokens 128 --judge rule\n  \
-    flm eval alignbench ./FLM-2-52B-Instruct --questions ./AlignBench --stream --out results \\\n      \
-    --judge-model gpt-4o-2024-05-13\n  flm eval report results")]
+    flm eval alignbench ./SmolLM2 --questions questions.jsonl \\\n    \
+    \x20 --limit 50 --max-new-tokens 128 --judge rule\n  \
+    flm eval alignbench ./FLM-2-52B-Instruct --questions ./AlignBench \\\n    \
+    \x20 --stream --out results --judge-model gpt-4o-2024-05-13\n  flm eval report results")]
 pub(crate) struct AlignBench {
     /// Checkpoint directory.
     dir: PathBuf,
@@ -38,34 +39,34 @@ pub(crate) struct AlignBench {
     /// Directory for answers.jsonl, judgments.jsonl and scores.json.
     #[arg(long, value_name = "DIR", default_value = "results")]
     out: PathBuf,
-    /// Ask only N questions, the categories in proportion.
+    /// Use only N questions, with proportional categories.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Most tokens of an answer.
+    /// Maximum number of new tokens of an answer.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_new_tokens: usize,
-    /// Questions that one pass over the weights advances [default: 16, with --stream 64].
+    /// Questions per batch [default: 16, with --stream 64].
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Sample among the likeliest tokens with this probability together.
+    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P.
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Make tokens seen before less likely; 1 changes nothing.
+    /// Penalty on tokens that occurred before; 1 is none.
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// Seed of the sampling.
+    /// Random seed of the sampling.
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Name of the model in rows, tables and pages [default: its folder, or the run's for a run's `final`].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Give the question as it is, without a chat template.
+    /// Use the question as the prompt, without a chat template.
     #[arg(long)]
     plain: bool,
-    /// Say how long answering would take and how much memory, and stop.
+    /// Estimate time and memory without answering.
     #[arg(long)]
     dry_run: bool,
-    /// Replace a scores.json that is no earlier result of this command.
+    /// Overwrite a scores.json that is not an earlier result of this command.
     #[arg(long)]
     force: bool,
     #[command(flatten)]

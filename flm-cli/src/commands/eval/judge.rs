@@ -25,7 +25,8 @@ use serde_json::Value;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     flm eval judge answers.jsonl --judge-model gpt-4o-2024-05-13\n  \
-    flm eval judge answers.jsonl --judge-url http://127.0.0.1:8000/v1 --judge-model critic\n  \
+    flm eval judge answers.jsonl --judge-model critic \\\n    \
+    \x20 --judge-url http://127.0.0.1:8000/v1\n  \
     flm eval judge answers.jsonl --judge rule")]
 pub(crate) struct JudgeAnswers {
     /// Answers, one JSON object a line: question_id, category, subcategory, question, reference, answer.
@@ -141,13 +142,13 @@ pub(crate) enum Rule {
 /// Who judges.
 #[derive(Debug, Args)]
 #[group(skip)]
-#[command(next_help_heading = "Who judges: --judge rule, --judge-model or --judge-dir")]
+#[command(next_help_heading = "Judge: --judge rule, --judge-model or --judge-dir")]
 pub(crate) struct JudgeArgs {
     /// Judge by a rule, without a model: what an answer shares with the reference beyond the
     /// question. Its scores compare with no other judge's.
     #[arg(long, value_name = "KIND", conflicts_with_all = ["judge_model", "judge_dir"])]
     judge: Option<Rule>,
-    /// Have the endpoint at --judge-url judge with this model.
+    /// Model of the endpoint at --judge-url.
     #[arg(long, value_name = "NAME", conflicts_with = "judge_dir")]
     judge_model: Option<String>,
     /// Base address of an OpenAI-compatible endpoint.
@@ -156,7 +157,7 @@ pub(crate) struct JudgeArgs {
     /// Environment variable that holds the endpoint's key.
     #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY")]
     judge_key_env: String,
-    /// Have a chat model on disk judge: a checkpoint directory.
+    /// Checkpoint directory of a local chat model to judge with.
     #[arg(long, value_name = "DIR")]
     judge_dir: Option<PathBuf>,
     /// Prompt of the judge: a minijinja template with category, subcategory, kind, dimensions,
@@ -166,10 +167,10 @@ pub(crate) struct JudgeArgs {
     /// Requests in flight, or answers that a checkpoint judges together.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     judge_concurrency: u16,
-    /// Seconds that a request may take.
+    /// Timeout of a request in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 180.0, value_parser = seconds)]
     judge_timeout: f64,
-    /// Tries for one answer.
+    /// Maximum number of attempts per answer.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     judge_attempts: u32,
     /// Seconds before the second try; doubled before each later one, up to a minute.
@@ -181,22 +182,22 @@ pub(crate) struct JudgeArgs {
     /// Another header of the request; $NAME as its value is read from the environment.
     #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
     judge_header: Vec<(String, String)>,
-    /// Most tokens of an endpoint's judgment, sent as max_tokens [default: the endpoint's].
+    /// Maximum number of tokens of an endpoint's judgment, sent as max_tokens [default: the endpoint's].
     #[arg(long, value_name = "N")]
     judge_max_tokens: Option<u64>,
     /// Temperature of the endpoint; none sends no such field.
     #[arg(long, value_name = "T", default_value = "0", value_parser = temperature)]
     judge_temperature: Temperature,
-    /// Take the judgment as a stream, for endpoints that have nothing else.
+    /// Request a streamed response, for endpoints that offer no other.
     #[arg(long)]
     judge_stream: bool,
     /// Read the score by this regular expression: the first group of its last match.
     #[arg(long, value_name = "REGEX")]
     judge_pattern: Option<String>,
-    /// Judge again what has a row, but no score.
+    /// Judge again rows without a score.
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     again: Vec<AskAgain>,
-    /// Most tokens of a judgment by a checkpoint.
+    /// Maximum number of new tokens of a judgment by a checkpoint.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     judge_max_new_tokens: usize,
 }

@@ -31,7 +31,7 @@ pub(crate) struct Perplexity {
     /// by the file or by NAME=.
     #[arg(long, value_name = "[NAME=]PATH", required = true)]
     text: Vec<String>,
-    /// Tokens in a window.
+    /// Tokens per window.
     #[arg(long, default_value_t = 512, value_name = "N")]
     context: usize,
     /// Tokens from one window's start to the next [default: --context, no overlap].

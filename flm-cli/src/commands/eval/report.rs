@@ -25,16 +25,16 @@ pub(crate) struct MakeReport {
     /// The page [default: report.html in the first results directory].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Judgments to compare with and to divide by.
+    /// Judgments of the baseline.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     /// Print the tables as Markdown.
     #[arg(long)]
     markdown: bool,
-    /// Show side by side what differs in its judge, prompt or data.
+    /// Compare results that differ in judge, prompt or data.
     #[arg(long)]
     allow_different: bool,
-    /// Replace a file that is no earlier result of this command.
+    /// Overwrite a file that is not an earlier result of this command.
     #[arg(long)]
     force: bool,
 }

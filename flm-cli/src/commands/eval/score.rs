@@ -19,7 +19,8 @@ use flm_eval::{Expected, Reader, Scores, score, score_pattern};
 /// `released` is the table of AlignBench's own scripts with all their quirks (a judgment that they cannot
 /// read counts −1). `strict` reads the verdict: what the judge says after thinking, in the dict or JSON that
 /// stands by itself, or after 综合得分, or as [[n]]; two different scores are ambiguous and count for nothing,
-/// as do scores that are not between 1 and 10. The ledger says how many those are. The rows need question_id, category and judgment; files of the released
+/// as do scores that are not between 1 and 10. The ledger says how many those are. The rows need question_id,
+/// category and judgment; files of the released
 /// scripts will do.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  flm eval score judgments.jsonl --questions AlignBench --json")]
@@ -35,7 +36,7 @@ pub(crate) struct Score {
     /// Read the score by this regular expression: the first group of its last match.
     #[arg(long, value_name = "REGEX")]
     pattern: Option<String>,
-    /// Take together what differs in its judge, prompt, data or model.
+    /// Combine rows that differ in judge, prompt, data or model.
     #[arg(long)]
     allow_different: bool,
 }

@@ -31,13 +31,15 @@ use flm_checkpoint::Dtype;
 /// them can be given after it as key=value. --model, --output and --data do without a recipe.
 ///
 /// Data are JSON lines such as {"messages": [{"role": "user", "content": "…"}, {"role": "assistant",
-/// "content": "…"}]}, {"instruction": …, "output": …} or {"text": …}, and .txt files. Run again with the same output directory, it goes on from the newest
+/// "content": "…"}]}, {"instruction": …, "output": …} or {"text": …}, and .txt files. Run again with the same
+/// output directory, it goes on from the newest
 /// checkpoint there. Ctrl-C saves a checkpoint and exits with status 130. The trained model is in final/.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
         flm sft --model ./SmolLM2 --data chats.jsonl --output ./tuned --epochs 2\n  \
         flm sft --print-recipe > recipe.toml\n  \
-        flm sft recipes/tele-flm-sft.toml model=./Tele-FLM output=./tuned data.files='[\"sft.jsonl\"]' --dry-run\n  \
+        flm sft recipes/tele-flm-sft.toml --dry-run \\\n    \
+    \x20 model=./Tele-FLM output=./tuned data.files='[\"sft.jsonl\"]'\n  \
         flm sft recipe.toml optimizer.learning_rate=1e-5 train.epochs=2\n  \
         flm sft --dry-run --from-config tele-flm-52b --device-memory 141GB \\\n    --memory 1.5TB --peak-flops 989T\n  \
         flm chat ./tuned/final")]
@@ -48,13 +50,13 @@ pub(crate) struct Sft {
     /// Settings that replace the recipe's.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Read and check the data, say how many steps, how much memory and disk it would take, and stop.
+    /// Check the data and print the plan, with steps, memory, disk and time, without training.
     #[arg(long)]
     dry_run: bool,
     /// Do not compare the model with its own digests first, which reads it once more.
     #[arg(long)]
     no_source_digests: bool,
-    /// Print the whole recipe, with defaults and a word about every setting, and stop.
+    /// Print a complete recipe with defaults and an explanation of every setting.
     #[arg(long, conflicts_with = "from_config")]
     print_recipe: bool,
     #[command(flatten)]
@@ -62,10 +64,10 @@ pub(crate) struct Sft {
     /// With --dry-run: tokens a second to predict the time from [default: a short measurement].
     #[arg(long, requires = "dry_run", value_name = "RATE")]
     tokens_per_second: Option<f64>,
-    /// Dtype of the arithmetic: f32 or bf16 [default: f32 on a CPU, bf16 on a GPU].
+    /// Compute dtype: f32 or bf16 [default: f32 on a CPU, bf16 on a GPU].
     #[arg(long, value_parser = dtypes(), value_name = "DTYPE", hide_possible_values = true)]
     dtype: Option<Dtype>,
-    /// Where the arithmetic is done: cpu, cuda (the first GPU) or cuda:N.
+    /// Device to run on: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
     #[command(flatten)]

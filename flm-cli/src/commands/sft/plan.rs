@@ -15,7 +15,7 @@ pub(super) struct ShapeArgs {
     /// Plan from a preset's name or a config.json, without recipe, weights and data.
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "recipe", requires = "dry_run")]
     pub(super) from_config: Option<String>,
-    /// Rows of a step.
+    /// Batch size in rows.
     #[arg(long, requires = "from_config", default_value_t = 1024, value_name = "N")]
     rows: usize,
     /// Rows of a micro-batch.
@@ -24,7 +24,7 @@ pub(super) struct ShapeArgs {
     /// Steps of the run [default: four passes over 30,000 rows].
     #[arg(long, requires = "from_config", value_name = "N")]
     steps: Option<u64>,
-    /// What matrices are stored in: bf16 or f32.
+    /// Dtype in which matrices are stored: bf16 or f32.
     #[arg(long, requires = "from_config", default_value = "bf16", value_name = "DTYPE", value_parser = ["bf16", "f32"])]
     weights: String,
     /// The GPU's memory, for example 141GB; without it a CPU computes.
@@ -36,13 +36,13 @@ pub(super) struct ShapeArgs {
     /// Space for files of parameters and block inputs [default: as much as it takes].
     #[arg(long, requires = "from_config", value_parser = parse_size, value_name = "SIZE")]
     disk_space: Option<u64>,
-    /// Rate between host and GPU, for example 50GB/s.
+    /// Bandwidth between host and GPU, for example 50GB/s.
     #[arg(long, requires = "from_config", value_parser = parse_rate, value_name = "RATE")]
     pcie: Option<f64>,
-    /// Rate of the disk, for example 6GB/s.
+    /// Disk bandwidth, for example 6GB/s.
     #[arg(long, requires = "from_config", value_parser = parse_rate, value_name = "RATE")]
     disk: Option<f64>,
-    /// Rate of the host's memory, for example 100GB/s.
+    /// Host memory bandwidth, for example 100GB/s.
     #[arg(long, requires = "from_config", value_parser = parse_rate, value_name = "RATE")]
     memory_bandwidth: Option<f64>,
 }

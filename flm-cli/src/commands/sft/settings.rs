@@ -19,19 +19,19 @@ pub(super) struct SettingArgs {
     /// Directory for checkpoints, metrics and the trained model: output.
     #[arg(long, value_name = "DIR", conflicts_with = "from_config")]
     output: Option<String>,
-    /// Highest learning rate: optimizer.learning_rate.
+    /// Peak learning rate: optimizer.learning_rate.
     #[arg(long, value_name = "RATE", conflicts_with = "from_config")]
     lr: Option<f64>,
-    /// Passes over the data: train.epochs.
+    /// Epochs: train.epochs.
     #[arg(long, value_name = "N", conflicts_with = "from_config")]
     epochs: Option<u64>,
-    /// Rows of a step: train.batch_size.
+    /// Batch size in rows: train.batch_size.
     #[arg(long, value_name = "N", conflicts_with = "from_config")]
     batch_size: Option<usize>,
-    /// Tokens of a row: data.context_length [default: the model's context; 2048 with --from-config].
+    /// Sequence length in tokens: data.context_length [default: the model's context; 2048 with --from-config].
     #[arg(long, value_name = "N")]
     pub(super) context: Option<usize>,
-    /// Host memory to stay within, for example 16GB: memory.budget.
+    /// Host memory budget, for example 16GB: memory.budget.
     #[arg(long, value_parser = crate::arguments::parse_size, value_name = "SIZE")]
     memory_budget: Option<u64>,
     /// The device's peak rate in floating-point operations a second, for example 989T: train.peak_flops.

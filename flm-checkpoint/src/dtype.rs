@@ -83,8 +83,14 @@ impl Dtype {
     }
 
     /// Whether values times `factor` are stored with no rounding, or with one that f32 has anyway.
+    ///
+    /// f16 has so few exponents that weights are among its subnormals already: it holds no product.
     pub fn holds_scaled(self, factor: f64) -> bool {
-        matches!(self, Self::F32 | Self::F64) || is_power_of_two(factor.abs())
+        match self {
+            Self::F32 | Self::F64 => true,
+            Self::BF16 => is_power_of_two(factor.abs()),
+            Self::F16 => factor.abs() == 1.0,
+        }
     }
 
     /// Whether `value` is finite when it is stored.

@@ -399,3 +399,72 @@ fn a_trained_model_has_a_card_of_its_own_under_the_terms_of_its_source() {
     let verified = Command::new(env!("CARGO_BIN_EXE_flm")).arg("verify").arg(&done).output().unwrap();
     assert!(verified.status.success());
 }
+
+/// What earlier versions wrote is opened by this one, and what they began ends in the bytes that they end in.
+#[test]
+fn formats_of_earlier_versions_are_read() {
+    let versions =
+        std::fs::read_dir(flm_tests::files::fixture("formats")).unwrap().map(|entry| entry.unwrap().path());
+    let versions: Vec<_> = versions.filter(|path| path.is_dir()).collect();
+    assert!(!versions.is_empty());
+    for version in versions {
+        let dir = tempfile::tempdir().unwrap();
+        let copied =
+            std::process::Command::new("cp").arg("-r").arg(version.join(".")).arg(dir.path()).status();
+        assert!(copied.unwrap().success());
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        for model in ["model", "masked", "run/step-00000002"] {
+            assert_eq!(flm_tests::flm_json(["verify", &at(model)])["passed"], true, "{version:?} {model}");
+        }
+        // by its provenance, layer by layer
+        let same = flm_tests::flm_json(["verify", &at("model"), &at("masked"), "--context", "16"]);
+        assert!(same["passed"] == true && !same["layers"].as_array().unwrap().is_empty(), "{same:#}");
+        flm_tests::flm_json(["fold", &at("masked"), &at("folded")]);
+        flm_tests::flm_json([
+            "sft",
+            "--model",
+            &at("model"),
+            "--data",
+            &at("data.jsonl"),
+            "--output",
+            &at("run"),
+            "--batch-size",
+            "2",
+            "--context",
+            "16",
+            "--epochs",
+            "2",
+            "--lr",
+            "1e-2",
+            "train.max_steps=4",
+            "save.every_steps=2",
+            "save.keep=9",
+            "save.dtype=f32",
+        ]);
+        // to the rounding of sums, whose order is the processor's
+        let load = |name: &str| candle_core::safetensors::load(at(name), &candle_core::Device::Cpu).unwrap();
+        let (ended, expected) = (load("run/final/model.safetensors"), load("final.safetensors"));
+        assert_eq!(ended.len(), expected.len());
+        for (name, tensor) in &expected {
+            let off = (&ended[name] - tensor).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(off.to_scalar::<f32>().unwrap() < 1e-6, "{version:?} {name}: {off}");
+        }
+
+        // a state of a version that is not known yet
+        let state = at("run/step-00000004/training_state.json");
+        let newer = std::fs::read_to_string(&state).unwrap().replace("\"version\": 1", "\"version\": 2");
+        std::fs::write(&state, newer).unwrap();
+        std::fs::remove_dir_all(at("run/final")).unwrap();
+        let out = flm_tests::flm([
+            "sft",
+            "--model",
+            &at("model"),
+            "--data",
+            &at("data.jsonl"),
+            "--output",
+            &at("run"),
+        ]);
+        let told = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(told.contains("a newer flm wrote"), "{told}");
+    }
+}

@@ -34,6 +34,7 @@ mod fill;
 mod fold;
 mod gguf;
 mod init;
+mod mup;
 mod operator;
 mod placement;
 mod plan;

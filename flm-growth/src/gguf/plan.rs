@@ -16,6 +16,7 @@ use crate::gguf::container::{self, ALIGNMENT};
 use crate::gguf::error::ExportError;
 use crate::gguf::metadata::{metadata, name_and_file_type, rope_factors, rope_note, window_note};
 use crate::gguf::{Result, vocabulary};
+use crate::mup;
 use flm_candle::Vocabulary;
 use flm_checkpoint::{Checkpoint, TensorEntry};
 use flm_checkpoint::{EMBED_TOKENS, LM_HEAD};
@@ -114,7 +115,8 @@ impl GgufPlan {
         if tied && input == 0.0 {
             return Err(ExportError::NoInput);
         }
-        let gain = if tied { output / input } else { output };
+        // the head keeps its blocks: the gain takes the factor of the logits
+        let folding = mup::Folding::new(input, output, tied, None);
         let mut plan = Self {
             tensors: Vec::new(),
             metadata: Vec::new(),
@@ -126,11 +128,7 @@ impl GgufPlan {
         let mut fallbacks = BTreeMap::new();
         for tensor in config.tensors() {
             let entry = src.entry(&tensor.name)?;
-            let factor = match tensor.id {
-                TensorId::Embedding => input,
-                TensorId::FinalNorm => gain,
-                TensorId::Head | TensorId::Block(..) => 1.0,
-            };
+            let factor = folding.of(tensor.id);
             let (dtype, fallback) = stored(entry, options.dtype, factor);
             if let Some(wanted) = fallback {
                 let columns = entry.shape.last().copied().unwrap_or(0);

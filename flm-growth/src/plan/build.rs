@@ -5,6 +5,7 @@ use flm_checkpoint::{NormPlacement, QkNorm, TeleFlmConfig};
 
 use crate::error::{GrowthError, Result};
 use crate::fill::check_std;
+use crate::mup::{Folding, ratio};
 use crate::operator::{Context, Operator, Role, Rule};
 use crate::placement::{LayerSource, Placement};
 use crate::plan::source::SourceModel;
@@ -212,18 +213,9 @@ fn context(
     };
     let head = options.operator.head_scale(&context);
     let stored = source.tensor(if config.tie_word_embeddings { EMBED_TOKENS } else { LM_HEAD })?.dtype;
-    // what a tied head already has, and what rounding would spoil, the final norm's gain takes over
-    if change.tie_word_embeddings {
-        context.final_norm_scale = ratio(head, options.operator.embed_scale(&context));
-    } else if !stored.holds_scaled(head) {
-        context.final_norm_scale = head;
-    }
+    let embedding = options.operator.embed_scale(&context);
+    context.final_norm_scale =
+        Folding::new(embedding, head, change.tie_word_embeddings, Some(stored)).final_norm;
     context.head_scale /= context.final_norm_scale;
     Ok(context)
-}
-
-/// `old / new`; exactly 1 where they differ by the rounding of the multipliers' products only.
-fn ratio(old: f64, new: f64) -> f64 {
-    let ratio = old / new;
-    if (ratio - 1.0).abs() < 8.0 * f64::EPSILON { 1.0 } else { ratio }
 }

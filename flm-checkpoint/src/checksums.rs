@@ -230,13 +230,19 @@ impl Checksums {
     }
 
     /// Compares every file in `dir` with its digest; of a damaged weight file the damaged tensors are
-    /// named, and weight files that have no digest are. `progress` is called, from several threads, with the
+    /// named, and weight files that have no digest are. A part compares its share: all of them together compare
+    /// everything. `progress` is called, from several threads, with the
     /// bytes read since its last call.
     ///
     /// # Errors
     /// Only where a file that is there cannot be read.
-    pub fn check(&self, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<ChecksumReport> {
-        let mut report = self.compare(dir, None, progress)?;
+    pub fn check(
+        &self,
+        dir: &Path,
+        part: Option<JobPart>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<ChecksumReport> {
+        let mut report = self.compare(dir, part, progress)?;
         for name in names_in(dir)? {
             let hidden = name == CHECKSUMS_FILE || name.starts_with('.');
             if hidden || self.lists(&name) || !dir.join(&name).is_file() {
@@ -361,6 +367,9 @@ impl Checksums {
         };
         let mut entries: Vec<&TensorEntry> = checkpoint.entries().collect();
         keep_share(part, &mut entries, |entry| entry.nbytes);
+        if part.is_some() {
+            bytes = entries.iter().map(|entry| entry.nbytes).sum();
+        }
         let damaged: Vec<Option<String>> =
             entries.par_iter().map(|entry| self.damage(&checkpoint, entry, progress)).collect();
         problems.extend(damaged.into_iter().flatten());

@@ -227,4 +227,10 @@ fn every_part_compares_its_share_of_the_source() {
     assert_eq!(failed.len(), 1, "one part reads the damaged tensor");
     assert!(stderr(failed[0]).contains("is damaged"), "{}", stderr(failed[0]));
     assert!(!folder.join("out").exists());
+    // and so it is where nothing is written
+    let verify = |index: &'static str| ran(&root, &["verify", "source", "--part", index]);
+    let outs: Vec<Output> = ["0/3", "1/3", "2/3"].map(verify).into();
+    let failed: Vec<&Output> = outs.iter().filter(|out| !out.status.success()).collect();
+    assert_eq!(failed.len(), 1);
+    assert!(String::from_utf8_lossy(&failed[0].stdout).contains("is damaged"));
 }

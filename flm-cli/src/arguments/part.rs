@@ -21,7 +21,7 @@ pub(crate) struct PartArgs {
 
 /// What --part says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WhichPart {
+pub(crate) enum WhichPart {
     Given(JobPart),
     Auto,
 }
@@ -31,6 +31,16 @@ impl std::str::FromStr for WhichPart {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "auto" { Ok(Self::Auto) } else { text.parse().map(Self::Given) }
+    }
+}
+
+impl WhichPart {
+    /// The part, from the environment where that is to say it.
+    pub(crate) fn part(self) -> anyhow::Result<JobPart> {
+        match self {
+            Self::Given(part) => Ok(part),
+            Self::Auto => of_environment(|name| std::env::var(name).ok()),
+        }
     }
 }
 
@@ -70,8 +80,7 @@ impl PartArgs {
     /// The part of `dst` that is this process's; `None` where it does everything.
     pub(crate) fn of(&self, dst: &Path) -> anyhow::Result<Option<JobPart>> {
         Ok(match (self.part, self.finish) {
-            (Some(WhichPart::Given(part)), _) => Some(part),
-            (Some(WhichPart::Auto), _) => Some(of_environment(|name| std::env::var(name).ok())?),
+            (Some(which), _) => Some(which.part()?),
             (None, true) => Some(JobPart::finishing(dst)?),
             (None, false) => None,
         })

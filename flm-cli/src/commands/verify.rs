@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use clap::Args;
-use flm_checkpoint::{ChecksumReport, Checksums};
+use flm_checkpoint::{ChecksumReport, Checksums, JobPart};
 use flm_growth::Provenance;
 use flm_growth::VerifyReport;
 use flm_growth::{VerifyOptions, verify};
 
+use crate::arguments::part::WhichPart;
 use crate::arguments::{RunArgs, TextArgs, open};
 use crate::output::{Output, count, size, table};
 use crate::output_file::{self, Kind};
@@ -39,6 +40,10 @@ pub(crate) struct Verify {
     texts: TextArgs,
     #[command(flatten)]
     run: RunArgs,
+    /// Of one checkpoint: compare the I-th of N parts with their checksums, I from 0, beside processes that compare
+    /// the others; auto takes I and N from Slurm or MPI.
+    #[arg(long, value_name = "I/N", conflicts_with = "b")]
+    part: Option<WhichPart>,
     /// Overwrite a file that is not an earlier result of this command.
     #[arg(long)]
     force: bool,
@@ -48,7 +53,7 @@ impl Verify {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         match &self.b {
             Some(target) => self.compare(target, output),
-            None => check(&self.a, output),
+            None => check(&self.a, self.part.map(WhichPart::part).transpose()?, output),
         }
     }
 
@@ -91,18 +96,21 @@ fn name(path: &Path) -> String {
 }
 
 /// Compares a checkpoint's files with checksums.json.
-fn check(dir: &Path, output: &Output) -> anyhow::Result<bool> {
+fn check(dir: &Path, part: Option<JobPart>, output: &Output) -> anyhow::Result<bool> {
     ensure!(
         dir.join(flm_checkpoint::CHECKSUMS_FILE).is_file(),
         "{} has no checksums.json: give a second checkpoint to compare with",
         dir.display()
     );
     let checksums = Checksums::read(dir)?;
-    let bar = output.bytes("checking", checksums.total_bytes());
-    let report = checksums.check(dir, &|bytes| bar.inc(bytes))?;
+    let bar = output.bytes("checking", checksums.total_bytes() / part.map_or(1, JobPart::count) as u64);
+    let report = checksums.check(dir, part, &|bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     output.result(&report, |r: &ChecksumReport| {
-        let what = format!("{} files, {}", count(r.files as u64), size(r.bytes));
+        let what = match part {
+            Some(part) => format!("part {part}, {}", size(r.bytes)),
+            None => format!("{} files, {}", count(r.files as u64), size(r.bytes)),
+        };
         let text = match r.problems.as_slice() {
             [] => format!("{what}: all as their checksums say"),
             problems => format!("{what}: NOT as their checksums say\n  {}", problems.join("\n  ")),

@@ -267,7 +267,7 @@ fn the_manifest_ties_every_tensor_to_its_source() {
         let number = from.entry.as_ref().unwrap().split_once("/data/").unwrap().1;
         assert!(number.parse::<u32>().is_ok(), "{number}");
     }
-    let report = checksums.check(&src.beside("out"), &|_| ()).unwrap();
+    let report = checksums.check(&src.beside("out"), None, &|_| ()).unwrap();
     let size: u64 =
         fs::read_dir(src.beside("out")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
     let own = fs::metadata(src.beside("out").join("checksums.json")).unwrap().len();
@@ -284,7 +284,7 @@ fn the_manifest_ties_every_tensor_to_its_source() {
         let mut bytes = before.clone();
         bytes[at] ^= 1;
         fs::write(path, bytes).unwrap();
-        let report = checksums.check(&src.beside("out"), &|_| ()).unwrap();
+        let report = checksums.check(&src.beside("out"), None, &|_| ()).unwrap();
         assert!(!report.passed && report.problems[0].contains(expected), "{expected}: {report:?}");
         fs::write(path, before).unwrap();
     };
@@ -293,7 +293,7 @@ fn the_manifest_ties_every_tensor_to_its_source() {
     damage(&src.beside("out").join("config.json"), 5, "config.json has other contents");
     let file = fs::File::options().write(true).open(path).unwrap();
     file.set_len(fs::metadata(path).unwrap().len() - 1).unwrap();
-    let report = checksums.check(&src.beside("out"), &|_| ()).unwrap();
+    let report = checksums.check(&src.beside("out"), None, &|_| ()).unwrap();
     assert!(report.problems[0].contains("bytes, expected"), "{report:?}");
 }
 

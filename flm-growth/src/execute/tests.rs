@@ -176,7 +176,7 @@ fn a_run_that_died_goes_on_and_ends_in_the_same_bytes() {
         let got = Checksums::read(&dst).unwrap();
         assert_eq!(got.tensors, expected.tensors, "{part}");
         assert_eq!(got.weights, expected.weights);
-        assert!(got.check(&dst, &|_| ()).unwrap().passed);
+        assert!(got.check(&dst, None, &|_| ()).unwrap().passed);
         assert!(!dst.join(".journal.jsonl").exists());
     }
 }
@@ -250,7 +250,7 @@ fn checksums_name_the_damaged_tensor() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
     std::fs::remove_file(dst.join(PROVENANCE_FILE)).unwrap();
-    let problems = checksums.check(&dst, &|_| ()).unwrap().problems;
+    let problems = checksums.check(&dst, None, &|_| ()).unwrap().problems;
     let last = checkpoint_order(&dst).pop().unwrap();
     assert_eq!(problems, ["provenance.json is missing".to_owned(), format!("tensor {last} is damaged")]);
     // the header: another tensor by the same name
@@ -258,10 +258,10 @@ fn checksums_name_the_damaged_tensor() {
     let at = bytes.windows(8).position(|w| w == b"\"format\"").unwrap();
     bytes[at + 1] = b'F';
     std::fs::write(&path, &bytes).unwrap();
-    let problems = checksums.check(&dst, &|_| ()).unwrap().problems;
+    let problems = checksums.check(&dst, None, &|_| ()).unwrap().problems;
     assert_eq!(problems[1], "model.safetensors has another header");
     std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-    let problems = checksums.check(&dst, &|_| ()).unwrap().problems;
+    let problems = checksums.check(&dst, None, &|_| ()).unwrap().problems;
     assert!(problems[1].contains(&format!("{} bytes, expected {}", bytes.len() - 1, bytes.len())));
 }
 
@@ -284,7 +284,7 @@ fn digests_are_those_of_the_bytes() {
         execute(&plan, &source, &dst, &ExecuteOptions { file_digests, ..small_chunks(100, 2500) }, &|_| ())
             .unwrap();
         let (checksums, checkpoint) = (Checksums::read(&dst).unwrap(), Checkpoint::open(&dst).unwrap());
-        assert!(checksums.weights.len() > 2 && checksums.check(&dst, &|_| ()).unwrap().passed);
+        assert!(checksums.weights.len() > 2 && checksums.check(&dst, None, &|_| ()).unwrap().passed);
         for (name, file) in &checksums.weights {
             let bytes = std::fs::read(dst.join(name)).unwrap();
             let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;

@@ -9,7 +9,7 @@ use flm_growth::FoldPlan;
 use flm_growth::SourceModel;
 use serde::Serialize;
 
-use crate::arguments::{WriteArgs, dtypes, open};
+use crate::arguments::{WriteArgs, checkpoint_dir, dtypes, open, tell_of_code};
 use crate::output::{Output, size};
 use flm_checkpoint::Dtype;
 
@@ -20,6 +20,7 @@ use flm_checkpoint::Dtype;
 #[command(after_help = "Example:\n  flm fold ./Tele-FLM-102B ./Tele-FLM-102B-plain")]
 pub(crate) struct Fold {
     /// Checkpoint directory with masks.
+    #[arg(value_parser = checkpoint_dir())]
     src: PathBuf,
     /// Directory to make.
     dst: PathBuf,
@@ -48,6 +49,7 @@ impl Fold {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
         let source = open(&self.src)?;
         let plan = FoldPlan::new(&SourceModel::from_checkpoint(&source)?, self.dtype)?;
+        tell_of_code(source.config(), &self.src, output);
         let options = ExecuteOptions {
             max_shard_bytes: self.write.max_shard_size,
             command: std::env::args().collect(),

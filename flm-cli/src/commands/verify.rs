@@ -9,7 +9,7 @@ use flm_growth::Provenance;
 use flm_growth::VerifyReport;
 use flm_growth::{VerifyOptions, verify};
 
-use crate::arguments::{RunArgs, TextArgs, open};
+use crate::arguments::{RunArgs, TextArgs, checkpoint_dir, open};
 use crate::output::{Output, count, size, table};
 use crate::output_file::{self, Kind};
 use crate::report::verification::{among, page};
@@ -26,8 +26,10 @@ use crate::report::verification::{among, page};
     flm verify ./Tele-FLM-102B")]
 pub(crate) struct Verify {
     /// Source checkpoint; alone, the checkpoint whose checksums are compared.
+    #[arg(value_parser = checkpoint_dir())]
     a: PathBuf,
     /// Grown (or converted) checkpoint.
+    #[arg(value_parser = checkpoint_dir())]
     b: Option<PathBuf>,
     /// Do not measure how far bf16 is from f32 on the source.
     #[arg(long)]

@@ -266,7 +266,7 @@ fn a_window_that_the_context_outgrows_is_refused_in_a_family_without_windows() {
     ] {
         assert!(family("llama", more).is_ok(), "{more}");
     }
-    assert!(family("mistral", ",\"sliding_window\":8").is_ok());
+    assert!(family("mistral", ",\"num_key_value_heads\":4,\"sliding_window\":8").is_ok());
 }
 
 /// Defaults and windows as in the configuration classes of transformers 5.23.

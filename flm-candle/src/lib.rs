@@ -41,5 +41,6 @@ pub use crate::tokenizer::error::TokenizerError;
 pub use crate::tokenizer::fast_files::write_llama_files;
 pub use crate::tokenizer::generation_config::GenerationDefaults;
 pub use crate::tokenizer::stream::TextStream;
+pub use crate::tokenizer::unrendered::Unrendered;
 pub use crate::tokenizer::vocabulary::{TokenKind, Vocabulary, VocabularyModel, VocabularyToken};
 pub use crate::tokenizer::{TokenOrigins, Tokenizer};

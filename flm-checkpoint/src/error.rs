@@ -9,6 +9,7 @@ use crate::format::index::IndexError;
 use crate::format::pickle::error::PickleError;
 use crate::format::safetensors::HeaderError;
 use crate::format::zip::ZipError;
+use crate::tensor_id::EMBED_TOKENS;
 
 /// What can be wrong with a checkpoint.
 #[allow(missing_docs, reason = "the message says what each field is")]
@@ -70,9 +71,38 @@ pub enum CheckpointError {
     /// The directory holds no weights in a known form.
     #[error(
         "no weights in {dir}: looked for model.safetensors, model.safetensors.index.json, \
-         pytorch_model.bin and pytorch_model.bin.index.json"
+         pytorch_model.bin and pytorch_model.bin.index.json{}",
+        there.as_ref().map_or_else(String::new, |there| format!("; {there}"))
     )]
-    NoWeights { dir: PathBuf },
+    NoWeights {
+        dir: PathBuf,
+        /// What lies there instead, and what to do about it.
+        there: Option<String>,
+    },
+    /// The directory holds weights in some form, and no config.json.
+    #[error("no config.json in {dir}; {there}")]
+    NoConfig {
+        dir: PathBuf,
+        /// What lies there, and what to do about it.
+        there: String,
+    },
+    /// A file was given for a directory.
+    #[error("{path} is {what}")]
+    NotADirectory {
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: &'static str,
+    },
+    /// A repository of the Hub's cache was given for one of its snapshots.
+    #[error(
+        "{dir} is a repository of the Hub's cache: give one of its snapshots, {}",
+        snapshots.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    CachedRepository {
+        dir: PathBuf,
+        /// That of `main` first.
+        snapshots: Vec<PathBuf>,
+    },
     /// A path that should be a file is a directory, a FIFO, a socket or a device.
     #[error("{path} is not a regular file")]
     NotARegularFile { path: PathBuf },
@@ -150,6 +180,18 @@ pub enum CheckpointError {
         shape: Vec<usize>,
         file: PathBuf,
     },
+    /// An adapter's tensors stand among the model's.
+    #[error(
+        "{file} holds {tensor}, a part of a PEFT adapter that is not merged: merge it (merge_and_unload) and \
+         save that"
+    )]
+    Adapter { tensor: String, file: PathBuf },
+    /// Some names have a prefix and others do not.
+    #[error(
+        "{file} calls the embedding {tensor}, which a model of this config.json calls {EMBED_TOKENS}, and not all \
+         names begin so: it is one of several models; save it by itself"
+    )]
+    ForeignNames { tensor: String, file: PathBuf },
     /// A tensor's shape is not what the config says.
     #[error("{file}: {tensor} has shape {got:?}, config.json says {expected:?}")]
     ShapeMismatch {

@@ -38,7 +38,7 @@ pub use crate::config::{Activation, ConfigError, ModelType, NormPlacement, QkNor
 pub use crate::dtype::{Dtype, Scaled, UnknownDtype, cast, is_power_of_two, scale};
 pub use crate::error::{CheckpointError, Result};
 pub use crate::format::zip::ZipEntry;
-pub use crate::format::{LFS_POINTER, Source};
+pub use crate::format::{LFS_POINTER, Source, without_bom};
 pub use crate::hex::hex;
 pub use crate::identity::{RunKey, content_digest, fingerprint};
 pub use crate::machine::{available_memory, free_disk, peak_memory};
@@ -47,6 +47,7 @@ pub use crate::ranges::{Pieces, Ranges};
 pub use crate::read::check::require_outside;
 pub use crate::read::file::{read_at_most, read_json_file};
 pub use crate::read::open::parse_index;
+pub use crate::read::place::cached_snapshots;
 pub use crate::read::remote::RemoteFiles;
 pub use crate::read::statistics::ValueStatistics;
 pub use crate::read::{Checkpoint, Format, TensorEntry};

@@ -12,13 +12,13 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device};
 use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use flm_candle::ChatPolicy;
 use flm_candle::Tokenizer;
 use flm_candle::{CausalLm, Residency, candle_dtype};
 use flm_candle::{GenerateOptions, GenerationDefaults};
 use flm_checkpoint::{Checkpoint, Dtype, TeleFlmConfig};
-use flm_checkpoint::{PRESETS, preset};
+use flm_checkpoint::{PRESETS, cached_snapshots, preset};
 
 use crate::output::Output;
 
@@ -106,16 +106,15 @@ pub(crate) struct SamplingArgs {
 impl SamplingArgs {
     /// Options that sample so among the tokens of a checkpoint's tokenizer; there are no stop tokens yet.
     /// Without a tokenizer (a prompt of ids) they are the `rows` of the model. What generation_config.json
-    /// decides is said.
+    /// decides is said, and what of it is not followed.
     pub(crate) fn options(
         &self,
-        dir: &Path,
+        file: &GenerationDefaults,
         tokenizer: Option<&Tokenizer>,
         rows: usize,
         max_new_tokens: usize,
         output: &Output,
-    ) -> anyhow::Result<GenerateOptions> {
-        let file = GenerationDefaults::from_dir(dir)?;
+    ) -> GenerateOptions {
         let mut taken: Vec<String> = Vec::new();
         let mut default = |name: &str, given: bool, value: Option<f64>| {
             let value = value.filter(|_| !given);
@@ -131,7 +130,8 @@ impl SamplingArgs {
             temperature,
             repetition_penalty: self.repetition_penalty.or(penalty.map(|r| r as f32)).unwrap_or(1.0),
             seed: self.seed,
-            never: tokenizer.map(Tokenizer::unused_ids).unwrap_or_default(),
+            never: [&tokenizer.map(Tokenizer::unused_ids).unwrap_or_default()[..], &file.suppress_tokens]
+                .concat(),
             ..GenerateOptions::greedy(max_new_tokens, tokenizer.map_or(rows, Tokenizer::len))
         };
         let top_k = self.top_k.map(|k| usize::try_from(k).unwrap_or(0));
@@ -148,7 +148,10 @@ impl SamplingArgs {
         if !taken.is_empty() {
             output.note(&format!("generation_config.json: {}", taken.join(", ")));
         }
-        Ok(options)
+        if !file.not_followed.is_empty() {
+            output.log(&format!("generation_config.json: {} not followed", file.not_followed.join(", ")));
+        }
+        options
     }
 }
 
@@ -343,6 +346,38 @@ pub(crate) fn config(name: &str) -> anyhow::Result<TeleFlmConfig> {
     Ok(TeleFlmConfig::from_file(&path)?)
 }
 
+/// Reads the path of a checkpoint's directory; a repository of the Hub's cache that has one snapshot is that.
+pub(crate) fn checkpoint_dir() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|dir| {
+        let elsewhere = !dir.join("config.json").exists();
+        match &cached_snapshots(&dir)[..] {
+            [only] if elsewhere => only.clone(),
+            _ => dir,
+        }
+    })
+}
+
+/// Says which code a copy of a checkpoint in `dir` leaves behind, so that its config.json does not name it.
+pub(crate) fn tell_of_code(config: &TeleFlmConfig, dir: &Path, output: &Output) {
+    let files = config.code_files();
+    if !files.is_empty() {
+        output.log(&format!(
+            "auto_map of config.json is left out, since its code is not copied: {}; to open the result in \
+             transformers with that code, copy both from {}",
+            files.join(", "),
+            dir.display()
+        ));
+    }
+}
+
+/// What is said of a part of a conversation that the chat template does not render, such as `messages[0].system`.
+pub(crate) fn unrendered(what: &str) -> String {
+    match what.ends_with(".system") {
+        true => "this model's chat template has no place for a system message: it is ignored".to_owned(),
+        false => format!("this model's chat template does not render `{what}`: it is ignored"),
+    }
+}
+
 /// Opens a checkpoint directory.
 pub(crate) fn open(dir: &Path) -> anyhow::Result<Arc<Checkpoint>> {
     Checkpoint::open(dir).map(Arc::new).with_context(|| format!("cannot open {}", dir.display()))
@@ -386,9 +421,9 @@ pub(crate) fn tokenizer(dir: &Path) -> anyhow::Result<Tokenizer> {
     Tokenizer::from_dir(dir).with_context(|| format!("cannot open the tokenizer of {}", dir.display()))
 }
 
-/// Whether a directory has a tokenizer at all.
+/// Whether a directory has a tokenizer at all, be it a link that leads nowhere: opening it says so.
 pub(crate) fn has_tokenizer(dir: &Path) -> bool {
-    ["tokenizer.json", "tokenizer.model"].iter().any(|name| dir.join(name).is_file())
+    ["tokenizer.json", "tokenizer.model"].iter().any(|name| dir.join(name).symlink_metadata().is_ok())
 }
 
 /// How the checkpoint in `dir` is talked with; `eos` are its config.json's end-of-text tokens.

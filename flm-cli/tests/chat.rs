@@ -287,6 +287,12 @@ fn tokenize_shows_ids_pieces_and_where_bos_and_eos_come_from() {
     assert_eq!(plain["ids"][0], 10);
     let chat = tokenize(&["--chat", "-"], r#"{"messages": [{"role": "user", "content": "w10"}]}"#);
     assert_eq!((&chat["rendered"], &chat["ids"]), (&json!("<_user>w10<_bot>"), &json!([3, 10, 4])));
+    // what the template leaves out is said
+    let file = model.join("m.json");
+    std::fs::write(&file, r#"[{"role":"system","content":"s"},{"role":"user","content":"w10"}]"#).unwrap();
+    let arguments = ["tokenize", model.to_str().unwrap(), "--chat", file.to_str().unwrap()];
+    let said = stderr(&flm(&arguments).output().unwrap());
+    assert!(said.contains("no place for a system message"), "{said}");
     // a variable that only a template can use is refused without one
     let refused =
         flm(&["tokenize", model.to_str().unwrap(), "w1", "--template-arg", "a=1"]).output().unwrap();
@@ -320,6 +326,21 @@ fn sampling_is_generation_configs_until_a_flag_says_otherwise() {
         (&json!(0.5), &json!(20), &json!(0.75))
     );
     assert_eq!(drawn["repetition_penalty"], 1.5);
+    // tokens that it suppresses are never drawn, and what is not followed is said
+    let run = |text: &str| {
+        config(text);
+        let arguments =
+            ["generate", model.to_str().unwrap(), "--ids", "10,11", "--max-new-tokens", "1", "--json"];
+        let out = flm(&arguments).output().unwrap();
+        (serde_json::from_slice::<Value>(&out.stdout).unwrap()["ids"][0].as_u64().unwrap(), stderr(&out))
+    };
+    let (first, _) = run("{}");
+    let (second, said) = run(&format!(r#"{{"suppress_tokens": [{first}], "stop_strings": ["x"]}}"#));
+    assert_ne!(first, second);
+    assert!(said.contains("stop_strings not followed"), "{said}");
+    config(
+        r#"{"do_sample": true, "temperature": 0.5, "top_k": 20, "top_p": 0.75, "repetition_penalty": 1.5}"#,
+    );
     let given = generate(&["--temperature", "0", "--top-k", "-1", "--top-p", "0.5"]);
     assert_eq!(
         (&given["temperature"], &given["top_k"], &given["top_p"]),

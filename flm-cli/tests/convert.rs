@@ -384,3 +384,27 @@ fn what_cannot_be_written_as_another_layout_is_refused() {
     refused(&["convert", text(&llama), text(&x), "--layout", "llama", "--mup", "1/2"], "no multipliers");
     assert!(!x.exists());
 }
+
+#[test]
+fn code_that_is_left_behind_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let map = serde_json::json!({"AutoConfig": "configuration_x.C", "AutoModelForCausalLM": "modeling_x.M"});
+    let config = config(&[("auto_map", map)]);
+    flm_growth::init(&config, &source, None, 1, Dtype::BF16, u64::MAX, &|_| ()).unwrap();
+    // init writes no code either
+    let mut raw = json(&source.join("config.json"));
+    assert_eq!(raw.get("auto_map"), None);
+    raw["auto_map"] = config.raw()["auto_map"].clone();
+    std::fs::write(source.join("config.json"), raw.to_string()).unwrap();
+    std::fs::remove_file(source.join("checksums.json")).unwrap();
+    for (command, more) in [("convert", &[][..]), ("grow", &["--operator", "zero", "--ffn", "300"])] {
+        let out = dir.path().join(command);
+        let done = flm([&[command, text(&source), text(&out)], more].concat());
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert!(done.status.success(), "{said}");
+        assert_eq!(said.matches("auto_map").count(), 1, "{said}");
+        assert!(said.contains("configuration_x.py, modeling_x.py"), "{said}");
+        assert_eq!(json(&out.join("config.json")).get("auto_map"), None);
+    }
+}

@@ -226,3 +226,77 @@ fn the_fixture_is_what_these_tests_take_it_for() {
     let embedding: Tensor = read_tensor(&src, EMBED_TOKENS, &Device::Cpu).unwrap();
     assert_eq!((embedding.dtype(), embedding.dims()), (DType::F32, &[384, 64][..]));
 }
+
+/// The f32 fixture with `prefix` before every name of its header.
+fn wrapped(dir: &Path, prefix: &str) -> PathBuf {
+    let src = fixture("models/teleflm-f32-st");
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::copy(src.join("config.json"), dir.join("config.json")).unwrap();
+    let bytes = std::fs::read(src.join("model.safetensors")).unwrap();
+    let (len, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(len.try_into().unwrap()) as usize);
+    let header: serde_json::Map<String, Value> = serde_json::from_slice(header).unwrap();
+    let named = |name: String| if name == "__metadata__" { name } else { format!("{prefix}{name}") };
+    let header: serde_json::Map<String, Value> = header.into_iter().map(|(k, v)| (named(k), v)).collect();
+    let header = Value::Object(header).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat();
+    std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
+    dir.into()
+}
+
+#[test]
+fn names_behind_a_prefix_are_read_and_other_forms_of_weights_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, model) = (wrapped(&dir.path().join("plain"), ""), wrapped(&dir.path().join("m"), "module."));
+    for name in ["model.safetensors.index.json", "pytorch_model.bin"] {
+        std::fs::write(model.join(name), "older").unwrap();
+    }
+    let seen = flm_json(["inspect", text(&model)]);
+    assert_eq!(
+        (&seen["prefix"], &seen["tensors"]),
+        (&json!("module."), &flm_json(["inspect", text(&plain)])["tensors"])
+    );
+    assert_eq!(seen["unread"], json!(["model.safetensors.index.json", "pytorch_model.bin"]));
+    let shown = String::from_utf8(flm(["inspect", text(&model)]).stdout).unwrap();
+    assert!(
+        shown.contains("all begin with module., which is left out (so DistributedDataParallel saves"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("pytorch_model.bin: as in transformers, model.safetensors comes first"),
+        "{shown}"
+    );
+    // the same weights, so the same bytes
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    assert!(flm(["convert", text(&plain), text(&a)]).status.success());
+    assert!(flm(["convert", text(&model), text(&b)]).status.success());
+    let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(weights(&a) == weights(&b));
+}
+
+#[test]
+fn a_tokenizer_that_is_a_link_to_nowhere_is_a_problem() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = wrapped(&dir.path().join("m"), "");
+    std::os::unix::fs::symlink("blobs/gone", model.join("tokenizer.json")).unwrap();
+    let out = flm(["inspect", text(&model)]);
+    let shown = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.code() == Some(1) && shown.contains("a link to a file that is not there"), "{shown}");
+}
+
+#[test]
+fn the_only_snapshot_of_a_cached_repository_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("models--o--r");
+    wrapped(&root.join("snapshots/1"), "");
+    assert!(
+        flm_json(["inspect", text(&root)])["dir"].as_str().unwrap().ends_with("models--o--r/snapshots/1")
+    );
+    wrapped(&root.join("snapshots/2"), "");
+    let out = flm(["inspect", text(&root)]);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(
+        out.status.code() == Some(1) && said.contains("snapshots/1, ") && said.contains("snapshots/2"),
+        "{said}"
+    );
+}

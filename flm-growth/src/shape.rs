@@ -84,7 +84,8 @@ impl Shape {
         let of = |c: &TeleFlmConfig| {
             [
                 ("model_type", c.model_type.as_str().to_owned()),
-                ("rms_norm_eps", c.rms_norm_eps.to_string()),
+                // in f32, as it is computed: a product of widths has digits of rounding
+                ("rms_norm_eps", format!("{:e}", c.rms_norm_eps as f32)),
                 ("rope_theta", c.rope_theta.to_string()),
                 ("rope_scaling", format!("{:?}", c.rope_scaling)),
                 ("max_position_embeddings", c.max_position_embeddings.to_string()),

@@ -50,7 +50,7 @@ impl Tokenizer {
         } else {
             return Err(TokenizerError::NotFound { dir: dir.display().to_string() });
         };
-        tokenizer.generation_eos = GenerationDefaults::from_dir(dir)?.eos_token_ids;
+        tokenizer.generation = GenerationDefaults::from_dir(dir)?;
 
         let config_path = dir.join("tokenizer_config.json");
         let own = parsed(&config_path, TokenizerConfig::from_json)?;
@@ -225,6 +225,8 @@ fn post_processor(bytes: &[u8]) -> (Vec<u32>, Vec<u32>) {
 /// The largest file of a tokenizer that is read, in bytes; Gemma's tokenizer.json has 33 MB.
 const MAX_FILE: u64 = 256 << 20;
 
+/// The bytes of a file, if there is one; of JSON without the byte-order mark that some editors put before it. In
+/// other files it is text, as to transformers.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
     let failed = |reason: &str| TokenizerError::Read {
         path: path.display().to_string(),
@@ -239,8 +241,14 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
         Ok(bytes) if bytes.starts_with(flm_checkpoint::LFS_POINTER) => {
             Err(failed("a Git LFS pointer, not the file itself: run `git lfs pull`"))
         }
+        Ok(bytes) if path.extension().is_some_and(|e| e == "json") => {
+            Ok(Some(flm_checkpoint::without_bom(&bytes).to_vec()))
+        }
         Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => match path.symlink_metadata() {
+            Ok(_) => Err(failed("a link to a file that is not there: fetch it again")),
+            Err(_) => Ok(None),
+        },
         Err(source) => Err(TokenizerError::Read { path: path.display().to_string(), source }),
     }
 }

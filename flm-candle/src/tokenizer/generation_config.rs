@@ -24,7 +24,31 @@ pub struct GenerationDefaults {
     pub min_p: Option<f64>,
     /// Divisor of the logits of tokens seen before.
     pub repetition_penalty: Option<f64>,
+    /// Tokens that are never drawn.
+    pub suppress_tokens: Vec<u32>,
+    /// Other keys that would change what is generated, with values that do, and that are not followed.
+    pub not_followed: Vec<&'static str>,
 }
+
+/// Keys that change what transformers generates and that are not followed, with the number that changes nothing.
+const NOT_FOLLOWED: [(&str, f64); 16] = [
+    ("stop_strings", 0.0),
+    ("begin_suppress_tokens", 0.0),
+    ("bad_words_ids", 0.0),
+    ("forced_bos_token_id", -1.0),
+    ("forced_eos_token_id", -1.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("typical_p", 1.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+    ("num_beams", 1.0),
+    ("penalty_alpha", 0.0),
+    ("sequence_bias", 0.0),
+    ("guidance_scale", 1.0),
+    ("min_length", 0.0),
+    ("min_new_tokens", 0.0),
+];
 
 impl GenerationDefaults {
     /// Reads the file of a checkpoint's folder.
@@ -41,13 +65,25 @@ impl GenerationDefaults {
 
     fn from_json(text: &str) -> Result<Self, TokenizerError> {
         let bad = |message: String| TokenizerError::GenerationConfig(message);
-        let file: Value =
-            serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| bad(e.to_string()))?;
+        let file: Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let eos = match &file["eos_token_id"] {
             Value::Null => Some(Vec::new()),
             Value::Array(list) => list.iter().map(id).collect(),
             value => id(value).map(|id| vec![id]),
+        };
+        let ids = |key: &str| match &file[key] {
+            Value::Null => Ok(Vec::new()),
+            value => value
+                .as_array()
+                .and_then(|list| list.iter().map(id).collect())
+                .ok_or_else(|| bad(format!("`{key}` is not a list of ids"))),
+        };
+        let changes = |key: &str, nothing: f64| match &file[key] {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            value => value.as_f64() != Some(nothing),
         };
         let number = |key: &str| match &file[key] {
             Value::Null => Ok(None),
@@ -66,6 +102,11 @@ impl GenerationDefaults {
             top_p: number("top_p")?,
             min_p: number("min_p")?,
             repetition_penalty: number("repetition_penalty")?,
+            suppress_tokens: ids("suppress_tokens")?,
+            not_followed: NOT_FOLLOWED
+                .into_iter()
+                .filter_map(|(key, nothing)| changes(key, nothing).then_some(key))
+                .collect(),
         })
     }
 }
@@ -78,7 +119,8 @@ mod tests {
     fn values_are_read_and_those_of_another_kind_are_named() {
         let read = |text: &str| GenerationDefaults::from_json(text);
         let all = r#"{"do_sample":true,"temperature":0.6,"top_k":20,"top_p":0.95,"min_p":0,
-            "repetition_penalty":1.05,"eos_token_id":[7,9]}"#;
+            "repetition_penalty":1.05,"eos_token_id":[7,9],"suppress_tokens":[3],"num_beams":1,
+            "no_repeat_ngram_size":0,"stop_strings":["\n\n"],"min_new_tokens":2,"typical_p":1.0}"#;
         let expected = GenerationDefaults {
             eos_token_ids: vec![7, 9],
             do_sample: true,
@@ -87,15 +129,16 @@ mod tests {
             top_p: Some(0.95),
             min_p: Some(0.0),
             repetition_penalty: Some(1.05),
+            suppress_tokens: vec![3],
+            not_followed: vec!["stop_strings", "min_new_tokens"],
         };
         assert_eq!(read(all).unwrap(), expected);
-        // as editors of other systems save it
-        assert_eq!(read(&format!("\u{feff}{all}")).unwrap(), expected);
         assert_eq!(read("{}").unwrap(), GenerationDefaults::default());
         assert_eq!(read(r#"{"eos_token_id":3,"top_k":-1}"#).unwrap().top_k, Some(0));
         for (text, named) in [
             (r#"{"temperature":"0.6"}"#, "temperature"),
             (r#"{"top_k":0.5}"#, "top_k"),
+            (r#"{"suppress_tokens":[-1]}"#, "suppress_tokens"),
             (r#"{"eos_token_id":"</s>"}"#, "eos_token_id"),
             ("[", "EOF"),
         ] {

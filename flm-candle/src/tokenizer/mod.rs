@@ -25,6 +25,7 @@ mod sentencepiece;
 pub(crate) mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod unrendered;
 pub(crate) mod vocabulary;
 
 #[cfg(doc)]
@@ -32,6 +33,7 @@ use crate::tokenizer::chat_policy::ChatPolicy;
 use crate::tokenizer::chat_template::ChatTemplate;
 use crate::tokenizer::config::TokenizerConfig;
 use crate::tokenizer::error::TokenizerError;
+use crate::tokenizer::generation_config::GenerationDefaults;
 use crate::tokenizer::json::JsonTokenizer;
 use crate::tokenizer::sentencepiece::SentencePiece;
 use crate::tokenizer::stream::TextStream;
@@ -58,8 +60,8 @@ pub struct Tokenizer {
     origins: TokenOrigins,
     /// What a tokenizer.json's post-processor puts before and after a text.
     around: (Vec<u32>, Vec<u32>),
-    /// generation_config.json's end-of-text tokens.
-    generation_eos: Vec<u32>,
+    /// What the folder's generation_config.json says.
+    generation: GenerationDefaults,
     chat_template: Option<ChatTemplate>,
     /// The folder's chat templates.
     templates: Vec<folder::Source>,
@@ -116,7 +118,7 @@ impl Tokenizer {
             parse_special: true,
             origins: TokenOrigins::default(),
             around: (Vec::new(), Vec::new()),
-            generation_eos: Vec::new(),
+            generation: GenerationDefaults::default(),
             chat_template: None,
             templates: Vec::new(),
             variables: Vec::new(),
@@ -225,10 +227,16 @@ impl Tokenizer {
     /// The tokens that end a text: those of generation_config.json, of config.json (`eos`), and the
     /// tokenizer's own. Sorted.
     pub fn stop_tokens(&self, eos: &[u32]) -> Vec<u32> {
-        let mut stop: Vec<u32> = self.generation_eos.iter().chain(eos).copied().chain(self.eos).collect();
+        let said = self.generation.eos_token_ids.iter();
+        let mut stop: Vec<u32> = said.chain(eos).copied().chain(self.eos).collect();
         stop.sort_unstable();
         stop.dedup();
         stop
+    }
+
+    /// What the folder's generation_config.json says.
+    pub fn generation(&self) -> &GenerationDefaults {
+        &self.generation
     }
 
     /// Whether an id is a special token, which gives no text.

@@ -124,7 +124,7 @@ impl Tokenizer {
             padding: self.padding,
             add_bos: self.add_bos,
             add_eos: self.add_eos,
-            stop: self.generation_eos.clone(),
+            stop: self.generation.eos_token_ids.clone(),
             with_flags: self.tokens_with_flags(),
             chat_template: self.chat_template.as_ref().map(|t| t.source().to_owned()),
             named_templates: self.templates.iter().map(|t| (t.name.clone(), t.text.clone())).collect(),

@@ -137,12 +137,27 @@ impl TeleFlmConfig {
     pub fn to_json_without_code(&self) -> String {
         let mut config = self.clone();
         if let Some(Value::Object(map)) = config.raw.get_mut("auto_map") {
-            map.retain(|_, class| class.as_str().is_some_and(|class| class.contains("--")));
+            map.retain(|_, class| !is_code_beside(class));
             if map.is_empty() {
                 config.raw.shift_remove("auto_map");
             }
         }
         config.to_json()
+    }
+
+    /// The files of code beside config.json that its `auto_map` names, such as `modeling_x.py`: what
+    /// [`Self::to_json_without_code`] leaves out.
+    pub fn code_files(&self) -> Vec<String> {
+        let map = self.raw.get("auto_map").and_then(Value::as_object);
+        let classes = map.into_iter().flat_map(Map::values).filter(|class| is_code_beside(class));
+        let module = |class: &Value| {
+            let class = class.as_str().unwrap_or_default();
+            class.rsplit_once('.').map(|(module, _)| format!("{module}.py"))
+        };
+        let mut files: Vec<String> = classes.filter_map(module).collect();
+        files.sort();
+        files.dedup();
+        files
     }
 
     /// The text of a `config.json`: the keys that were read, with every field's present value.
@@ -238,6 +253,11 @@ impl TeleFlmConfig {
         text.push('\n');
         text
     }
+}
+
+/// Whether a class of `auto_map` stands beside config.json, not in a repository of its own.
+fn is_code_beside(class: &Value) -> bool {
+    !class.as_str().is_some_and(|class| class.contains("--"))
 }
 
 fn activation(keys: Keys<'_>, model_type: ModelType) -> Result<Activation, ConfigError> {

@@ -103,6 +103,23 @@ pub(crate) fn check(raw: &Map<String, Value>, family: &Family) -> Result<(), Con
     }
     match raw.iter().find(|(key, value)| !neutral(key, value)) {
         Some((key, value)) => Err(ConfigError::Unsupported(format!("`{key}` = {}", short(value)))),
+        None if windows => Ok(()),
+        None => check_window(raw, family),
+    }
+}
+
+/// Fails where a family without windows has one that its context outgrows: another family under its name.
+fn check_window(raw: &Map<String, Value>, family: &Family) -> Result<(), ConfigError> {
+    let number = |key: &str| raw.get(key).and_then(Value::as_u64);
+    let context = number("max_position_embeddings").unwrap_or(family.max_position_embeddings as u64);
+    let off = raw.get("use_sliding_window") == Some(&Value::Bool(false));
+    match number("sliding_window").filter(|&window| window > 0 && window < context && !off) {
+        Some(window) => Err(ConfigError::Inconsistent(format!(
+            "`sliding_window` is {window}, less than the context of {context}, and a {} has no window: set \
+             model_type to the model's own (mistral), or remove the key to compute without one, as transformers \
+             does",
+            family.name
+        ))),
         None => Ok(()),
     }
 }

@@ -244,6 +244,29 @@ fn classes_in_code_that_is_left_behind_are_not_named() {
     assert!(!text.contains("configuration.C") && text.contains("o/r--modeling.M"), "{text}");
     let config = parsed(r#","auto_map":{"AutoConfig":"configuration.C"}"#).unwrap();
     assert!(!config.to_json_without_code().contains("auto_map"));
+    assert_eq!(config.code_files(), ["configuration.py"]);
+    assert!(parsed(r#","auto_map":{"AutoModel":"o/r--modeling.M"}"#).unwrap().code_files().is_empty());
+}
+
+/// Another family under Llama's name; transformers' Llama does not read the key.
+#[test]
+fn a_window_that_the_context_outgrows_is_refused_in_a_family_without_windows() {
+    let family = |name: &str, more: &str| {
+        TeleFlmConfig::from_json(&format!(
+            "{{\"model_type\":\"{name}\",\"hidden_size\":64,\"intermediate_size\":32,\"num_hidden_layers\":2,\
+             \"num_attention_heads\":4,\"vocab_size\":64,\"max_position_embeddings\":128{more}}}"
+        ))
+    };
+    let error = family("llama", ",\"sliding_window\":8").unwrap_err().to_string();
+    assert!(error.contains("`sliding_window` is 8") && error.contains("the context of 128"), "{error}");
+    for more in [
+        ",\"sliding_window\":128",
+        ",\"sliding_window\":null",
+        ",\"sliding_window\":8,\"use_sliding_window\":false",
+    ] {
+        assert!(family("llama", more).is_ok(), "{more}");
+    }
+    assert!(family("mistral", ",\"num_key_value_heads\":4,\"sliding_window\":8").is_ok());
 }
 
 const TRAINED: &str = r#","training_seqlen":8192"#;

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::format::LFS_POINTER;
+use crate::format::{LFS_POINTER, without_bom};
 
 /// What can be wrong with an index.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<WeightMap, IndexError> {
     if text.starts_with(LFS_POINTER) {
         return Err(IndexError::LfsPointer);
     }
-    let index: Index = serde_json::from_slice(text)?;
+    let index: Index = serde_json::from_slice(without_bom(text))?;
     let pairs = index.weight_map.ok_or(IndexError::NoWeightMap)?.0;
     let mut map = WeightMap::new();
     for (tensor, file) in pairs {

@@ -7,6 +7,7 @@ pub(crate) mod safetensors;
 pub(crate) mod zip;
 
 use crate::dtype::Dtype;
+use crate::format::zip::ZipEntry;
 
 use std::io;
 
@@ -60,7 +61,33 @@ pub(crate) struct RawTensor {
     pub nbytes: u64,
 }
 
-/// Buffers that old versions of transformers saved although they follow from the config.
+/// What the headers of a weight file say.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// In the order of the file.
+    pub tensors: Vec<RawTensor>,
+    /// Names of the tensors that [`is_skipped`] leaves out.
+    pub ignored: Vec<String>,
+    /// For PyTorch, the archive's entries that hold tensors, in the order of the file.
+    pub storages: Vec<ZipEntry>,
+}
+
+/// Buffers that old versions of transformers and other tools saved although they follow from the config:
+/// transformers ignores them, whatever their dtype is.
 pub(crate) fn is_skipped(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq")
+    const BUFFERS: [&str; 7] = [
+        "inv_freq",
+        "original_inv_freq",
+        "cos_cached",
+        "sin_cached",
+        "position_ids",
+        "masked_bias",
+        "causal_mask",
+    ];
+    name.rsplit('.').next().is_some_and(|last| BUFFERS.contains(&last))
+}
+
+/// JSON without the byte-order mark that editors of other systems put before it.
+pub fn without_bom(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }

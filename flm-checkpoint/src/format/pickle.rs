@@ -31,7 +31,7 @@ type Result<T> = std::result::Result<T, PickleError>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PickledTensor {
     pub name: String,
-    pub dtype: Dtype,
+    pub element: Element,
     pub shape: Vec<usize>,
     /// Key of the storage: the archive's entry `data/KEY`.
     pub storage: String,
@@ -42,13 +42,38 @@ pub(crate) struct PickledTensor {
     pub nbytes: u64,
 }
 
+/// What a storage holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Element {
+    /// Name of torch's class of such storages.
+    pub storage: &'static str,
+    /// Bytes of one.
+    pub width: u64,
+    /// `None` for what weights are not.
+    pub dtype: Option<Dtype>,
+}
+
+/// The storages of torch.
+const STORAGES: [(&str, u64, Option<Dtype>); 10] = [
+    ("BFloat16Storage", 2, Some(Dtype::BF16)),
+    ("HalfStorage", 2, Some(Dtype::F16)),
+    ("FloatStorage", 4, Some(Dtype::F32)),
+    ("DoubleStorage", 8, Some(Dtype::F64)),
+    ("LongStorage", 8, None),
+    ("IntStorage", 4, None),
+    ("ShortStorage", 2, None),
+    ("CharStorage", 1, None),
+    ("ByteStorage", 1, None),
+    ("BoolStorage", 1, None),
+];
+
 /// The classes and functions that are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Global {
     RebuildTensor,
     RebuildParameter,
     OrderedDict,
-    Storage(Dtype),
+    Storage(Element),
 }
 
 /// A value on the stack: small, copied; strings are ranges of the pickle, the rest indexes arenas.
@@ -61,7 +86,7 @@ enum Value {
     Global(Global),
     Tuple { start: u32, len: u32 },
     Dict(u32),
-    Storage { dtype: Dtype, key: (u32, u32), elements: u64 },
+    Storage { element: Element, key: (u32, u32), elements: u64 },
     Tensor(u32),
 }
 
@@ -89,7 +114,7 @@ struct Dict {
 
 #[derive(Debug, Clone, Copy)]
 struct Tensor {
-    dtype: Dtype,
+    element: Element,
     key: (u32, u32),
     storage_elements: u64,
     offset: u64,
@@ -275,11 +300,11 @@ impl<'a> Machine<'a> {
             (b"torch._utils", b"_rebuild_tensor_v2") => Global::RebuildTensor,
             (b"torch._utils", b"_rebuild_parameter") => Global::RebuildParameter,
             (b"collections", b"OrderedDict") => Global::OrderedDict,
-            (b"torch", b"BFloat16Storage") => Global::Storage(Dtype::BF16),
-            (b"torch", b"HalfStorage") => Global::Storage(Dtype::F16),
-            (b"torch", b"FloatStorage") => Global::Storage(Dtype::F32),
-            (b"torch", b"DoubleStorage") => Global::Storage(Dtype::F64),
             _ => {
+                let known = STORAGES.iter().find(|known| module == b"torch" && name == known.0.as_bytes());
+                if let Some(&(storage, width, dtype)) = known {
+                    return Ok(Global::Storage(Element { storage, width, dtype }));
+                }
                 let text = |part: &[u8]| String::from_utf8_lossy(part).escape_debug().to_string();
                 let global = format!("{}.{}", text(module), text(name));
                 return Err(PickleError::Global { global, at: self.at });
@@ -365,12 +390,12 @@ impl<'a> Machine<'a> {
         let value = match *self.tuple(id) {
             [
                 Value::Str { start, len },
-                Value::Global(Global::Storage(dtype)),
+                Value::Global(Global::Storage(element)),
                 Value::Str { start: key_start, len: key_len },
                 Value::Str { .. },
                 Value::Int(elements),
             ] if self.text((start, len)) == "storage" && elements >= 0 => {
-                Value::Storage { dtype, key: (key_start, key_len), elements: elements as u64 }
+                Value::Storage { element, key: (key_start, key_len), elements: elements as u64 }
             }
             _ => return Err(self.malformed("not a reference to a storage")),
         };
@@ -388,7 +413,7 @@ impl<'a> Machine<'a> {
             (
                 Global::RebuildTensor,
                 &[
-                    Value::Storage { dtype, key, elements },
+                    Value::Storage { element, key, elements },
                     Value::Int(offset),
                     Value::Tuple { start, len },
                     Value::Tuple { start: stride_start, len: stride_len },
@@ -404,7 +429,7 @@ impl<'a> Machine<'a> {
                     return Err(self.too_many("tensors"));
                 }
                 let tensor = Tensor {
-                    dtype,
+                    element,
                     key,
                     storage_elements: elements,
                     offset: offset as u64,
@@ -489,18 +514,19 @@ impl<'a> Machine<'a> {
 
     fn tensor(&self, name: &str, tensor: &Tensor) -> Result<PickledTensor> {
         let malformed = |reason| PickleError::Malformed { at: self.at, reason };
+        let width = tensor.element.width;
         let (shape, stride) = (self.sizes(tensor.shape)?, self.sizes(tensor.stride)?);
         if shape.len() != stride.len() {
             return Err(malformed("a tensor has more sizes than strides, or fewer"));
         }
         let too_large = || malformed("a tensor is larger than a file can be");
-        let nbytes = tensor.dtype.byte_count(&shape).ok_or_else(too_large)?;
-        let storage_bytes = tensor.dtype.byte_count(&[tensor.storage_elements as usize]);
-        let storage_bytes = storage_bytes.ok_or_else(too_large)?;
+        let bytes_of = |elements: u64| elements.checked_mul(width).filter(|&n| n <= i64::MAX as u64);
+        let elements = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
+        let nbytes = elements.and_then(bytes_of).ok_or_else(too_large)?;
+        let storage_bytes = bytes_of(tensor.storage_elements).ok_or_else(too_large)?;
         if !is_contiguous(&shape, &stride) {
             return Err(PickleError::NotContiguous { tensor: name.into(), shape, stride });
         }
-        let width = tensor.dtype.size_in_bytes() as u64;
         let elements = nbytes / width;
         if tensor.offset.checked_add(elements).is_none_or(|end| end > tensor.storage_elements) {
             return Err(PickleError::OutsideStorage {
@@ -516,7 +542,7 @@ impl<'a> Machine<'a> {
         }
         Ok(PickledTensor {
             name: name.into(),
-            dtype: tensor.dtype,
+            element: tensor.element,
             shape,
             storage: storage.into(),
             storage_bytes,

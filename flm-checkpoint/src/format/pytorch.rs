@@ -15,7 +15,7 @@ use crate::format::pickle::MAX_PICKLE;
 use crate::format::pickle::error::PickleError;
 use crate::format::zip;
 use crate::format::zip::{ZipEntry, ZipError};
-use crate::format::{RawTensor, is_skipped};
+use crate::format::{Contents, RawTensor, is_skipped};
 
 /// What can be wrong with a PyTorch file.
 #[derive(Debug)]
@@ -36,15 +36,8 @@ impl From<PickleError> for PyTorchError {
     }
 }
 
-/// The tensors of a file, and the archive's entries that hold them, each in the order of the file.
-#[derive(Debug)]
-pub(crate) struct PyTorchFile {
-    pub tensors: Vec<RawTensor>,
-    pub storages: Vec<ZipEntry>,
-}
-
 /// Reads the archive's directory and the pickle.
-pub(crate) fn read(source: &impl Source) -> Result<PyTorchFile, PyTorchError> {
+pub(crate) fn read(source: &impl Source) -> Result<Contents, PyTorchError> {
     let entries = zip::read(source)?;
     let mut pickles = entries.iter().filter_map(|e| Some((e.name.strip_suffix("data.pkl")?, e)));
     let not = |reason| PyTorchError::Pickle(PickleError::Archive(reason));
@@ -76,7 +69,7 @@ pub(crate) fn read(source: &impl Source) -> Result<PyTorchFile, PyTorchError> {
     let by_name: HashMap<&str, usize> =
         storages.iter().enumerate().map(|(i, e)| (e.name.as_str(), i)).collect();
     let mut used = vec![false; storages.len()];
-    let mut tensors = Vec::with_capacity(pickled.len());
+    let (mut tensors, mut ignored) = (Vec::with_capacity(pickled.len()), Vec::new());
     for tensor in pickled {
         let name = format!("{data}{}", tensor.storage);
         let Some(&index) = by_name.get(name.as_str()) else {
@@ -94,16 +87,29 @@ pub(crate) fn read(source: &impl Source) -> Result<PyTorchFile, PyTorchError> {
         }
         used[index] = true;
         if is_skipped(&tensor.name) {
+            ignored.push(tensor.name);
             continue;
         }
+        let dtype = match tensor.element.dtype {
+            Some(dtype) => dtype,
+            None => {
+                let (tensor, storage) = (tensor.name, tensor.element.storage);
+                return Err(PickleError::DType { tensor, storage }.into());
+            }
+        };
         // In range: the tensor lies in the storage, the storage in the file.
         let offset = entry.offset + tensor.offset;
-        let (dtype, shape, nbytes) = (tensor.dtype, tensor.shape, tensor.nbytes);
-        tensors.push(RawTensor { name: tensor.name, dtype, shape, offset, nbytes });
+        tensors.push(RawTensor {
+            name: tensor.name,
+            dtype,
+            shape: tensor.shape,
+            offset,
+            nbytes: tensor.nbytes,
+        });
     }
     match used.iter().position(|used| !used) {
         Some(unused) => Err(PickleError::UnusedStorage(storages[unused].name.clone()).into()),
-        None => Ok(PyTorchFile { tensors, storages }),
+        None => Ok(Contents { tensors, ignored, storages }),
     }
 }
 

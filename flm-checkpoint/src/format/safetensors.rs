@@ -15,7 +15,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::format::Source;
 use crate::format::pickle::MAX_NAME;
-use crate::format::{RawTensor, is_skipped};
+use crate::format::{Contents, RawTensor, is_skipped};
 
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
@@ -96,7 +96,7 @@ pub enum HeaderError {
 }
 
 /// Reads and checks the header; the result is in the order of the file, offsets count from its start.
-pub(crate) fn read(source: &impl Source) -> Result<Vec<RawTensor>, HeaderError> {
+pub(crate) fn read(source: &impl Source) -> Result<Contents, HeaderError> {
     let size = source.size();
     if size < 8 {
         return Err(HeaderError::Truncated { size, needed: 8 });
@@ -115,7 +115,7 @@ pub(crate) fn read(source: &impl Source) -> Result<Vec<RawTensor>, HeaderError> 
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let start = 8 + length;
     let mut end = 0;
-    let mut found = Vec::with_capacity(tensors.len());
+    let mut found = Contents::default();
     for (name, info) in tensors {
         if name.len() > MAX_NAME || name.contains(char::is_control) {
             return Err(HeaderError::Name(name.chars().take(80).collect()));
@@ -134,10 +134,11 @@ pub(crate) fn read(source: &impl Source) -> Result<Vec<RawTensor>, HeaderError> 
         let offset = start + end;
         end += nbytes;
         if is_skipped(&name) {
+            found.ignored.push(name);
             continue;
         }
         match crate::dtype::Dtype::from_safetensors(info.dtype) {
-            Some(dtype) => found.push(RawTensor { name, dtype, shape: info.shape, offset, nbytes }),
+            Some(dtype) => found.tensors.push(RawTensor { name, dtype, shape: info.shape, offset, nbytes }),
             None => return Err(HeaderError::DType { tensor: name, dtype: info.dtype }),
         }
     }
@@ -180,7 +181,8 @@ impl<'de> Deserialize<'de> for Header {
                 let mut tensors = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if key == "__metadata__" {
-                        map.next_value::<HashMap<String, String>>()?;
+                        // some writers put null there, and the safetensors crate takes it
+                        map.next_value::<Option<HashMap<String, String>>>()?;
                     } else {
                         tensors.push((key, map.next_value()?));
                     }

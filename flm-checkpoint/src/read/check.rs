@@ -27,6 +27,9 @@ impl Checkpoint {
 
     /// [`Checkpoint::problems`] without those of dtypes, which a conversion mends.
     pub fn shape_problems(&self) -> Vec<CheckpointError> {
+        if let Some(foreign) = self.foreign_names() {
+            return vec![foreign];
+        }
         let tied_head = self.config.tie_word_embeddings.then(|| self.config.tensor(TensorId::Head));
         let mut unknown: HashMap<&str, &TensorEntry> =
             self.entries.iter().map(|e| (e.name.as_str(), e)).collect();

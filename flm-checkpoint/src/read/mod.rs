@@ -9,7 +9,9 @@
 mod bytes;
 pub(crate) mod check;
 pub(crate) mod file;
+mod names;
 pub(crate) mod open;
+pub(crate) mod place;
 pub(crate) mod remote;
 pub(crate) mod statistics;
 
@@ -90,6 +92,10 @@ pub struct Checkpoint {
     pub entries: Vec<TensorEntry>,
     /// For each of `files` the archive's entries in the order of the file; empty for safetensors.
     pub storages: Vec<Vec<ZipEntry>>,
+    /// What stands before every name in the files.
+    prefix: Option<String>,
+    ignored: Vec<String>,
+    unread: Vec<&'static str>,
 }
 
 impl Checkpoint {
@@ -111,6 +117,16 @@ impl Checkpoint {
     /// The files that hold weights, in the order of their names.
     pub fn files(&self) -> &[WeightFile] {
         &self.files
+    }
+
+    /// Names of buffers in the files that follow from the config and are not read, sorted.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// Other forms of weights in the directory, by the name of their file or index, that are not read.
+    pub fn unread(&self) -> &[&'static str] {
+        &self.unread
     }
 
     /// All tensors, sorted by name.

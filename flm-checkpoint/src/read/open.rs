@@ -13,10 +13,10 @@ use crate::format::Source;
 use crate::format::index as weight_map;
 use crate::format::index::WeightMap;
 use crate::format::pytorch::PyTorchError;
-use crate::format::zip::ZipEntry;
-use crate::format::{RawTensor, is_skipped, pytorch, safetensors as safetensors_header};
+use crate::format::{Contents, is_skipped, pytorch, safetensors as safetensors_header};
 use crate::ranges::Pieces;
-use crate::read::file::{OpenFile, read_json_file};
+use crate::read::file::{OpenFile, names_in, read_json_file};
+use crate::read::place::{GGUF, require_checkpoint, there};
 use crate::read::{Checkpoint, Format, TensorEntry, WeightFile};
 use crate::tensor_id::{EMBED_TOKENS, LAYERS, LM_HEAD, Names, Part, split_layer};
 
@@ -42,14 +42,17 @@ impl Checkpoint {
     /// Anything malformed, named with file and tensor. Whether the tensors are those that config.json
     /// asks for is not an error here but in [`Checkpoint::check`].
     pub fn open(dir: &Path) -> Result<Self> {
+        require_checkpoint(dir)?;
         Self::open_in(dir, &Directory)
     }
 
     /// The same wherever the files of `dir` are.
     pub(crate) fn open_in(dir: &Path, files: &dyn Files) -> Result<Self> {
         let config = parse_config(&files.json(&dir.join("config.json"))?)?;
-        let found = FORMATS.iter().find(|(_, name)| files.has(&dir.join(name)));
-        let &(format, name) = found.ok_or_else(|| CheckpointError::NoWeights { dir: dir.into() })?;
+        let mut found = FORMATS.into_iter().filter(|(_, name)| files.has(&dir.join(name)));
+        let missing = || CheckpointError::NoWeights { dir: dir.into(), there: there(&files.names(dir)) };
+        let (format, name) = found.next().ok_or_else(missing)?;
+        let unread = found.map(|(_, name)| name).collect();
         let path = dir.join(name);
         let index = match format {
             Format::Safetensors | Format::PyTorch => None,
@@ -66,11 +69,16 @@ impl Checkpoint {
             handles: Vec::new(),
             entries: Vec::new(),
             storages: Vec::new(),
+            prefix: None,
+            ignored: Vec::new(),
+            unread,
         };
         match index {
             None => checkpoint.add_file(files, path)?,
             Some(map) => checkpoint.add_shards(files, &path, &map)?,
         }
+        checkpoint.ignored.sort();
+        checkpoint.unwrap_names();
         checkpoint.take_own_names();
         // No name stands twice: each file's reader saw to that, and an index places a name in one file.
         checkpoint.entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -197,12 +205,13 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, files: &dyn Files, path: PathBuf) -> Result<()> {
-        let Headers { size, tensors, storages, handle } = files.headers(self.format, &path)?;
+        let Headers { size, contents, handle } = files.headers(self.format, &path)?;
         let file = self.files.len();
         self.files.push(WeightFile { path, size });
         self.handles.extend(handle);
-        self.storages.push(storages);
-        self.entries.extend(tensors.into_iter().map(|t| TensorEntry {
+        self.storages.push(contents.storages);
+        self.ignored.extend(contents.ignored);
+        self.entries.extend(contents.tensors.into_iter().map(|t| TensorEntry {
             name: t.name,
             dtype: t.dtype,
             shape: t.shape,
@@ -219,6 +228,8 @@ impl Checkpoint {
 pub(crate) trait Files {
     /// Whether there is something of that name, of whatever kind.
     fn has(&self, path: &Path) -> bool;
+    /// The names of the files in `dir`, as far as they are known.
+    fn names(&self, dir: &Path) -> Vec<String>;
     /// The bytes of a JSON file of sensible size.
     fn json(&self, path: &Path) -> Result<Vec<u8>>;
     /// What the headers of a weight file say.
@@ -228,9 +239,7 @@ pub(crate) trait Files {
 /// What is known of a weight file without its weights.
 pub(crate) struct Headers {
     pub size: u64,
-    pub tensors: Vec<RawTensor>,
-    /// For PyTorch, the archive's entries that hold tensors.
-    pub storages: Vec<ZipEntry>,
+    pub contents: Contents,
     /// Where weights can be read.
     pub handle: Option<OpenFile>,
 }
@@ -243,46 +252,61 @@ impl Files for Directory {
         !path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
     }
 
+    fn names(&self, dir: &Path) -> Vec<String> {
+        names_in(dir).unwrap_or_default()
+    }
+
     fn json(&self, path: &Path) -> Result<Vec<u8>> {
         read_json_file(path)
     }
 
     fn headers(&self, format: Format, path: &Path) -> Result<Headers> {
         let file = OpenFile::open(path)?;
-        let (tensors, storages) = read_headers(format, path, &file)?;
-        Ok(Headers { size: file.size, tensors, storages, handle: Some(file) })
+        let contents = read_headers(format, path, &file)?;
+        Ok(Headers { size: file.size, contents, handle: Some(file) })
     }
 }
 
-/// The tensors of a file and, for PyTorch, the archive's entries that hold them.
-pub(crate) fn read_headers(
-    format: Format,
-    path: &Path,
-    file: &impl Source,
-) -> Result<(Vec<RawTensor>, Vec<ZipEntry>)> {
-    let read = match format {
-        Format::Safetensors | Format::ShardedSafetensors => match safetensors_header::read(file) {
-            Ok(tensors) => Ok((tensors, Vec::new())),
-            Err(source) => Err(CheckpointError::Header { path: path.into(), source }),
-        },
-        Format::PyTorch | Format::ShardedPyTorch => match pytorch::read(file) {
-            Ok(file) => Ok((file.tensors, file.storages)),
-            Err(PyTorchError::Zip(source)) => Err(CheckpointError::Zip { path: path.into(), source }),
-            Err(PyTorchError::Pickle(source)) => Err(CheckpointError::Pickle { path: path.into(), source }),
-        },
+/// What the headers of a file say.
+pub(crate) fn read_headers(format: Format, path: &Path, file: &impl Source) -> Result<Contents> {
+    let (read, expected) = match format {
+        Format::Safetensors | Format::ShardedSafetensors => {
+            let header = |source| CheckpointError::Header { path: path.into(), source };
+            (safetensors_header::read(file).map_err(header), ".safetensors")
+        }
+        Format::PyTorch | Format::ShardedPyTorch => {
+            let archive = |error| match error {
+                PyTorchError::Zip(source) => CheckpointError::Zip { path: path.into(), source },
+                PyTorchError::Pickle(source) => CheckpointError::Pickle { path: path.into(), source },
+            };
+            (pytorch::read(file).map_err(archive), ".bin")
+        }
     };
-    read.map_err(|error| match other_kind(file) {
+    read.map_err(|error| match other_kind(file, expected) {
         Some(what) => CheckpointError::OtherKind { path: path.into(), what },
         None => error,
     })
 }
 
-/// What a file that holds no weights in a known form is by its first bytes, and what to do about it.
-fn other_kind(file: &impl Source) -> Option<&'static str> {
+/// What a file that holds no weights in the form that its name's end says is by its first bytes, and what to do
+/// about it.
+fn other_kind(file: &impl Source, end: &str) -> Option<&'static str> {
     let head = file.bytes_at(0, 64.min(file.size()) as usize).ok()?;
     let text = head.trim_ascii_start().to_ascii_lowercase();
     if head.starts_with(b"GGUF") {
-        Some("a GGUF file, which flm writes and does not read: get the model's safetensors")
+        Some(GGUF)
+    } else if head.starts_with(b"PK\x03\x04") && end != ".bin" {
+        Some(
+            "a zip archive such as torch.save writes, not safetensors: rename it to pytorch_model.bin, or give \
+             shards and their index the names of that form",
+        )
+    } else if head.starts_with(b"\x80\x02") && end != ".bin" {
+        Some("a pickle such as torch.save writes, not safetensors: load it with torch and save it again")
+    } else if head.get(8) == Some(&b'{') && head[3..8] == [0; 5] && end != ".safetensors" {
+        Some(
+            "a safetensors file, not PyTorch's: rename it to model.safetensors, or give shards and their index \
+             the names of that form",
+        )
     } else if head.starts_with(b"\x1f\x8b") {
         Some("compressed with gzip: unpack it")
     } else if text.starts_with(b"<!doctype html") || text.starts_with(b"<html") {

@@ -59,6 +59,10 @@ impl Files for Remote<'_> {
         self.files.size(self.name(path)).is_some()
     }
 
+    fn names(&self, _: &Path) -> Vec<String> {
+        Vec::new()
+    }
+
     fn json(&self, path: &Path) -> Result<Vec<u8>> {
         let RemoteFile { name, size, .. } = self.file(path)?;
         if size > MAX_JSON {
@@ -69,8 +73,8 @@ impl Files for Remote<'_> {
 
     fn headers(&self, format: Format, path: &Path) -> Result<Headers> {
         let file = self.file(path)?;
-        let (tensors, storages) = read_headers(format, path, &file)?;
-        Ok(Headers { size: file.size, tensors, storages, handle: None })
+        let contents = read_headers(format, path, &file)?;
+        Ok(Headers { size: file.size, contents, handle: None })
     }
 }
 

@@ -15,6 +15,7 @@ use flm_candle::Tokenizer;
 use flm_candle::{Finish, GenerateOptions};
 use serde::Serialize;
 
+use crate::arguments::unrendered;
 use crate::chat::conversation::Conversation;
 use crate::chat::input::Input;
 
@@ -95,7 +96,7 @@ impl Chat<'_> {
     pub(crate) fn set_system(&mut self, text: Option<String>) -> anyhow::Result<()> {
         let given = text.is_some();
         if !self.conversation.set_system(text)? && given {
-            self.output.warn("this model's chat template has no place for a system message: it is ignored");
+            self.output.warn(&unrendered("messages[0].system"));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use flm_candle::Session;
 
-use crate::arguments::{RunArgs, SamplingArgs, TemplateArgs, chat_policy, open, tokenizer};
+use crate::arguments::{RunArgs, SamplingArgs, TemplateArgs, chat_policy, checkpoint_dir, open, tokenizer};
 use crate::chat::conversation::Conversation;
 use crate::chat::input::Input;
 use crate::output::Output;
@@ -24,6 +24,7 @@ use crate::{chat, exit as interrupt};
     \x20 --system 'Answer in one sentence.'")]
 pub(crate) struct Chat {
     /// Checkpoint directory of a chat model.
+    #[arg(value_parser = checkpoint_dir())]
     dir: PathBuf,
     /// System message to begin with.
     #[arg(long, value_name = "TEXT")]
@@ -50,7 +51,7 @@ impl Chat {
         let model = self.run.load(&checkpoint)?;
         let rows = model.config().vocab_size;
         let most = self.max_new_tokens as usize;
-        let mut options = self.sampling.options(&self.dir, Some(&tokenizer), rows, most, output)?;
+        let mut options = self.sampling.options(tokenizer.generation(), Some(&tokenizer), rows, most, output);
         options.stop_tokens = policy.stop_tokens().to_vec();
         let mut input = Input::open(self.history.as_deref())?;
         let mut chat = chat::Chat {

@@ -13,7 +13,7 @@ use flm_growth::{ConvertOptions, FoldedTensor, TargetLayout, convert, plan_conve
 use serde::Serialize;
 
 use crate::arguments::part::{PartArgs, state};
-use crate::arguments::{dtypes, open, parse_size};
+use crate::arguments::{checkpoint_dir, dtypes, open, parse_size, tell_of_code};
 use crate::output::{Output, count, size};
 use crate::recipe::grow::parse_pair;
 use flm_checkpoint::{Dtype, JobPart};
@@ -31,6 +31,7 @@ use flm_checkpoint::{Dtype, JobPart};
     flm convert ./Tele-FLM ./Tele-FLM-llama --layout llama")]
 pub(crate) struct Convert {
     /// Checkpoint directory to read.
+    #[arg(value_parser = checkpoint_dir())]
     src: PathBuf,
     /// Directory to make; with --verify, to compare.
     dst: PathBuf,
@@ -117,6 +118,10 @@ impl Convert {
         };
         let context = || format!("cannot convert {}", self.src.display());
         let planned = plan_conversion(&src, &options).with_context(context)?;
+        // a Llama needs no code of its own
+        if self.layout != Some(Layout::Llama) {
+            tell_of_code(src.config(), &self.src, output);
+        }
         let bar = output.bytes("converting", planned.bytes_written / part.map_or(1, JobPart::count) as u64);
         let start = Instant::now();
         let report = if self.dry_run {

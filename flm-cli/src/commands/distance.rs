@@ -8,7 +8,7 @@ use flm_candle::Residency;
 use flm_checkpoint::Checkpoint;
 use flm_growth::{DistanceOptions, Distances, Metric};
 
-use crate::arguments::{RunArgs, TextArgs, open};
+use crate::arguments::{RunArgs, TextArgs, checkpoint_dir, open};
 use crate::output::{Output, count, table};
 use crate::output_file::{self, Kind, PICTURE};
 use crate::report::layers;
@@ -21,6 +21,7 @@ use crate::report::layers;
     flm distance ./Tele-FLM --text sample.txt --json > distance.json")]
 pub(crate) struct Distance {
     /// Checkpoint directory.
+    #[arg(value_parser = checkpoint_dir())]
     dir: PathBuf,
     /// Draw the distances over depth into this SVG file.
     #[arg(long, value_name = "FILE")]

@@ -10,7 +10,7 @@ use flm_growth::SourceModel;
 use serde::Serialize;
 
 use crate::arguments::part::{PartArgs, command_line, state};
-use crate::arguments::{WriteArgs, dtypes, open};
+use crate::arguments::{WriteArgs, checkpoint_dir, dtypes, open, tell_of_code};
 use crate::output::{Output, size};
 use flm_checkpoint::{Dtype, JobPart};
 
@@ -21,6 +21,7 @@ use flm_checkpoint::{Dtype, JobPart};
 #[command(after_help = "Example:\n  flm fold ./Tele-FLM-102B ./Tele-FLM-102B-plain")]
 pub(crate) struct Fold {
     /// Checkpoint directory with masks.
+    #[arg(value_parser = checkpoint_dir())]
     src: PathBuf,
     /// Directory to make.
     dst: PathBuf,
@@ -55,6 +56,7 @@ impl Fold {
         let plan = FoldPlan::new(&SourceModel::from_checkpoint(&source)?, self.dtype)?;
         self.part.require_alone(self.write.optimizer_state, "--optimizer-state")?;
         let part = self.part.of(&self.dst)?;
+        tell_of_code(source.config(), &self.src, output);
         let options = ExecuteOptions {
             part,
             max_shard_bytes: self.write.max_shard_size,

@@ -11,8 +11,8 @@ use flm_candle::{GenerationDefaults, generate};
 use serde::Serialize;
 
 use crate::arguments::{
-    RawTextArgs, RunArgs, SamplingArgs, TOKEN_BYTES, TemplateArgs, chat_policy, open, parse_ids, read_text,
-    tokenizer,
+    RawTextArgs, RunArgs, SamplingArgs, TOKEN_BYTES, TemplateArgs, chat_policy, checkpoint_dir, open,
+    parse_ids, read_text, tokenizer, unrendered,
 };
 use crate::output::Output;
 
@@ -24,6 +24,7 @@ use crate::output::Output;
     \x20 --repetition-penalty 1.03 --stream")]
 pub(crate) struct Generate {
     /// Checkpoint directory.
+    #[arg(value_parser = checkpoint_dir())]
     dir: PathBuf,
     /// Text to continue; with --chat, the message to answer.
     #[arg(long, value_name = "TEXT", required_unless_present_any = ["prompt_file", "ids"])]
@@ -104,16 +105,18 @@ impl Generate {
             self.prompt_ids(tokenizer.as_ref(), template, checkpoint.config().context_length(), output)?;
         let model = self.run.load(&checkpoint)?;
         let rows = model.config().vocab_size;
+        let generation = match &tokenizer {
+            Some(tokenizer) => tokenizer.generation().clone(),
+            None => GenerationDefaults::from_dir(&self.dir)?,
+        };
         let mut options =
-            self.sampling.options(&self.dir, tokenizer.as_ref(), rows, self.max_new_tokens, output)?;
+            self.sampling.options(&generation, tokenizer.as_ref(), rows, self.max_new_tokens, output);
         if !self.ignore_eos {
             let eos = &model.config().eos_token_ids;
             options.stop_tokens = match (&policy, &tokenizer) {
                 (Some(policy), _) => policy.stop_tokens().to_vec(),
                 (None, Some(tokenizer)) => tokenizer.stop_tokens(eos),
-                (None, None) => {
-                    [eos.clone(), GenerationDefaults::from_dir(&self.dir)?.eos_token_ids].concat()
-                }
+                (None, None) => [&eos[..], &generation.eos_token_ids].concat(),
             };
         }
         // the text of a chat's answer begins anew, a continuation keeps the space before its first word
@@ -206,10 +209,9 @@ impl Generate {
         let mut messages: Vec<_> =
             self.system.iter().map(|system| ChatMessage::new("system", system)).collect();
         messages.push(ChatMessage::new("user", text));
-        let rendered = template.render(&messages, true)?;
-        if self.system.is_some() && rendered == template.render(&messages[1..], true)? {
-            output.warn("this model's chat template has no place for a system message: it is ignored");
+        for what in template.unrendered(&messages, None)?.matters {
+            output.warn(&unrendered(&what));
         }
-        Ok(tokenizer.encode_special(&rendered)?)
+        Ok(tokenizer.encode_special(&template.render(&messages, true)?)?)
     }
 }

@@ -8,7 +8,7 @@ use flm_checkpoint::require_outside;
 use flm_growth::init;
 use serde::Serialize;
 
-use crate::arguments::{config, dtypes, parse_size};
+use crate::arguments::{config, dtypes, parse_size, tell_of_code};
 use crate::output::{Output, count, size};
 use flm_checkpoint::Dtype;
 
@@ -49,6 +49,7 @@ impl Init {
         if shape.is_dir() {
             require_outside(shape, &self.dst)?;
         }
+        tell_of_code(&config, shape, output);
         let parameters = config.parameter_count();
         let bytes = parameters * self.dtype.size_in_bytes() as u64;
         let bar = output.bytes("drawing", bytes);

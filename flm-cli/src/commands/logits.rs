@@ -7,7 +7,7 @@ use candle_core::DType;
 use clap::Args;
 use serde::Serialize;
 
-use crate::arguments::{RunArgs, open, parse_ids};
+use crate::arguments::{RunArgs, checkpoint_dir, open, parse_ids};
 use crate::output::Output;
 use crate::output_file::{self, Kind};
 
@@ -19,6 +19,7 @@ use crate::output_file::{self, Kind};
 #[command(after_help = "Example:\n  flm logits ./Tele-FLM --ids 1,5,17 --dtype f32 --out logits.safetensors")]
 pub(crate) struct Logits {
     /// Checkpoint directory.
+    #[arg(value_parser = checkpoint_dir())]
     dir: PathBuf,
     /// Token ids, separated by commas.
     #[arg(long, value_parser = parse_ids, value_name = "IDS")]

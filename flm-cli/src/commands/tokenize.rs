@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use flm_candle::{ChatMessage, ChatPolicy, GenerationDefaults, Tokenizer};
+use flm_candle::{ChatMessage, ChatPolicy, Tokenizer};
 use flm_checkpoint::TeleFlmConfig;
 use serde::Serialize;
 
-use crate::arguments::{RawTextArgs, TemplateArgs, chat_policy, read_text, tokenizer};
+use crate::arguments::{
+    RawTextArgs, TemplateArgs, chat_policy, checkpoint_dir, read_text, tokenizer, unrendered,
+};
 use crate::output::{Output, count, table};
 
 /// The largest text that is tokenised, in bytes.
@@ -28,6 +30,7 @@ const SHOWN: usize = 1000;
     \x20 flm tokenize ./FLM-2-52B-Instruct --chat - --json")]
 pub(crate) struct Tokenize {
     /// Directory of a checkpoint or of its tokenizer alone.
+    #[arg(value_parser = checkpoint_dir())]
     dir: PathBuf,
     /// Text to tokenise.
     #[arg(required_unless_present_any = ["text_file", "chat"])]
@@ -96,7 +99,7 @@ impl Tokenize {
         let (rendered, ids, policy) = if let Some(path) = &self.chat {
             tokenizer = self.template.apply(tokenizer)?;
             let policy = chat_policy(&self.dir, &tokenizer, eos)?;
-            let text = self.render(&policy, path)?;
+            let text = self.render(&policy, path, output)?;
             let ids = tokenizer.encode_special(&text)?;
             (Some(text), ids, Some(policy))
         } else {
@@ -121,7 +124,7 @@ impl Tokenize {
             bos: tokenizer.bos_id().map(|id| named(&tokenizer, id, origins.bos)),
             add_bos: tokenizer.add_bos(),
             add_bos_from: origins.add_bos,
-            stop: self.stop(&tokenizer, policy.as_ref(), eos)?,
+            stop: stop(&tokenizer, policy.as_ref(), eos),
             chat_templates: tokenizer.chat_template_names().map(str::to_owned).collect(),
             vocabulary: tokenizer.len(),
         };
@@ -129,7 +132,7 @@ impl Tokenize {
         Ok(true)
     }
 
-    fn render(&self, policy: &ChatPolicy, path: &std::path::Path) -> anyhow::Result<String> {
+    fn render(&self, policy: &ChatPolicy, path: &std::path::Path, output: &Output) -> anyhow::Result<String> {
         let wrong = || {
             format!(
                 "{} is neither a JSON list of messages with role and content nor an object with `messages`",
@@ -144,35 +147,33 @@ impl Tokenize {
         };
         let messages: Vec<ChatMessage> = serde_json::from_value(messages.clone()).with_context(wrong)?;
         let template = policy.template();
+        let found = template.unrendered(&messages, tools)?;
+        for what in found.matters.into_iter().chain(found.others) {
+            output.warn(&unrendered(&what));
+        }
         Ok(template.render_with_tools(&messages, tools, !self.no_generation_prompt)?)
     }
+}
 
-    /// The tokens that end a text, each with the first file that says so.
-    fn stop(
-        &self,
-        tokenizer: &Tokenizer,
-        policy: Option<&ChatPolicy>,
-        config: &[u32],
-    ) -> anyhow::Result<Vec<Named>> {
-        let own = tokenizer.eos_id().map(|id| (id, tokenizer.origins().eos));
-        let generation = GenerationDefaults::from_dir(&self.dir)?.eos_token_ids;
-        let turn = policy.and_then(ChatPolicy::end_of_turn);
-        let all = own
-            .into_iter()
-            .chain(generation.into_iter().map(|id| (id, "generation_config.json")))
-            .chain(config.iter().map(|&id| (id, "config.json")))
-            .chain(turn.map(|id| (id, "the chat template, after an answer")))
-            .chain(policy.into_iter().flat_map(|p| p.stop_tokens()).map(|&id| (id, "the chat template")));
-        let mut stop: Vec<Named> = Vec::new();
-        for (id, from) in all {
-            match stop.iter_mut().find(|named| named.id == id) {
-                None => stop.push(named(tokenizer, id, from)),
-                Some(known) if known.from.contains(&from) || from == "the chat template" => {}
-                Some(known) => known.from.push(from),
-            }
+/// The tokens that end a text, each with the first file that says so; `config` are config.json's.
+fn stop(tokenizer: &Tokenizer, policy: Option<&ChatPolicy>, config: &[u32]) -> Vec<Named> {
+    let own = tokenizer.eos_id().map(|id| (id, tokenizer.origins().eos));
+    let turn = policy.and_then(ChatPolicy::end_of_turn);
+    let all = own
+        .into_iter()
+        .chain(tokenizer.generation().eos_token_ids.iter().map(|&id| (id, "generation_config.json")))
+        .chain(config.iter().map(|&id| (id, "config.json")))
+        .chain(turn.map(|id| (id, "the chat template, after an answer")))
+        .chain(policy.into_iter().flat_map(|p| p.stop_tokens()).map(|&id| (id, "the chat template")));
+    let mut stop: Vec<Named> = Vec::new();
+    for (id, from) in all {
+        match stop.iter_mut().find(|named| named.id == id) {
+            None => stop.push(named(tokenizer, id, from)),
+            Some(known) if known.from.contains(&from) || from == "the chat template" => {}
+            Some(known) => known.from.push(from),
         }
-        Ok(stop)
     }
+    stop
 }
 
 fn piece(tokenizer: &Tokenizer, id: u32) -> String {

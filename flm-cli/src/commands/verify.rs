@@ -10,7 +10,7 @@ use flm_growth::VerifyReport;
 use flm_growth::{VerifyOptions, verify};
 
 use crate::arguments::part::WhichPart;
-use crate::arguments::{RunArgs, TextArgs, open};
+use crate::arguments::{RunArgs, TextArgs, checkpoint_dir, open};
 use crate::output::{Output, count, size, table};
 use crate::output_file::{self, Kind};
 use crate::report::verification::{among, page};
@@ -27,8 +27,10 @@ use crate::report::verification::{among, page};
     flm verify ./Tele-FLM-102B")]
 pub(crate) struct Verify {
     /// Source checkpoint; alone, the checkpoint whose checksums are compared.
+    #[arg(value_parser = checkpoint_dir())]
     a: PathBuf,
     /// Grown (or converted) checkpoint.
+    #[arg(value_parser = checkpoint_dir())]
     b: Option<PathBuf>,
     /// Do not measure the bf16 noise floor of the source.
     #[arg(long)]

@@ -45,7 +45,7 @@ pub(crate) fn page(
             ["placement".into(), growth.placement.to_string()],
             ["new layers".into(), if new.is_empty() { "none".into() } else { new.join(", ") }],
             ["seed".into(), growth.seed.to_string()],
-            ["norm eps".into(), format!("{:e}", growth.config.rms_norm_eps)],
+            ["norm eps".into(), format!("{:e}", growth.config.rms_norm_eps as f32)],
             [
                 "logit scale".into(),
                 format!("{} / {}", growth.config.output_mult, growth.config.mup_scale_factor),

@@ -2,9 +2,10 @@
 
 use crate::data::samples::{Content, Conversation};
 use crate::data::{DataStatistics, Document};
+#[cfg(doc)]
+use flm_candle::ChatTemplate;
 use flm_candle::Tokenizer;
-use flm_candle::{ChatMessage, ChatPolicy};
-use serde_json::Value;
+use flm_candle::{ChatMessage, ChatPolicy, Unrendered};
 
 /// Turns samples into token ids and marks those that are learned.
 #[derive(Debug)]
@@ -44,60 +45,16 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// What of a conversation the template does not render: whole messages, keys that matter to what is
-    /// learned, and others, each as often as it stands there.
+    /// What of a conversation the template does not render: see [`ChatTemplate::unrendered`].
     ///
     /// # Errors
     /// Those of the template.
     pub fn unrendered(&self, content: &Content) -> Result<Unrendered, String> {
-        let mut found = Unrendered::default();
-        let (Content::Chat(chat), Some(policy)) = (content, &self.policy) else { return Ok(found) };
-        let plain = |message: &ChatMessage| {
-            message.rest.is_empty() && ["user", "assistant"].contains(&message.role.as_str())
+        let (Content::Chat(chat), Some(policy)) = (content, &self.policy) else {
+            return Ok(Unrendered::default());
         };
-        if chat.tools.is_none() && chat.messages.iter().all(plain) {
-            return Ok(found);
-        }
-        let render_all = |messages: &[ChatMessage], tools| {
-            policy.template().render_with_tools(messages, tools, false).map_err(|e| e.to_string())
-        };
-        let whole = render_all(&chat.messages, chat.tools.as_ref())?;
-        if chat.tools.is_some() && render_all(&chat.messages, None)? == whole {
-            found.matters.push("tools".into());
-        }
-        for (index, message) in chat.messages.iter().enumerate() {
-            if !["user", "assistant"].contains(&message.role.as_str()) && !message.content.trim().is_empty() {
-                let mut without = chat.messages.clone();
-                without.remove(index);
-                if render_all(&without, chat.tools.as_ref()).is_ok_and(|text| text == whole) {
-                    found.matters.push(format!("messages[{index}].{}", message.role));
-                    continue;
-                }
-            }
-            for (key, value) in &message.rest {
-                let empty = match value {
-                    Value::Array(list) => list.is_empty(),
-                    Value::String(text) => text.is_empty(),
-                    _ => false,
-                };
-                if empty {
-                    continue;
-                }
-                if !MATTERS.contains(&key.as_str()) {
-                    if !policy.template().source().contains(key.as_str()) {
-                        found.others.push(key.clone());
-                    }
-                    continue;
-                }
-                let mut without = chat.messages.clone();
-                without[index].rest.shift_remove(key);
-                // a template that fails without it renders it
-                if render_all(&without, chat.tools.as_ref()).is_ok_and(|text| text == whole) {
-                    found.matters.push(format!("messages[{index}].{key}"));
-                }
-            }
-        }
-        Ok(found)
+        let found = policy.template().unrendered(&chat.messages, chat.tools.as_ref());
+        found.map_err(|e| e.to_string())
     }
 
     fn text(&self, text: &str, source: (usize, usize)) -> Result<Document, String> {
@@ -236,32 +193,6 @@ fn render(
         return Ok(String::new());
     }
     policy.template().render_with_tools(messages, chat.tools.as_ref(), prompt).map_err(|e| e.to_string())
-}
-
-/// Keys of a message that are a part of what it says.
-const MATTERS: [&str; 13] = [
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "refusal",
-    "image",
-    "images",
-    "audio",
-    "audios",
-    "video",
-    "videos",
-    "tools",
-];
-
-/// Keys that a template does not render.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Unrendered {
-    /// A part of what is said: without it, something else would be learned.
-    pub matters: Vec<String>,
-    /// Anything else.
-    pub others: Vec<String>,
 }
 
 /// What happens to a sample of which the chat template does not render a part that matters.

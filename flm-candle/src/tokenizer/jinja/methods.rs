@@ -42,12 +42,13 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
     let value: Value = match method {
         "strip" | "lstrip" | "rstrip" => {
             let (chars,): (Option<String>,) = from_args(args)?;
-            let cut = |c: char| match &chars {
-                Some(chars) => chars.contains(c),
-                None => is_space(c),
-            };
-            let text = if method == "rstrip" { text } else { text.trim_start_matches(cut) };
-            if method == "lstrip" { text } else { text.trim_end_matches(cut) }.into()
+            let cut = |c: char| is_cut(c, chars.as_deref());
+            match method {
+                "lstrip" => text.trim_start_matches(cut),
+                "rstrip" => text.trim_end_matches(cut),
+                _ => strip(text, chars.as_deref()),
+            }
+            .into()
         }
         "removeprefix" | "removesuffix" => {
             let (fix,): (String,) = from_args(args)?;
@@ -173,6 +174,16 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
 /// What Python takes for white space: Unicode's, and the separators U+001C to U+001F.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// Whether Python's `strip` cuts this character off.
+fn is_cut(c: char, chars: Option<&str>) -> bool {
+    chars.map_or_else(|| is_space(c), |chars| chars.contains(c))
+}
+
+/// `str.strip`: without white space at both ends, or without any of `chars`.
+pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>) -> &'t str {
+    text.trim_matches(|c: char| is_cut(c, chars))
 }
 
 /// Jinja2's `truncate`: a text of more than `length` and `leeway` characters is cut, between words unless
@@ -303,7 +314,7 @@ fn slice(text: &str, start: Option<i64>, end: Option<i64>) -> (&str, usize) {
 }
 
 /// Python ends lines at more than line feeds.
-fn split_lines(text: &str, keep: bool) -> Vec<Value> {
+pub(super) fn split_lines(text: &str, keep: bool) -> Vec<Value> {
     let ends = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
     let (mut lines, mut rest) = (Vec::new(), text);
     while let Some((at, c)) = rest.char_indices().find(|(_, c)| ends.contains(c)) {

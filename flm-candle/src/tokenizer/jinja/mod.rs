@@ -5,6 +5,7 @@
 //! `strftime_now`, a `tojson` that escapes no HTML), Jinja2's list of built-in filters, Python's `str`.
 
 mod clock;
+mod filters;
 mod json;
 mod methods;
 mod source;
@@ -13,7 +14,7 @@ pub(super) use clock::Clock;
 pub(super) use source::normalized;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, escape_formatter};
 
 /// An environment without templates. It sees no files; `fuel` bounds time and memory of a rendering.
@@ -33,14 +34,7 @@ pub(super) fn environment(fuel: u64) -> Result<Environment<'static>, Error> {
     env.add_function("raise_exception", raise_exception);
     env.add_filter("tojson", json::tojson);
     env.add_filter(source::PERCENT, |text: String, value: &Value| source::percent(&text, value));
-    env.add_filter("truncate", truncate);
-    env.add_filter("striptags", minijinja_contrib::filters::striptags);
-    env.add_filter("filesizeformat", minijinja_contrib::filters::filesizeformat);
-    env.add_filter("wordcount", |text: String| methods::words(&text));
-    env.add_filter("center", |text: String, width: Option<i64>| {
-        methods::center(&text, width.unwrap_or(80), ' ')
-    });
-    env.add_filter("string", |value: &Value| float(value).unwrap_or_else(|| value.to_string()));
+    filters::add(&mut env);
     // to Python None is no iterable, to minijinja it is an empty one
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_test("sequence", |value: &Value| {
@@ -53,23 +47,6 @@ pub(super) fn environment(fuel: u64) -> Result<Environment<'static>, Error> {
 fn float(value: &Value) -> Option<String> {
     let float = value.is_number() && !value.is_integer();
     f64::try_from(value.clone()).ok().filter(|_| float).map(json::float)
-}
-
-/// `truncate(length=255, killwords=false, end='...', leeway=5)`.
-fn truncate(text: String, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
-    let value = |at: usize, name: &str| -> Result<Option<Value>, Error> {
-        match args.get(at) {
-            Some(value) => Ok(Some(value.clone())),
-            None => named.get(name),
-        }
-    };
-    let number = |value: Option<Value>, default: usize| value.map_or(Ok(default), usize::try_from);
-    let length = number(value(0, "length")?, 255)?;
-    let kill_words = value(1, "killwords")?.is_some_and(|value| value.is_true());
-    let end = value(2, "end")?.map_or("...".to_owned(), |end| end.to_string());
-    let leeway = number(value(3, "leeway")?.filter(|value| !value.is_none()), 5)?;
-    named.assert_all_used()?;
-    Ok(methods::truncate(&text, length, kill_words, &end, leeway))
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

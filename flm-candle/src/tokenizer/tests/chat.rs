@@ -129,7 +129,7 @@ fn expressions_render_as_transformers_renders_them() {
     }
     let golden = std::fs::read_to_string(fixture("jinja/golden.json")).unwrap();
     let golden: Vec<Golden> = serde_json::from_str(&golden).unwrap();
-    assert!(golden.len() == 152);
+    assert!(golden.len() == 192);
     let mut wrong = Vec::new();
     for Golden { source, text } in &golden {
         let got = ChatTemplate::new(source, None, None).and_then(|t| t.render(&[], true));
@@ -138,4 +138,18 @@ fn expressions_render_as_transformers_renders_them() {
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), golden.len(), wrong.join("\n"));
+}
+
+#[test]
+fn what_a_template_leaves_out_is_found() {
+    let turns = "{% for m in messages if m.role != 'system' %}{{ m.role }}{{ m.content }}{% endfor %}";
+    let template = ChatTemplate::new(turns, None, None).unwrap();
+    let mut messages = messages(&[("system", "s"), ("user", "a"), ("assistant", "b"), ("tool", "c")]);
+    messages[1].rest.insert("name".into(), "n".into());
+    messages[2].rest.insert("tool_calls".into(), serde_json::json!([{"name": "f"}]));
+    let found = template.unrendered(&messages, Some(&serde_json::json!([{"name": "f"}]))).unwrap();
+    assert_eq!(found.matters, ["tools", "messages[0].system", "messages[2].tool_calls"]);
+    assert_eq!(found.others, ["name"]);
+    let all = ChatTemplate::new("{{ tools|tojson }}{{ messages|tojson }}{# name #}", None, None).unwrap();
+    assert_eq!(all.unrendered(&messages, None).unwrap(), Default::default());
 }

@@ -124,3 +124,37 @@ fn errors_name_their_file() {
     let message = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
     assert!(message.contains("cannot read") && message.contains("tokenizer.model"), "{message}");
 }
+
+/// As editors of other systems save it. In a template the mark is text, as to transformers.
+#[test]
+fn json_with_a_byte_order_mark_is_read() {
+    let marked = |text: &str| format!("\u{feff}{text}").into_bytes();
+    let json = marked(&reopened("tokenizer").save_json().unwrap());
+    let (config, map) = (marked(r#"{"eos_token": "</s>"}"#), marked(r#"{"bos_token": "<s>"}"#));
+    let (generation, template) = (marked(r#"{"eos_token_id": 7}"#), marked("x"));
+    let dir = folder(&[
+        ("tokenizer.json", &json),
+        ("tokenizer_config.json", &config),
+        ("special_tokens_map.json", &map),
+        ("generation_config.json", &generation),
+        ("chat_template.jinja", &template),
+    ]);
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(2)));
+    assert_eq!(tokenizer.stop_tokens(&[]), [2, 7]);
+    assert_eq!(tokenizer.chat_template().unwrap().source(), "\u{feff}x");
+}
+
+#[test]
+fn links_that_lead_nowhere_are_named() {
+    let model = model_bytes("tokenizer");
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let dir = folder(&[("tokenizer.model", &model)]);
+        std::os::unix::fs::symlink("/nowhere/blob", dir.path().join(name)).unwrap();
+        let message = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+        assert!(
+            message.contains(name) && message.contains("a link to a file that is not there"),
+            "{message}"
+        );
+    }
+}

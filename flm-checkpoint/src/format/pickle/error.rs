@@ -101,6 +101,9 @@ pub enum PickleError {
         /// In the archive.
         got: u64,
     },
+    /// A tensor of integers or truth values, which weights are not.
+    #[error("tensor {tensor} is in a torch.{storage}; supported are BF16, F16, F32 and F64")]
+    DType { tensor: String, storage: &'static str },
     /// The archive is not one that torch.save wrote.
     #[error("not a PyTorch checkpoint: {0}")]
     Archive(&'static str),

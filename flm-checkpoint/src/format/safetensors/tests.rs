@@ -14,10 +14,19 @@ fn error(header: &str, data: &[u8]) -> HeaderError {
 
 #[test]
 fn offsets_count_from_the_start_of_the_file() {
-    let found = read(&safetensors(GOOD, &[0; 8]).as_slice()).unwrap();
+    let found = read(&safetensors(GOOD, &[0; 8]).as_slice()).unwrap().tensors;
     let places: Vec<_> = found.iter().map(|t| (t.name.as_str(), t.offset, t.nbytes)).collect();
     let start = GOOD.len() as u64 + 8;
     assert_eq!(places, [("b", start, 4), ("a", start + 4, 4)]);
+}
+
+/// The safetensors crate, and so transformers, opens all of them.
+#[test]
+fn metadata_may_be_absent_empty_or_null() {
+    for metadata in ["", r#""__metadata__":{},"#, r#""__metadata__":null,"#] {
+        let header = format!(r#"{{{metadata}"a":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
+        assert_eq!(read(&safetensors(&header, &[0; 4]).as_slice()).unwrap().tensors.len(), 1, "{header}");
+    }
 }
 
 #[test]
@@ -79,7 +88,7 @@ fn dtypes_that_weights_do_not_have_are_refused_by_name() {
 fn rotary_buffers_are_skipped_but_their_bytes_count() {
     let header = r#"{"model.layers.0.self_attn.rotary_emb.inv_freq":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},
         "w":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#;
-    let found = read(&safetensors(header, &[0; 12]).as_slice()).unwrap();
+    let found = read(&safetensors(header, &[0; 12]).as_slice()).unwrap().tensors;
     assert_eq!((found.len(), found[0].offset), (1, header.len() as u64 + 16));
 }
 
@@ -130,7 +139,7 @@ proptest! {
             let len = file.len();
             file[at % len] = byte;
         }
-        if let Ok(found) = read(&file.as_slice()) {
+        if let Ok(found) = read(&file.as_slice()).map(|found| found.tensors) {
             for t in found {
                 prop_assert!(t.offset + t.nbytes <= file.len() as u64);
             }
@@ -148,7 +157,7 @@ proptest! {
             (name, view.unwrap())
         });
         let file = safetensors::serialize(views, None).unwrap();
-        let mut found = read(&file.as_slice()).unwrap();
+        let mut found = read(&file.as_slice()).unwrap().tensors;
         found.sort_by(|a, b| a.name.cmp(&b.name));
         let found: Vec<_> = found.into_iter().map(|t| (t.name, t.shape)).collect();
         prop_assert_eq!(found, tensors.into_iter().collect::<Vec<_>>());

@@ -92,6 +92,8 @@ fn of_several_forms_the_first_is_taken() {
     steps.push(Checkpoint::open(dir.path()).unwrap().format());
     use crate::read::Format::{PyTorch, Safetensors, ShardedPyTorch, ShardedSafetensors};
     assert_eq!(steps, [ShardedPyTorch, PyTorch, ShardedSafetensors, Safetensors]);
+    let others = ["model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().unread(), others);
 }
 
 #[test]
@@ -255,4 +257,163 @@ fn pointers_of_git_lfs_are_named() {
     let text =
         crate::copy_side_files(source.path(), target.path(), crate::Card::Keep).unwrap_err().to_string();
     assert!(text.contains("tokenizer.model is a Git LFS pointer"), "{text}");
+}
+
+#[test]
+fn weights_under_the_name_of_the_other_form_are_named() {
+    let dir = empty();
+    write(dir.path(), "pytorch_model.bin", one_tensor("a"));
+    let text = error(&dir).to_string();
+    assert!(text.contains("pytorch_model.bin is a safetensors file") && text.contains("rename"), "{text}");
+    write(dir.path(), "model.safetensors", pytorch(&[Saved::default()], &[("0", &[0; 24])]).bytes);
+    let text = error(&dir).to_string();
+    assert!(text.contains("model.safetensors is a zip archive") && text.contains("rename"), "{text}");
+}
+
+#[test]
+fn what_lies_in_the_place_of_weights_is_named() {
+    for (names, says) in [
+        (
+            &["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "x.gguf"][..],
+            "model-00001-of-00003.safetensors and 1 more are shards without their index: get \
+             model.safetensors.index.json too",
+        ),
+        (
+            &["pytorch_model-00002-of-00002.bin"],
+            "pytorch_model-00002-of-00002.bin are shards without their index: get pytorch_model.bin.index.json too",
+        ),
+        (&["adapter_model.safetensors"], "adapter_model.safetensors is a PEFT adapter"),
+        (&["model-q4.gguf"], "model-q4.gguf is a GGUF file"),
+        (&["consolidated.00.pth"], "consolidated.00.pth has the names of its maker's own code"),
+        (&["weights.safetensors"], "rename it to model.safetensors"),
+        (&["flax_model.msgpack"], "another framework's"),
+    ] {
+        let dir = empty();
+        names.iter().for_each(|name| write(dir.path(), name, "x"));
+        let text = error(&dir).to_string();
+        assert!(text.contains("no weights in") && text.contains(says), "{text}");
+        fs::remove_file(dir.path().join("config.json")).unwrap();
+        let text = error(&dir).to_string();
+        assert!(text.contains("no config.json in") && text.contains(says), "{text}");
+    }
+}
+
+#[test]
+fn files_and_repositories_of_the_hubs_cache_are_no_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    for (bytes, says) in [("GGUF\x03\0\0\0", "is a GGUF file"), ("{}", "is a file: give the directory")] {
+        write(dir.path(), "m", bytes);
+        let error = Checkpoint::open(&dir.path().join("m")).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let root = dir.path().join("models--o--r");
+    for name in ["b", "a", "unfinished"] {
+        fs::create_dir_all(root.join("snapshots").join(name)).unwrap();
+    }
+    fs::create_dir(root.join("refs")).unwrap();
+    write(&root, "refs/main", "b\n");
+    assert!(crate::cached_snapshots(&root).is_empty());
+    for name in ["b", "a"] {
+        fs::copy(
+            fixture("models/teleflm-f32-st/config.json"),
+            root.join("snapshots").join(name).join("config.json"),
+        )
+        .unwrap();
+    }
+    let error = Checkpoint::open(&root).unwrap_err().to_string();
+    let snapshots = root.join("snapshots");
+    let both = format!("{}, {}", snapshots.join("b").display(), snapshots.join("a").display());
+    assert!(error.ends_with(&format!("give one of its snapshots, {both}")), "{error}");
+}
+
+#[test]
+fn an_index_with_a_byte_order_mark_is_read() {
+    let dir = sharded(json!({"a": "1.safetensors", "b": "2.safetensors"}));
+    let index = dir.path().join("model.safetensors.index.json");
+    write(
+        dir.path(),
+        "model.safetensors.index.json",
+        [b"\xef\xbb\xbf", &fs::read(index).unwrap()[..]].concat(),
+    );
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().entries().count(), 2);
+}
+
+#[test]
+fn buffers_of_any_dtype_are_ignored_and_listed() {
+    let dir = empty();
+    let header = json!({
+        "w": { "dtype": "F32", "shape": [1], "data_offsets": [0, 4] },
+        "model.position_ids": { "dtype": "I64", "shape": [1, 2], "data_offsets": [4, 20] },
+        "model.layers.0.attn.masked_bias": { "dtype": "F32", "shape": [], "data_offsets": [20, 24] },
+    });
+    let names = ["model.layers.0.attn.masked_bias", "model.position_ids"];
+    write(dir.path(), "model.safetensors", safetensors(&header.to_string(), &[0; 24]));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!((checkpoint.entries().count(), checkpoint.ignored()), (1, &names.map(str::to_owned)[..]));
+
+    let dir = empty();
+    let long = |name| Saved {
+        name,
+        class: "LongStorage",
+        storage: "1",
+        elements: 2,
+        shape: &[2],
+        stride: &[1],
+        offset: 0,
+    };
+    let bin = |name| pytorch(&[Saved::default(), long(name)], &[("0", &[0; 24]), ("1", &[0; 16])]).bytes;
+    write(dir.path(), "pytorch_model.bin", bin("model.position_ids"));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!((checkpoint.entries().count(), checkpoint.ignored()), (1, &names.map(str::to_owned)[1..]));
+    write(dir.path(), "pytorch_model.bin", bin("model.ids"));
+    let text = error(&dir).to_string();
+    assert!(text.contains("tensor model.ids is in a torch.LongStorage; supported are BF16"), "{text}");
+}
+
+#[test]
+fn what_stands_before_every_name_is_left_out() {
+    let open = |names: &[&str]| {
+        let dir = empty();
+        let entry = |at: usize| json!({ "dtype": "F32", "shape": [1], "data_offsets": [4 * at, 4 * at + 4] });
+        let header: serde_json::Map<_, _> =
+            names.iter().enumerate().map(|(at, name)| (name.to_string(), entry(at))).collect();
+        let header = serde_json::Value::Object(header).to_string();
+        write(dir.path(), "model.safetensors", safetensors(&header, &vec![0; 4 * names.len()]));
+        Checkpoint::open(dir.path()).unwrap()
+    };
+    let names = |checkpoint: &Checkpoint| checkpoint.entries().map(|e| e.name.clone()).collect::<Vec<_>>();
+    let whole = ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"];
+    for (prefix, by) in [
+        ("module.", &["DistributedDataParallel"][..]),
+        ("module._orig_mod.", &["DistributedDataParallel", "torch.compile"]),
+        ("base_model.model.", &["PEFT"]),
+        ("model.", &[]),
+        ("language_model.", &[]),
+    ] {
+        let stored = whole.map(|name| format!("{prefix}{name}"));
+        let checkpoint = open(&stored.each_ref().map(String::as_str));
+        assert_eq!(
+            (&names(&checkpoint)[..], checkpoint.prefix()),
+            (&whole.map(str::to_owned)[..], Some((prefix, by.to_vec())))
+        );
+    }
+    // a decoder saved by itself
+    for stored in [
+        ["lm_head.weight", "embed_tokens.weight", "norm.weight"],
+        ["lm_head.weight", "_orig_mod.embed_tokens.weight", "_orig_mod.norm.weight"],
+    ] {
+        assert_eq!(names(&open(&stored)), whole);
+    }
+    // one of several models
+    let several = open(&["language_model.model.embed_tokens.weight", "vision.norm.weight"]).problems();
+    assert_eq!(several.len(), 1);
+    assert!(
+        several[0].to_string().contains("language_model.model.embed_tokens.weight, which"),
+        "{}",
+        several[0]
+    );
+    let adapter =
+        open(&["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.lora_A.default.weight"]);
+    assert!(adapter.problems()[0].to_string().contains("merge_and_unload"));
+    assert_eq!(adapter.problems().len(), 1);
 }

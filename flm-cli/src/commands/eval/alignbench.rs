@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
-use crate::arguments::{Asking, RawTextArgs, RunArgs, TemplateArgs, local_model};
+use crate::arguments::{Asking, RawTextArgs, RunArgs, TemplateArgs, checkpoint_dir, local_model};
 use crate::commands::eval::judge;
 use crate::commands::eval::judge::JudgeArgs;
 use crate::output::Output;
@@ -32,6 +32,7 @@ use flm_eval::{Reader, Scores, score};
     \x20 --stream --out results --judge-model gpt-4o-2024-05-13\n  flm eval report results")]
 pub(crate) struct AlignBench {
     /// Checkpoint directory.
+    #[arg(value_parser = checkpoint_dir())]
     dir: PathBuf,
     /// Questions: a JSONL file, or a checkout of THUDM/AlignBench.
     #[arg(long, value_name = "PATH")]

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::arguments::{Asking, RunArgs, local_model};
+use crate::arguments::{Asking, RunArgs, checkpoint_dir, local_model};
 use crate::output::Output;
 use flm_eval::Judge;
 use flm_eval::LocalJudge;
@@ -158,7 +158,7 @@ pub(crate) struct JudgeArgs {
     #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY")]
     judge_key_env: String,
     /// Checkpoint directory of a local chat model to judge with.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = checkpoint_dir())]
     judge_dir: Option<PathBuf>,
     /// Prompt of the judge: a minijinja template with category, subcategory, kind, dimensions,
     /// question, reference, answer, reference_score.

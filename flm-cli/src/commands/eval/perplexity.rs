@@ -5,7 +5,7 @@ use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
-use crate::arguments::{RawTextArgs, RunArgs, open, tokenizer};
+use crate::arguments::{RawTextArgs, RunArgs, checkpoint_dir, open, tokenizer};
 use crate::commands::eval::texts::TextFile;
 use crate::output::{Output, count, table};
 use flm_eval::{Cut, Measures, Pieces, Sums, Tokenised};
@@ -25,6 +25,7 @@ use flm_eval::{Cut, Measures, Pieces, Sums, Tokenised};
     flm eval perplexity ./Tele-FLM --text ./domains")]
 pub(crate) struct Perplexity {
     /// Checkpoint directory.
+    #[arg(value_parser = checkpoint_dir())]
     dir: PathBuf,
     /// A text: a UTF-8 file (- is standard input), a .jsonl file with a text in every line, or a directory
     /// of .txt and .jsonl files. Given again, or for a directory, a table has a row for each file, named

@@ -11,7 +11,7 @@ use flm_growth::vocabulary_of;
 use flm_growth::{DamagedTensor, Folding, GgufOptions, GgufPlan, Rounding};
 use serde::Serialize;
 
-use crate::arguments::{open, parse_size};
+use crate::arguments::{checkpoint_dir, open, parse_size};
 use crate::output::{Output, count, size};
 
 /// Write one GGUF file that llama.cpp and what is built on it run, with tokenizer and chat template.
@@ -23,6 +23,7 @@ use crate::output::{Output, count, size};
                         flm export gguf ./Tele-FLM ./tele-flm.gguf --dry-run")]
 pub(crate) struct Gguf {
     /// Checkpoint directory to read.
+    #[arg(value_parser = checkpoint_dir())]
     src: PathBuf,
     /// File to make.
     dst: PathBuf,

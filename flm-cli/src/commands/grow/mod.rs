@@ -21,7 +21,8 @@ use flm_growth::{Shape, ShapeOverrides};
 
 use crate::arguments::part::{PartArgs, command_line};
 use crate::arguments::{
-    RECIPE_BYTES, TextArgs, WriteArgs, config, has_tokenizer, open, read_text, tokenizer,
+    RECIPE_BYTES, TextArgs, WriteArgs, checkpoint_dir, config, has_tokenizer, open, read_text, tell_of_code,
+    tokenizer,
 };
 use crate::commands::distance::{MetricName, measure};
 use crate::commands::grow::report::{Report, Reports};
@@ -46,7 +47,7 @@ use crate::recipe::grow::{DEFAULT_OPERATOR, Place, Recipe, Stage, parse_std};
     flm grow --from-config tele-flm-102b --to tele-flm-1t --dry-run")]
 pub(crate) struct Grow {
     /// Checkpoint directory to read.
-    #[arg(required_unless_present_any = ["from_config", "recipe"])]
+    #[arg(required_unless_present_any = ["from_config", "recipe"], value_parser = checkpoint_dir())]
     src: Option<PathBuf>,
     /// Directory to make.
     #[arg(required_unless_present = "dry_run")]
@@ -233,6 +234,9 @@ impl Grow {
         let count = stages.len();
         let mut source = self.source(recipe.as_ref().and_then(Recipe::from))?;
         refuse_without_effect(&stages, source.config())?;
+        if let Source::Checkpoint(checkpoint) = &source {
+            tell_of_code(checkpoint.config(), checkpoint.dir(), output);
+        }
         let mut reports = Vec::with_capacity(count);
         let mut between = Vec::new();
         for (number, stage) in (1..).zip(&stages) {

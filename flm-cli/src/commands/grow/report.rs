@@ -173,7 +173,7 @@ fn human(report: &Report, plan: &GrowthPlan) -> String {
     let mut facts = vec![
         ("operator", report.operator.to_owned()),
         ("new layers", format!("{:?} ({})", report.new_layers, report.placement)),
-        ("norm eps", format!("{:e}", report.rms_norm_eps)),
+        ("norm eps", format!("{:e}", report.rms_norm_eps as f32)),
         ("logit scale", format!("{} / {}", report.output_mult, report.mup_scale_factor)),
         ("function", preservation),
         ("masks", masks.unwrap_or_else(|| "none: a plain checkpoint".into())),

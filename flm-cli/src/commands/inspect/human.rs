@@ -11,6 +11,23 @@ pub(crate) fn text(r: &Report) -> String {
         "checkpoint",
         format!("{} ({}, {} files, {} tensors)", r.dir.display(), r.format, r.files, r.tensors),
     )];
+    if !r.unread.is_empty() {
+        rows.push((
+            "not read",
+            format!("{}: as in transformers, {} comes first", r.unread.join(", "), r.first()),
+        ));
+    }
+    if let Some(prefix) = &r.prefix {
+        let by = match r.wrappers.as_slice() {
+            [] => String::new(),
+            wrappers => format!(" (so {} saves them)", wrappers.join(" in ")),
+        };
+        rows.push(("names", format!("all begin with {prefix}, which is left out{by}")));
+    }
+    if let [first, rest @ ..] = r.ignored.as_slice() {
+        let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        rows.push(("ignored", format!("{first}{more}: buffers that follow from the config")));
+    }
     if let Some(t) = &r.transferred {
         rows.push(("commit", format!("{} ({})", t.commit, t.revision)));
         rows.push(("transferred", format!("{} in {} requests", size(t.bytes), t.requests)));
@@ -34,7 +51,7 @@ pub(crate) fn text(r: &Report) -> String {
         ("context", c.context.to_string()),
         (
             "norm eps, rope",
-            format!("{:e}, theta {}{}", c.rms_norm_eps, c.rope_theta, scaled(c.rope_scaling.as_ref())),
+            format!("{:e}, theta {}{}", c.rms_norm_eps as f32, c.rope_theta, scaled(c.rope_scaling.as_ref())),
         ),
         ("scales", format!("embedding × {}, logits × {}", c.input_scale, c.logit_scale)),
         ("head", if c.tied { "tied to the embedding".into() } else { "its own".into() }),

@@ -17,7 +17,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use flm_checkpoint::Checkpoint;
 
-use crate::arguments::{has_tokenizer, open, tokenizer};
+use crate::arguments::{checkpoint_dir, has_tokenizer, open, tokenizer};
 use crate::commands::inspect::report::{Report, Transferred};
 use crate::output::Output;
 use flm_hub::Manifest;
@@ -33,6 +33,7 @@ use flm_hub::{HubCheckpoint, repository_of};
                         flm inspect CofeAI/FLM-2-52B-Instruct-2407")]
 pub(crate) struct Inspect {
     /// Checkpoint directory, a repository OWNER/NAME, or a name that `flm models` lists.
+    #[arg(value_parser = checkpoint_dir())]
     checkpoint: PathBuf,
     /// Commit, branch or tag of the repository [default: the manifest's, else main].
     #[arg(long)]

@@ -32,6 +32,18 @@ pub(crate) struct Report {
     /// Masks of a model that is still growing, as config.json has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) growth: Option<GrowthMasks>,
+    /// What stands before every tensor's name in the files and is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prefix: Option<String>,
+    /// What puts such a prefix there, as far as it is known.
+    #[serde(skip)]
+    pub(crate) wrappers: Vec<&'static str>,
+    /// Buffers in the files that follow from the config and are not read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ignored: Vec<String>,
+    /// Other forms of weights in the directory, which are not read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unread: Vec<&'static str>,
     /// Keys of config.json that flm neither computes nor knows to change nothing.
     pub(crate) unknown_keys: Vec<String>,
     pub(crate) tokenizer_size: Option<usize>,
@@ -159,9 +171,14 @@ impl Report {
             bytes: e.nbytes,
             values: None,
         };
+        let prefix = checkpoint.prefix();
         Self {
             dir: dir.into(),
             transferred: None,
+            prefix: prefix.as_ref().map(|(prefix, _)| (*prefix).to_owned()),
+            wrappers: prefix.map_or_else(Vec::new, |(_, wrappers)| wrappers),
+            ignored: checkpoint.ignored().to_vec(),
+            unread: checkpoint.unread().to_vec(),
             format: match checkpoint.format() {
                 Format::Safetensors => "safetensors",
                 Format::ShardedSafetensors => "sharded safetensors",
@@ -183,6 +200,15 @@ impl Report {
             values: None,
             problems: checkpoint.problems().iter().map(ToString::to_string).collect(),
             tensor_list: list.then(|| checkpoint.entries().map(row).collect()),
+        }
+    }
+
+    /// The form of weights that is read, by the name of its file or index.
+    pub(crate) fn first(&self) -> &'static str {
+        match self.format {
+            "safetensors" => "model.safetensors",
+            "sharded safetensors" => "model.safetensors.index.json",
+            _ => "pytorch_model.bin",
         }
     }
 

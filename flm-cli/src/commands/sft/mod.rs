@@ -15,7 +15,7 @@ use flm_train::{Event, Outcome, StepMetrics, Trainer};
 use flm_train::{Options, Plan, PlanReport};
 use serde::Serialize;
 
-use crate::arguments::{RunArgs, dtypes};
+use crate::arguments::{RunArgs, dtypes, tell_of_code};
 use crate::commands::sft::plan::ShapeArgs;
 use crate::commands::sft::settings::SettingArgs;
 use crate::exit as interrupt;
@@ -105,6 +105,7 @@ impl Sft {
         let device = run.device()?;
         let plan = Plan::for_device(options, &device, run.dtype(&device)).map_err(blamed)?;
         plan.notes().iter().for_each(|note| output.say(note));
+        tell_of_code(plan.checkpoint.config(), plan.checkpoint.dir(), output);
         if self.dry_run {
             let mut report = plan.report();
             report.seconds = match self.tokens_per_second {

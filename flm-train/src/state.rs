@@ -249,7 +249,7 @@ pub(crate) fn check(dir: &Path) -> Result<(), TrainError> {
         if !dir.join(CHECKSUMS_FILE).exists() {
             continue;
         }
-        let report = Checksums::read(&dir)?.check(&dir, &|_| ())?;
+        let report = Checksums::read(&dir)?.check(&dir, None, &|_| ())?;
         if let Some(problem) = report.problems.first() {
             return Err(TrainError::State { path: dir, message: format!("it is damaged: {problem}") });
         }

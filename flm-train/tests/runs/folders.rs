@@ -184,7 +184,7 @@ fn results_have_digests_and_tell_where_they_come_from() {
     fs::write(dir.path().join("model/provenance.json"), growth.to_string()).unwrap();
     let outcome = run(&mut start(dir.path(), &LINES, &["save.every_steps=2"]).unwrap(), None).0.unwrap();
     for path in [outcome.model.clone(), dir.path().join("out/step-00000002")] {
-        let report = flm_checkpoint::Checksums::read(&path).unwrap().check(&path, &|_| ()).unwrap();
+        let report = flm_checkpoint::Checksums::read(&path).unwrap().check(&path, None, &|_| ()).unwrap();
         assert!(report.passed && report.files >= 4, "{report:?}");
         let text = fs::read_to_string(path.join("provenance.json")).unwrap();
         let provenance: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -60,7 +60,8 @@ pub(crate) fn there(names: &[String]) -> Option<String> {
             1 => String::new(),
             n => format!(" and {} more", n - 1),
         };
-        return Some(format!("{first}{more} are shards without their index: get {index}.index.json too"));
+        let are = if shards.len() == 1 { "is a shard" } else { "are shards" };
+        return Some(format!("{first}{more} {are} without an index: get {index}.index.json too"));
     }
     let first = |ends: &[&str]| names.iter().copied().find(|name| ends.iter().any(|end| name.ends_with(end)));
     if let Some(adapter) = names.iter().find(|name| name.starts_with("adapter_model.")) {

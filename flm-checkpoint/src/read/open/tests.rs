@@ -275,12 +275,12 @@ fn what_lies_in_the_place_of_weights_is_named() {
     for (names, says) in [
         (
             &["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "x.gguf"][..],
-            "model-00001-of-00003.safetensors and 1 more are shards without their index: get \
+            "model-00001-of-00003.safetensors and 1 more are shards without an index: get \
              model.safetensors.index.json too",
         ),
         (
             &["pytorch_model-00002-of-00002.bin"],
-            "pytorch_model-00002-of-00002.bin are shards without their index: get pytorch_model.bin.index.json too",
+            "pytorch_model-00002-of-00002.bin is a shard without an index: get pytorch_model.bin.index.json too",
         ),
         (&["adapter_model.safetensors"], "adapter_model.safetensors is a PEFT adapter"),
         (&["model-q4.gguf"], "model-q4.gguf is a GGUF file"),

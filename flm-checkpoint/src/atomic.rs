@@ -17,7 +17,7 @@ pub(crate) use staging::clear;
 mod lock;
 mod staging;
 
-/// Replaces the file `path` by `bytes`, whole or not at all.
+/// Replaces the file `path` by `bytes`, whole or not at all. Who may read and write it stays as it was.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = parent(path);
     let mut file = tempfile::Builder::new()
@@ -25,6 +25,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         .permissions(PermissionsExt::from_mode(0o644))
         .tempfile_in(dir)
         .map_err(io("create a file in", dir))?;
+    if let Some(old) = path.symlink_metadata().ok().filter(fs::Metadata::is_file) {
+        let new = file.as_file().metadata().map_err(io("look at", file.path()))?.permissions();
+        // before there is anything to be read in it
+        if new != old.permissions() {
+            file.as_file().set_permissions(old.permissions()).map_err(io("set the permissions of", path))?;
+        }
+    }
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(io("write", path))?;
     file.persist(path).map_err(|e| io("rename to", path)(e.error))?;
     sync(dir)
@@ -77,6 +84,25 @@ fn parent(path: &Path) -> &Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_replaced_stays_as_private_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scores.json");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        replace(&path, b"new").unwrap();
+        let usual = mode(&path);
+        for private in [0o600, 0o640, 0o444] {
+            fs::set_permissions(&path, PermissionsExt::from_mode(private)).unwrap();
+            replace(&path, b"newer").unwrap();
+            assert_eq!((mode(&path), fs::read(&path).unwrap().as_slice()), (private, &b"newer"[..]));
+        }
+        // a link is replaced by a file of its own, whatever it led to
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        replace(&link, b"x").unwrap();
+        assert_eq!(mode(&link), usual);
+    }
 
     #[test]
     fn a_file_of_our_own_is_no_link() {

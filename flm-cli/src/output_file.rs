@@ -13,15 +13,32 @@ pub(crate) enum Kind {
     /// A safetensors file of `flm logits`.
     Logits,
     /// An HTML page of flm.
-    Page,
+    Page(Page),
     /// An SVG picture of flm.
     Picture,
     /// scores.json of `flm eval alignbench`.
     Scores,
 }
 
-/// What a page and a picture of flm begin with, somewhere in [`HEAD`] bytes.
-pub(crate) const GENERATOR: &str = r#"<meta name="generator" content="flm">"#;
+/// What a page shows; each kind has a mark of its own, somewhere in its first [`HEAD`] bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Page {
+    /// Of `flm eval report`.
+    Evaluation,
+    /// Of `flm verify`.
+    Verification,
+}
+
+impl Page {
+    /// The element of the page's head that tells its kind.
+    pub(crate) fn mark(self) -> &'static str {
+        match self {
+            Self::Evaluation => r#"<meta name="generator" content="flm eval report">"#,
+            Self::Verification => r#"<meta name="generator" content="flm verify">"#,
+        }
+    }
+}
+
 /// The first line of a picture.
 pub(crate) const PICTURE: &str = "<!-- made by flm -->\n";
 /// Bytes that are looked at to tell what a file is.
@@ -31,7 +48,7 @@ impl Kind {
     fn is_of(self, head: &[u8]) -> bool {
         let holds = |text: &str| head.windows(text.len()).any(|part| part == text.as_bytes());
         match self {
-            Self::Page => holds(GENERATOR),
+            Self::Page(page) => holds(page.mark()),
             Self::Picture => head.starts_with(PICTURE.as_bytes()),
             // as it is written: what was answered comes first, with the digests that belong to it
             Self::Scores => {
@@ -136,7 +153,8 @@ mod tests {
     fn earlier_results_are_replaced_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
-        let page = format!("<!doctype html>{GENERATOR}");
+        let page = |page: Page| format!("<!doctype html>{}", page.mark());
+        let (evaluation, verification) = (page(Page::Evaluation), page(Page::Verification));
         let logits =
             candle_core::Tensor::zeros((1, 2), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
         let bytes = |name: &str| {
@@ -153,12 +171,15 @@ mod tests {
     "data_sha256": "0",
     "settings_digest": "0","#;
         for (kind, own) in [
-            (Kind::Page, page.as_bytes()),
+            (Kind::Page(Page::Evaluation), evaluation.as_bytes()),
+            (Kind::Page(Page::Verification), verification.as_bytes()),
             (Kind::Picture, format!("{PICTURE}<svg/>").as_bytes()),
             (Kind::Logits, &ours),
             (Kind::Scores, scores),
         ] {
-            for other in [&b"mine"[..], &weights, b"<svg/>", b"<!doctype html>", b"{\n  \"answers\": {\n"] {
+            let pages = [evaluation.as_bytes(), verification.as_bytes()];
+            let others = [&b"mine"[..], &weights, b"<svg/>", b"<!doctype html>", b"{\n  \"answers\": {\n"];
+            for other in others.into_iter().chain(pages.into_iter().filter(|page| *page != own)) {
                 std::fs::write(&path, other).unwrap();
                 assert!(write(&path, kind, b"new", false).is_err(), "{kind:?}");
                 assert_eq!(std::fs::read(&path).unwrap(), other);
@@ -172,7 +193,7 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         for target in [link.as_path(), Path::new("/dev/null"), dir.path()] {
-            assert!(write(target, Kind::Page, b"x", true).is_err(), "{}", target.display());
+            assert!(write(target, Kind::Page(Page::Evaluation), b"x", true).is_err(), "{}", target.display());
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
     }

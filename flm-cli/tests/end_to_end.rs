@@ -88,6 +88,19 @@ fn demo_replaces_a_demo_and_nothing_else() {
     let refused = flm(["demo", "--dir", text(&other), "--until", "inspect"]);
     assert_eq!(refused.status.code(), Some(1), "another directory is left alone");
     assert!(other.join("kept").exists());
+    // two demos do not share a directory
+    let lock = std::fs::File::open(demo.join(".flm-demo.lock")).unwrap();
+    lock.try_lock().unwrap();
+    let second = flm(["demo", "--dir", text(&demo), "--until", "inspect"]);
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(second.status.code() == Some(1) && said.contains("in use"), "{said}");
+    assert!(demo.join("nano-52b-pytorch/config.json").exists(), "nothing is cleared meanwhile");
+    drop(lock);
+    // a demo that ended before it had made anything is no obstacle
+    let begun = dir.path().join("begun");
+    std::fs::create_dir(&begun).unwrap();
+    std::fs::write(begun.join(".flm-demo.lock"), "").unwrap();
+    assert!(flm(["demo", "--dir", text(&begun), "--until", "unpack"]).status.success());
     // what is asked is not what was taught
     let lines = |name: &str| -> Vec<Value> {
         let text = std::fs::read_to_string(demo.join(name)).unwrap();

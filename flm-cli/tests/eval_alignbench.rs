@@ -159,6 +159,11 @@ fn a_raised_limit_asks_only_what_is_new() {
     assert_eq!((&report["answers"]["answered"], &report["answers"]["already"]), (&json!(5), &json!(2)));
     assert_eq!(report["answers"]["model"], "my model");
     assert!(report["answers"]["cut"].as_u64() <= Some(7) && report["answers"]["cut"].is_u64());
+    // one file has the answers of one name
+    let before = std::fs::read(out.join("answers.jsonl")).unwrap();
+    let (ok, _, error) = alignbench(&model, &questions, &out, &["--limit", "7", "--name", "other"]);
+    assert!(!ok && error.contains("under the name \"my model\"") && error.contains("--out"), "{error}");
+    assert_eq!(std::fs::read(out.join("answers.jsonl")).unwrap(), before);
 }
 
 #[test]

@@ -71,6 +71,19 @@ fn results_replace_no_input_no_device_and_no_file_of_the_users() {
         assert!(flm(command.iter().chain(&[*option, text(&copy), "--force"])).status.success());
         assert_eq!(fs::metadata(&copy).unwrap().len(), fs::metadata(&own).unwrap().len());
     }
+    // pages of two commands are two kinds
+    let (verification, evaluation) = (dir.path().join("own--report"), dir.path().join("evaluation.html"));
+    let judgments = dir.path().join("judgments.jsonl");
+    let row = r#"{"question_id":1,"category":"c","model":"m","judge":"j","judgment":"综合得分：8"}"#;
+    fs::write(&judgments, format!("{row}\n")).unwrap();
+    let page = |out: &Path| flm(["eval", "report", text(&judgments), "--out", text(out)]);
+    assert!(page(&evaluation).status.success() && page(&evaluation).status.success());
+    let before = fs::read(&verification).unwrap();
+    assert!(refused(&page(&verification)).contains("no earlier result of this command"));
+    assert_eq!(fs::read(&verification).unwrap(), before);
+    let (command, option, _) = &commands[2];
+    let said = refused(&flm(command.iter().chain(&[*option, text(&evaluation)])));
+    assert!(said.contains("no earlier result of this command"), "{said}");
     assert_eq!(fs::read_to_string(&notes).unwrap(), "mine");
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
 }

@@ -185,6 +185,7 @@ fn a_dry_run_writes_nothing_and_wrong_recipes_fail_with_the_reason() {
     let told = run(dir.path(), &["--dry-run", "--tokens-per-second", "10"]);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.contains(", 10 tokens/s") && told.contains("% filled"), "{told}");
+    assert!(told.contains("data in memory") && report["data_memory"].as_u64() > Some(0), "{told}");
     // what does not fit is never chosen, and how much it lacks is told
     for arguments in [&["--dry-run", "--memory-budget", "1MB"][..], &["--memory-budget", "1MB"]] {
         let small = run(dir.path(), arguments);

@@ -80,6 +80,14 @@ pub fn answer(
                 );
             }
         }
+        if let Some(name) = row.get("model").and_then(Value::as_str).filter(|name| *name != model.name) {
+            bail!(
+                "{}, line {}: an answer under the name {name:?}, not {:?}: give --name {name:?}, or another --out",
+                out.display(),
+                index + 1,
+                model.name
+            );
+        }
         let id = row.get("question_id").map(|id| serde_json::from_value::<QuestionId>(id.clone()));
         done.extend(id.transpose().with_context(|| format!("{}, line {}", out.display(), index + 1))?);
     }

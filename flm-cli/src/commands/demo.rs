@@ -26,7 +26,7 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) fn run(&self, output: &Output) -> anyhow::Result<bool> {
-        demo::prepare(&self.dir)?;
+        let _lock = demo::prepare(&self.dir)?;
         let report = demo::run_steps(&self.dir, self.until, output)?;
         output.result(&report, |report| {
             let row = |s: &demo::Step| {

@@ -12,7 +12,7 @@ use flm_growth::{VerifyOptions, verify};
 use crate::arguments::part::WhichPart;
 use crate::arguments::{RunArgs, TextArgs, checkpoint_dir, open};
 use crate::output::{Output, count, size, table};
-use crate::output_file::{self, Kind};
+use crate::output_file::{self, Kind, Page};
 use crate::report::verification::{among, page};
 
 /// Run two checkpoints on the same tokens and compare them, layer by layer and in their logits; of one
@@ -61,7 +61,7 @@ impl Verify {
 
     fn compare(&self, path: &Path, output: &Output) -> anyhow::Result<bool> {
         if let Some(file) = &self.report {
-            output_file::check(file, Kind::Page, self.force)?;
+            output_file::check(file, Kind::Page(Page::Verification), self.force)?;
         }
         let (source, target) = (open(&self.a)?, open(path)?);
         let rows = source.config().vocab_size.min(target.config().vocab_size);
@@ -84,7 +84,7 @@ impl Verify {
         bar.finish_and_clear();
         if let Some(file) = &self.report {
             let page = page(&report, &name(&self.a), &name(path), Provenance::read(path)?.as_ref())?;
-            output_file::write(file, Kind::Page, page.as_bytes(), self.force)?;
+            output_file::write(file, Kind::Page(Page::Verification), page.as_bytes(), self.force)?;
         }
         output.result(&report, human)?;
         Ok(report.passed)

@@ -4,6 +4,7 @@ pub(crate) mod assets;
 
 use std::{
     fmt,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     time::Instant,
@@ -15,7 +16,7 @@ use clap::ValueEnum;
 use flm_candle::Residency;
 use flm_candle::Tokenizer;
 use flm_checkpoint::Checkpoint;
-use flm_checkpoint::{atomic, preset};
+use flm_checkpoint::{DirectoryLock, atomic, preset};
 use flm_growth::Placement;
 use flm_growth::Shape;
 use flm_growth::SourceModel;
@@ -57,6 +58,8 @@ const TARGET: &str = "nano-1t";
 const PAGE: &str = "report.html";
 /// Marks a directory as a demo's, and holds its report.
 const MARKER: &str = "demo.json";
+/// Held locked in the directory while a demo works there.
+const LOCK: &str = ".flm-demo.lock";
 /// All that a demo makes in its directory; the marker is replaced.
 const MADE: [&str; 11] = [
     SHARDS,
@@ -131,13 +134,26 @@ pub(crate) struct Report {
 type Outcome = anyhow::Result<(String, String, bool)>;
 
 /// The demo's directory: a new one, or one that an earlier demo has made, without what that one left. What
-/// else stands there stays.
+/// else stands there stays. It is this demo's alone while the lock lives.
 ///
 /// # Errors
-/// Where something else is there.
-pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
+/// Where something else is there, or another demo is at work.
+pub(crate) fn prepare(dir: &Path) -> anyhow::Result<DirectoryLock> {
     let context = || format!("cannot make {}", dir.display());
-    if dir.join(MARKER).is_file() {
+    // nothing is made where something else is, not even the lock
+    let ours = || -> anyhow::Result<bool> {
+        let mut names = match std::fs::read_dir(dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            names => names.with_context(context)?,
+        };
+        let made = dir.join(MARKER).is_file();
+        let free = made || names.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK));
+        anyhow::ensure!(free, "{} exists and is no demo's: name a new directory with --dir", dir.display());
+        Ok(made)
+    };
+    ours()?;
+    let lock = DirectoryLock::take(dir, LOCK)?;
+    if ours()? {
         for path in MADE.iter().map(|name| dir.join(name)) {
             let removed = match path.symlink_metadata() {
                 Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(&path),
@@ -146,12 +162,9 @@ pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
             };
             removed.with_context(|| format!("cannot remove {}", path.display()))?;
         }
-    } else {
-        let free = !dir.exists() || std::fs::read_dir(dir).with_context(context)?.next().is_none();
-        anyhow::ensure!(free, "{} exists and is no demo's: name a new directory with --dir", dir.display());
     }
-    std::fs::create_dir_all(dir).with_context(context)?;
-    atomic::write(&dir.join(MARKER), b"{}\n").with_context(context)
+    atomic::write(&dir.join(MARKER), b"{}\n").with_context(context)?;
+    Ok(lock)
 }
 
 /// Runs every step in the directory `dir`, and none after the last of the kind `until`.

@@ -5,6 +5,7 @@ use minijinja::{AutoEscape, Environment, Value, value::Serde};
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
+use crate::output_file::Page;
 use crate::report::radar::radar;
 use flm_eval::JudgedRow;
 use flm_eval::published;
@@ -24,6 +25,7 @@ pub(crate) fn page(report: &Report) -> anyhow::Result<String> {
     env.set_auto_escape_callback(|_| AutoEscape::Html);
     env.add_template("page", TEMPLATE)?;
     let variables = json!({
+        "mark": Page::Evaluation.mark(),
         "title": title(report),
         "verdicts": verdicts(report),
         "flm": report.flm,

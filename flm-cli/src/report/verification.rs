@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use flm_growth::{Provenance, Shape, VerifyReport};
 
+use crate::output_file::Page;
 use crate::report::html::escape;
 use crate::report::layers::{Scale, layer_chart};
 
@@ -32,8 +33,9 @@ pub(crate) fn page(
     // writing to a String does not fail
     let _ = write!(
         page,
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"generator\" content=\"flm\"><title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1>{verdict}",
-        escape(&title)
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">{1}<title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1>{verdict}",
+        escape(&title),
+        Page::Verification.mark()
     );
     if let Some(growth) = provenance.and_then(|p| p.growth.as_ref()) {
         page += "<h2>Plan</h2>";

@@ -2,7 +2,9 @@
 //!
 //! The released parser (`parse`) is kept as it is, for tables that compare with published ones. This one reads
 //! what the judge concluded: nothing of its thinking, the dict that stands by itself rather than one that is
-//! quoted in a sentence, JSON or Python in one line or several, half or full width, decimals, `n/10`, `[[n]]`.
+//! quoted in a sentence, JSON or Python in one line or several, half or full width, decimals, `n/10`, `[[n]]`,
+//! `\boxed{n}`, a heading with the number below it. Where nothing names the overall score, a last line that is one
+//! (`Score: n`) counts if it is the only one.
 //! Where two different scores have the same claim, there is none: a guess would be counted as a score.
 
 use regex::Regex;
@@ -47,10 +49,20 @@ pub(crate) struct Conclusion {
 }
 
 /// Names of the overall score, longer ones before those that they begin with.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 28] = [
     OVERALL,
     "綜合得分",
     "综合评分",
+    "综合分数",
+    "最终得分",
+    "最终评分",
+    "最终分数",
+    "最后得分",
+    "最后评分",
+    "总体评分",
+    "总体得分",
+    "整体评分",
+    "整体得分",
     "总得分",
     "总评分",
     "总分",
@@ -63,8 +75,19 @@ const NAMES: [&str; 16] = [
     "overall",
     "final score",
     "final_score",
+    "final rating",
+    "final grade",
     "total score",
 ];
+
+/// Names of a score of anything: of the answer only where nothing else has one.
+const SCORES: [&str; 6] = ["得分", "评分", "分数", "打分", "score", "rating"];
+
+/// Words between a name and its number.
+const JOINTS: [&str; 7] = ["如下", "应为", "应该是", "为", "是", "is ", "of "];
+
+/// What TeX puts around a number.
+const BOXED: &str = "\\boxed{";
 
 /// Names of a number inside an object that is the value of a name.
 const INNER: [&str; 6] = ["score", "分数", "得分", "评分", "rating", "value"];
@@ -127,6 +150,7 @@ pub(crate) fn conclude(judgment: &str, pattern: Option<&Regex>) -> Conclusion {
     }
     let verdict = match pattern {
         Some(pattern) => by_pattern(after_thinking(judgment), pattern),
+        None if strongest.is_none() => text.last_line(),
         None => text.decide(&candidates),
     };
     let braces = candidates.last().and_then(|candidate| candidate.braces);
@@ -210,7 +234,8 @@ impl Text {
             };
             let after = index + name.chars().count();
             let inside_word = index > 0 && name.is_ascii() && self.chars[index - 1].is_ascii_alphanumeric();
-            if let Some((value, end)) = self.value_after(after).filter(|_| !inside_word) {
+            let value = self.value_after(after).or_else(|| self.value_below(index, after));
+            if let Some((value, end)) = value.filter(|_| !inside_word) {
                 // quotation marks around the name alone open no quotation
                 let marked =
                     index > 0 && is_quote(self.chars[index - 1]) && self.at(after).is_some_and(is_quote);
@@ -243,12 +268,7 @@ impl Text {
                     && line.into_iter().all(|&c| c.is_whitespace() || "*`_)]}。.;,|".contains(c));
                 if alone { Claim::Dict } else { Claim::Line }
             }
-            None if before
-                .iter()
-                .all(|&c| c.is_whitespace() || c.is_ascii_digit() || "*#->.`|_【[\"'".contains(c)) =>
-            {
-                Claim::Line
-            }
+            None if begins_line(before) => Claim::Line,
             None => Claim::Prose,
         };
         if braces.is_none() && self.is_scale(end, value) {
@@ -302,8 +322,71 @@ impl Text {
         found.collect()
     }
 
-    /// The number that belongs to a name which ends at `index`, and its end.
-    fn value_after(&self, index: usize) -> Option<(f64, usize)> {
+    /// The verdict of a text in which nothing names the overall score: that of its last line, which is a score and
+    /// nothing else, if no other line is one.
+    fn last_line(&self) -> Verdict {
+        let lines: Vec<(f64, usize)> = (0..self.chars.len())
+            .filter(|&index| index == 0 || self.chars[index - 1] == '\n')
+            .filter_map(|index| self.score_of_line(index))
+            .collect();
+        let ends_text = |end: usize| {
+            let rest: String = self.chars.get(end..).unwrap_or_default().iter().collect();
+            !rest.trim_end().contains('\n')
+        };
+        match lines[..] {
+            [] => Verdict::Missing,
+            [(value, end)] if ends_text(end) => Verdict::of(value),
+            [(first, _), ..] if lines.iter().any(|(value, _)| *value != first) => Verdict::Ambiguous,
+            _ => Verdict::Missing,
+        }
+    }
+
+    /// The score that a line begins with, and its end: one that has the name of a score, one in a box of TeX; where the line is
+    /// the whole text, a number too.
+    fn score_of_line(&self, line: usize) -> Option<(f64, usize)> {
+        let start = self.skip(line, |c| c != '\n' && begins_line(&[c]) && !c.is_ascii_digit());
+        if let Some(name) = SCORES.iter().find(|name| self.starts_with(start, name)) {
+            let after = start + name.chars().count();
+            let (value, end) = self.value_after(after).or_else(|| self.value_below(start, after))?;
+            let of_other = self.is_scale(end, value);
+            return (!of_other).then_some((value, end));
+        }
+        let mut start = start;
+        while !self.starts_with(start, BOXED) && self.at(start).is_some_and(|c| "$\\[( ".contains(c)) {
+            start += 1;
+        }
+        let alone = self.chars[..line].iter().all(|c| c.is_whitespace());
+        if !self.starts_with(start, BOXED) && !alone {
+            return None;
+        }
+        let (value, end) = self.number(self.opened(start))?;
+        self.ends_line(self.of_ten(end)?, alone && !self.starts_with(start, BOXED)).then_some((value, end))
+    }
+
+    /// Whether nothing but marks, and a remark in brackets, stands between `index` and the end of the line; with
+    /// `text`, of the text.
+    fn ends_line(&self, index: usize, text: bool) -> bool {
+        let mark = |c: char| c.is_whitespace() && (text || c != '\n') || "*_`$}]|。.,;\\".contains(c);
+        let mut end = self.skip(index, mark);
+        if self.at(end) == Some('(') {
+            end = self.skip(self.skip(end, |c| c != ')' && c != '\n') + 1, mark);
+        }
+        self.at(end).is_none_or(|c| c == '\n' && !text)
+    }
+
+    /// The number that stands below a heading which is the name at `start..after`, or behind it at the end of its
+    /// line, with nothing between them.
+    fn value_below(&self, start: usize, after: usize) -> Option<(f64, usize)> {
+        let line_start =
+            self.chars[..start].iter().rposition(|&c| c == '\n').map_or(0, |newline| newline + 1);
+        let (index, _) = self.name_end(after);
+        let (value, end) = self.number(self.opened(index))?;
+        let end = self.of_ten(end)?;
+        (begins_line(&self.chars[line_start..start]) && self.ends_line(end, false)).then_some((value, end))
+    }
+
+    /// The index behind a name that ends at `index` and what closes it, and whether a bracket does.
+    fn name_end(&self, index: usize) -> (usize, bool) {
         let closing = |c: char| c == ' ' || c == '\t' || c == '*' || c == '_' || is_quote(c);
         let mut index = self.skip(index, closing);
         // 综合得分（1-10）
@@ -312,14 +395,37 @@ impl Text {
             index = self.skip(index, closing);
         }
         let bracket = self.at(index) == Some('】');
-        index = self.skip(index + usize::from(bracket), closing);
-        match self.at(index) {
-            Some(':' | '=' | '为' | '是' | '|') => index += 1,
-            _ if bracket => {}
-            _ => return None,
+        (self.skip(index + usize::from(bracket), closing), bracket)
+    }
+
+    /// The index behind what joins a name to its number, where anything does.
+    fn joint(&self, index: usize, bracket: bool) -> Option<usize> {
+        let word = JOINTS.iter().find(|word| self.starts_with(index, word));
+        let behind = index + word.map_or(0, |word| word.chars().count());
+        let mark = self.skip(behind, |c| c == ' ');
+        match self.at(mark) {
+            Some(':' | '=' | '|' | '→') => Some(mark + 1),
+            Some('—') => Some(self.skip(mark, |c| c == '—')),
+            // <score>8</score>
+            Some('>') if self.starts_with(self.skip(mark, |c| c != '<' && c != '\n'), "</") => Some(mark + 1),
+            _ if word.is_some() || bracket => Some(behind),
+            _ => None,
         }
+    }
+
+    /// The index behind what opens a number.
+    fn opened(&self, index: usize) -> usize {
+        let opening = |c: char| c.is_whitespace() || "*_`[$".contains(c) || is_quote(c);
+        let index = self.skip(index, opening);
+        if self.starts_with(index, BOXED) { self.skip(index + BOXED.len(), opening) } else { index }
+    }
+
+    /// The number that belongs to a name which ends at `index`, and its end.
+    fn value_after(&self, index: usize) -> Option<(f64, usize)> {
+        let (index, bracket) = self.name_end(index);
+        let mut index = self.joint(index, bracket)?;
         let opening = |c: char| c.is_whitespace() || "*_`[".contains(c) || is_quote(c);
-        let number = self.skip(index, opening);
+        let number = self.opened(index);
         let next_line = self.chars[index..number].contains(&'\n');
         index = number;
         if self.at(index) == Some('{') {
@@ -365,11 +471,13 @@ impl Text {
             if self.at(after) == Some('分') { after + 1 } else { index }
         };
         let end = unit(end);
-        let slash = self.skip(end, |c| c == ' ');
-        if self.at(slash) != Some('/') {
-            return Some(end);
-        }
-        let (denominator, end) = self.number(self.skip(slash + 1, |c| c == ' '))?;
+        let mark = |c: char| c == ' ' || c == '*' || c == '_';
+        let slash = self.skip(end, mark);
+        let of = ["/", "out of "].iter().find(|of| self.starts_with(slash, of));
+        let Some(of) = of.filter(|_| !self.starts_with(slash, "//")) else { return Some(end) };
+        let Some((denominator, end)) = self.number(self.skip(slash + of.len(), mark)) else {
+            return (*of != "/").then_some(end);
+        };
         (denominator == 10.0).then(|| unit(end))
     }
 
@@ -413,6 +521,11 @@ impl Text {
     }
 }
 
+/// Whether a name behind these characters stands at the beginning of its line.
+fn begins_line(before: &[char]) -> bool {
+    before.iter().all(|&c| c.is_whitespace() || c.is_ascii_digit() || "*#-><.`|_【[\"'".contains(c))
+}
+
 fn is_quote(c: char) -> bool {
     "'\"‘’“”「」『』`".contains(c)
 }
@@ -423,91 +536,4 @@ fn number(value: f64) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn verdicts_are_those_that_a_careful_reader_took() {
-        let labelled = include_str!("../../../tests/fixtures/alignbench/verdicts-200.jsonl");
-        let mut wrong = Vec::new();
-        for line in labelled.lines() {
-            let row: Value = serde_json::from_str(line).unwrap();
-            let found = match conclude(row["judgment"].as_str().unwrap(), None).verdict {
-                Verdict::Scored(score) => json!(score),
-                Verdict::Ambiguous => json!("ambiguous"),
-                Verdict::OutOfRange(_) | Verdict::Missing => Value::Null,
-            };
-            if found != row["verdict"] && found.as_f64() != row["verdict"].as_f64().or(Some(f64::NAN)) {
-                wrong
-                    .push(format!("{}: {} is {found}, not {}", row["form"], row["judgment"], row["verdict"]));
-            }
-        }
-        assert_eq!(labelled.lines().count(), 200);
-        assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
-    }
-
-    /// The first number is part of a sum, of a choice, of a table or of the scale: better no verdict than that one.
-    #[test]
-    fn a_number_that_goes_on_is_no_verdict() {
-        for (text, right) in [
-            ("综合得分：8 × 0.5 + 2 × 0.5 = 5", 5.0),
-            ("综合得分：8 + 1 = 9", 9.0),
-            ("综合得分：8→1", 1.0),
-            ("综合得分：8或1", f64::NAN),
-            ("综合得分 | 10 | 7", 7.0),
-            ("综合得分：10分中的6分", 6.0),
-            ("综合得分为10表示完美，本回答得4分", 4.0),
-            ("{'综合得分': 1e1}", 10.0),
-            ("综合得分：\n1. 事实正确 5\n2. 清晰 6", f64::NAN),
-            ("综合得分：3个维度平均为6", 6.0),
-        ] {
-            let found = conclude(text, None).verdict;
-            let right = matches!(found, Verdict::Scored(score) if score == right);
-            assert!(right || !matches!(found, Verdict::Scored(_)), "{text}: {found:?}");
-        }
-        assert!(matches!(conclude("综合得分：8分", None).verdict, Verdict::Scored(score) if score == 8.0));
-    }
-
-    #[test]
-    fn a_scale_and_a_references_score_are_no_verdict_on_the_answer() {
-        for (text, right) in [
-            ("总分为10分，本回答得9分", None),
-            ("总分：10分，我给这个回答打了6分", None),
-            ("总分为10分，本回答得9分。综合得分：9", Some(9.0)),
-            ("综合得分为10，事实正确性得9分", Some(10.0)),
-            ("综合得分为10分，参考答案得8分", Some(10.0)),
-            ("综合得分为10分，助手的回答得10分", Some(10.0)),
-            ("综合得分为10分，回答给出了3个例子", Some(10.0)),
-            ("参考答案的综合得分为8分，回答较差。", None),
-            ("参考答案的总分是8。\n综合得分：3", Some(3.0)),
-            ("与参考答案相比，综合得分为6", Some(6.0)),
-            ("相比参考答案综合得分为6", Some(6.0)),
-        ] {
-            assert_eq!(conclude(text, None).verdict.score(), right, "{text}");
-        }
-        assert_eq!(conclude("参考答案的总分为8，回答的总分为5", None).verdict, Verdict::Ambiguous);
-    }
-
-    #[test]
-    fn dimensions_stand_beside_the_verdict() {
-        let rating = |text: &str| Value::Object(conclude(text, None).rating);
-        assert_eq!(
-            rating("先 {'清晰度': 1}\n{\n \"清晰度\": 4.5, \"完备性\": \"6\",\n \"综合得分\": 5\n}"),
-            json!({"清晰度": 4.5, "完备性": 6, "综合得分": 5})
-        );
-        assert_eq!(rating("{'清晰度': 4}\n总分：6"), json!({"清晰度": 4}));
-        assert_eq!(rating("<think>{'清晰度': 4}</think>总分：6"), json!({}));
-    }
-
-    #[test]
-    fn a_pattern_reads_its_last_match_after_the_thinking() {
-        let pattern = Regex::new(r"GRADE=(\S+)").unwrap();
-        let verdict = |text: &str| conclude(text, Some(&pattern)).verdict;
-        assert_eq!(verdict("<think>GRADE=9</think>GRADE=3 GRADE=4.5"), Verdict::Scored(4.5));
-        assert_eq!(verdict("{'综合得分': 5}"), Verdict::Missing);
-        assert_eq!(verdict("GRADE=A"), Verdict::Missing);
-        assert_eq!(verdict("GRADE=40"), Verdict::OutOfRange(40.0));
-    }
-}
+mod tests;

@@ -27,6 +27,13 @@ impl Packed {
         self.labels.extend((1..=ids.len()).map(label));
     }
 
+    /// Gives back the memory that was kept for more documents.
+    pub fn shrink_to_fit(&mut self) {
+        self.ids.shrink_to_fit();
+        self.labels.shrink_to_fit();
+        self.starts.shrink_to_fit();
+    }
+
     /// Number of tokens.
     pub fn len(&self) -> usize {
         self.ids.len()

@@ -1,6 +1,7 @@
 //! From a sample to token ids, and which of them are learned.
 
 use crate::data::samples::{Content, Conversation};
+use crate::data::turns::Rendered;
 use crate::data::{DataStatistics, Document};
 #[cfg(doc)]
 use flm_candle::ChatTemplate;
@@ -20,9 +21,8 @@ pub struct Encoder<'a> {
 /// a conversation costs time in proportion to its length.
 #[derive(Debug, Default)]
 struct Growing {
-    text: String,
     ids: Vec<u32>,
-    /// Where that token begins in `text`, and its place in `ids`.
+    /// Where that token begins in the text, and its place in `ids`.
     fixed: (usize, usize),
 }
 
@@ -67,40 +67,22 @@ impl<'a> Encoder<'a> {
         Ok(Document { target: vec![true; ids.len()], ids, source })
     }
 
-    /// The template is rendered up to each assistant turn, as for generating it, and with it; what the
-    /// second text has more is the turn. Both are tokenised as parts of the whole and split where their
-    /// tokens begin to differ, which is how a model sees them that continues a prompt.
+    /// The text up to each answer and with it are tokenised as parts of the whole and split where their tokens
+    /// begin to differ, which is how a model sees them that continues a prompt.
     fn chat(&self, chat: &Conversation, source: (usize, usize)) -> Result<Document, String> {
         let Some(policy) = &self.policy else {
             return Err("a conversation, but the model has no chat template: give data.chat_template".into());
         };
-        let messages = &chat.messages;
-        let render = |messages: &[ChatMessage], prompt| render(policy, chat, messages, prompt);
+        let rendered = Rendered::new(
+            &|messages: &[ChatMessage], prompt| render(policy, chat, messages, prompt),
+            &chat.messages,
+        )?;
         let mut document = Document { ids: Vec::new(), target: Vec::new(), source };
         let mut whole = Growing::default();
         // whether the last answer still waits for the token that ends it
         let mut open = false;
-        for (index, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
-            let with = render(&messages[..=index], false)?;
-            let mut before = render(&messages[..index], true)?;
-            if !with.starts_with(&before) {
-                before = render(&messages[..index], false)?;
-            }
-            if !before.starts_with(&whole.text) || !with.starts_with(&before) {
-                return Err(format!(
-                    "the chat template does not put assistant turn {index} after the turns before it: \
-                     its tokens cannot be told apart"
-                ));
-            }
-            let content = message.content.trim();
-            if with.len() == before.len() && !content.is_empty() {
-                return Err(format!("the chat template leaves assistant turn {index} out"));
-            }
-            // the header of a template that knows no generation prompt is no part of the answer
-            let header = header(render, &messages[..=index], &before);
-            let header = header.filter(|header| with[before.len()..].starts_with(header.as_str()));
-            before.push_str(&header.unwrap_or_default());
-            let start = self.grow(&mut whole, &before)?;
+        for answer in rendered.answers {
+            let start = self.grow(&mut whole, &rendered.text[..answer.start])?;
             document.take(&whole.ids, start, false);
             if open {
                 // the token that follows the last answer ends it, if generation stops there
@@ -108,8 +90,8 @@ impl<'a> Encoder<'a> {
                 let stops = whole.ids.get(start).is_some_and(|id| policy.stop_tokens().contains(id));
                 follows.into_iter().for_each(|target| *target = stops);
             }
-            let start = self.grow(&mut whole, &with)?;
-            let learned = chat.learned.get(index).copied().unwrap_or(false);
+            let start = self.grow(&mut whole, &rendered.text[..answer.end])?;
+            let learned = chat.learned.get(answer.turn).copied().unwrap_or(false);
             document.take(&whole.ids, start, learned);
             open = learned && !self.end_at_stop(&mut document, start, policy);
         }
@@ -137,18 +119,18 @@ impl<'a> Encoder<'a> {
     fn grow(&self, whole: &mut Growing, longer: &str) -> Result<usize, String> {
         let (text_at, ids_at) = whole.fixed;
         let tail = self.tokenizer.encode_special(&longer[text_at..]).map_err(|e| e.to_string())?;
-        let mut ids = whole.ids[..ids_at].to_vec();
-        ids.extend(tail);
-        let common = ids.iter().zip(&whole.ids).take_while(|(a, b)| a == b).count();
+        let old = &whole.ids[ids_at..];
+        let common = ids_at + tail.iter().zip(old).take_while(|(a, b)| a == b).count();
+        whole.ids.truncate(ids_at);
+        whole.ids.extend(tail);
         // what stands before a special token is encoded by itself
-        let last = (ids_at..ids.len()).rev().find(|&at| self.tokenizer.is_special(ids[at]));
+        let last = (ids_at..whole.ids.len()).rev().find(|&at| self.tokenizer.is_special(whole.ids[at]));
         if let Some(at) = last.filter(|&at| at > ids_at)
-            && let Some(place) = self.tokenizer.id_to_token(ids[at]).and_then(|name| longer.rfind(&name))
-            && place >= text_at
+            && let Some(name) = self.tokenizer.id_to_token(whole.ids[at])
+            && let Some(place) = longer[text_at..].rfind(&name)
         {
-            whole.fixed = (place, at);
+            whole.fixed = (text_at + place, at);
         }
-        (whole.text, whole.ids) = (longer.to_owned(), ids);
         Ok(common)
     }
 }
@@ -161,26 +143,6 @@ impl Document {
         self.ids.extend(&ids[start..]);
         self.target.resize(self.ids.len(), target);
     }
-}
-
-/// What a template puts before an assistant turn that follows `before`: found with the turn's content alone,
-/// since reasoning and tool calls may stand before it.
-fn header(
-    render: impl Fn(&[ChatMessage], bool) -> Result<String, String>,
-    messages: &[ChatMessage],
-    before: &str,
-) -> Option<String> {
-    let (last, earlier) = messages.split_last()?;
-    let content = match last.content.trim() {
-        "" if last.rest.is_empty() => return None,
-        "" => "answer",
-        content => content,
-    };
-    let mut bare = earlier.to_vec();
-    bare.push(ChatMessage::new(last.role.clone(), content));
-    let text = render(&bare, false).ok()?;
-    let turn = text.strip_prefix(before)?;
-    turn.find(content).map(|at| turn[..at].to_owned())
 }
 
 fn render(

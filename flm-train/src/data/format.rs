@@ -1,6 +1,7 @@
 //! Reading files of training data: JSON lines, JSON arrays, tables and plain text. What a file is wrapped in is in
 //! `container`, the forms of rows in `rows`, trees of messages in `trees`, forms of single data sets in `forms`.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read};
 use std::path::Path;
@@ -75,8 +76,9 @@ pub(super) fn each_sample(
     if array {
         let skip = head.len() - start.len();
         reader.consume(skip);
-        let mut json = serde_json::Deserializer::from_reader(reader);
-        let mut visitor = Elements { rows: &mut rows, take: &mut *take, failed: None, next: 1 };
+        let left = Cell::new(MAX_LINE);
+        let mut json = serde_json::Deserializer::from_reader(Bounded { reader, left: &left });
+        let mut visitor = Elements { rows: &mut rows, take: &mut *take, left: &left, failed: None, next: 1 };
         let done =
             serde::de::Deserializer::deserialize_seq(&mut json, &mut visitor).and_then(|()| json.end());
         let Elements { failed, next, .. } = visitor;
@@ -87,7 +89,10 @@ pub(super) fn each_sample(
         match failed {
             Some(Failed::Element(message)) => return Err(wrong(message)),
             Some(Failed::Taking(error)) => return Err(error),
-            None => done.map_err(|e| wrong(format!("not JSON: {e}")))?,
+            None => done.map_err(|e| {
+                let what = if e.is_io() { "cannot be read" } else { "not JSON" };
+                wrong(format!("{what}: {e}"))
+            })?,
         }
         return rows.finish(take);
     }
@@ -118,7 +123,7 @@ pub(super) fn each_sample(
 }
 
 /// The most bytes of a row, and of a text: what has no end is refused, and a text is in memory whole.
-const MAX_LINE: u64 = 256 << 20;
+const MAX_LINE: u64 = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 const MAX_TEXT: u64 = 4 << 30;
 
 /// What bytes are that are not UTF-8.
@@ -149,10 +154,31 @@ fn plain_text(path: &Path, reader: impl Read) -> Result<Sample, TrainError> {
     Ok(Sample { line: 1, content: Content::Text(text) })
 }
 
+/// Fails once more is read than is left, so that no element is read without end.
+struct Bounded<'l, R> {
+    reader: R,
+    left: &'l Cell<u64>,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        let left = self.left.get().checked_sub(read as u64).ok_or_else(|| {
+            std::io::Error::other(format!(
+                "more than {MAX_LINE} bytes in one element: this is no row of data"
+            ))
+        })?;
+        self.left.set(left);
+        Ok(read)
+    }
+}
+
 /// Takes the elements of an array one by one, so that the whole is never in memory as JSON.
 struct Elements<'r, 'c, 't> {
     rows: &'r mut Rows<'c>,
     take: &'r mut Take<'t>,
+    /// Bytes that the next element may have.
+    left: &'r Cell<u64>,
     failed: Option<Failed>,
     next: usize,
 }
@@ -179,6 +205,7 @@ impl<'de> serde::de::Visitor<'de> for &mut Elements<'_, '_, '_> {
                 return Err(serde::de::Error::custom("a wrong element"));
             }
             self.next += 1;
+            self.left.set(MAX_LINE);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ mod rows;
 pub(crate) mod samples;
 mod shuffle;
 mod trees;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -185,6 +186,21 @@ impl Dataset {
         let validation_digest = digest_of(&mut validation.iter());
         let files = options.files.iter().chain(&options.validation_files).cloned().collect();
         Ok(Self { rows, validation, statistics, validation_statistics, digest, validation_digest, files })
+    }
+
+    /// Bytes that the rows take in memory for as long as the dataset lives: 12 a token, and where each document
+    /// comes from.
+    pub fn memory(&self) -> u64 {
+        let rows = self.rows.iter().chain(&self.validation);
+        let bytes = rows.map(|row| {
+            let Packed { ids, labels, starts } = &row.packed;
+            size_of::<Row>()
+                + size_of_val(&ids[..])
+                + size_of_val(&labels[..])
+                + size_of_val(&starts[..])
+                + size_of_val(&row.sources[..])
+        });
+        bytes.map(|bytes| bytes as u64).sum()
     }
 
     /// Rows of the training set, each with its packed tokens, in the order of `epoch`.

@@ -43,6 +43,8 @@ pub(crate) fn pack(documents: Vec<Document>, context: usize, packing: bool) -> V
         }
     }
     done.append(&mut open);
+    // they stay as long as the run
+    done.iter_mut().for_each(|row| row.packed.shrink_to_fit());
     done
 }
 

@@ -72,6 +72,9 @@ impl Rows<'_> {
             self.unread(key);
         }
         let why = match &content {
+            Content::Chat(chat) if !chat.messages.iter().any(|turn| turn.role == "assistant") => {
+                "conversations without an assistant turn"
+            }
             Content::Chat(chat) if !chat.learned.contains(&true) => "conversations without a turn to learn",
             // the end of a turn alone would be learned
             Content::Chat(chat) if chat.says_nothing() => "rows with an empty answer",
@@ -165,9 +168,6 @@ impl Rows<'_> {
                     }
                 }
             }
-            if !messages.iter().any(|message| message.role == "assistant") {
-                return Err(format!("`{key}` has no assistant turn: there is nothing to learn"));
-            }
             return Ok(Content::Chat(Conversation { messages, learned, tools: tools(row)? }));
         }
         if let Some(key) = TURNS[..4].iter().find(|key| has(row, key)) {
@@ -176,6 +176,9 @@ impl Rows<'_> {
         if let Some((question, answer)) =
             PAIRS.into_iter().find(|(q, a)| row.contains_key(*q) && row.contains_key(*a))
         {
+            if row[question].is_array() || row[answer].is_array() {
+                return self.lists(row, question, answer);
+            }
             return self.pair(row, question, answer);
         }
         if has(row, "text") {
@@ -193,6 +196,26 @@ impl Rows<'_> {
              `text`; {}; data.columns names others, for example data.columns.prompt = \"q\"",
             keys_of(row)
         ))
+    }
+
+    /// TRL's prompt and completion as lists of turns: those of the completion are learned.
+    fn lists(&mut self, row: &mut Object, question: &str, answer: &str) -> Result<Content, String> {
+        let mut chat = Conversation::new(Vec::new());
+        for (key, role) in [(question, "user"), (answer, "assistant")] {
+            let list = match row.shift_remove(key).unwrap_or_default() {
+                Value::String(text) => serde_json::json!([{"role": role, "content": text}]),
+                list => list,
+            };
+            let (messages, learned) = self.turns(list, key)?;
+            chat.messages.extend(messages);
+            chat.learned.extend(learned.into_iter().map(|learned| learned && key == answer));
+        }
+        self.preference(row, answer);
+        if let Some(text) = string(row, "system")? {
+            chat.messages.insert(0, ChatMessage::new("system", text));
+            chat.learned.insert(0, false);
+        }
+        Ok(Content::Chat(Conversation { tools: tools(row)?, ..chat }))
     }
 
     /// A question and its answer, with what was said before.
@@ -354,16 +377,19 @@ fn mark(object: &mut Object) -> Result<Option<(&'static str, bool)>, String> {
 }
 
 fn tools(row: &mut Object) -> Result<Option<Value>, String> {
-    match row.shift_remove("tools") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(tools)) if tools.is_empty() => Ok(None),
-        Some(tools @ Value::Array(_)) => Ok(Some(tools)),
+    let tools = match row.shift_remove("tools") {
         // as LLaMA-Factory and the Hub's Parquet files store them
-        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
         Some(Value::String(text)) => {
-            serde_json::from_str(&text).map(Some).map_err(|e| format!("`tools` is not JSON: {e}"))
+            serde_json::from_str(&text).map_err(|e| format!("`tools` is not JSON: {e}"))?
         }
-        Some(_) => Err("`tools` is not a list".into()),
+        tools => tools.unwrap_or_default(),
+    };
+    match tools {
+        Value::Null => Ok(None),
+        Value::Array(tools) if tools.is_empty() => Ok(None),
+        Value::Array(_) => Ok(Some(tools)),
+        _ => Err("`tools` is not a list".into()),
     }
 }
 

@@ -110,12 +110,13 @@ fn size(bytes: u64) -> String {
 
 /// Every kind of plan that the settings allow, the one that is taken marked.
 ///
-/// Of the plans that fit the fastest is taken. A hundredth more time counts as equal: then the first kind is
+/// `data` is what the rows take in host memory beside each. Of the plans that fit the fastest is taken. A hundredth more time counts as equal: then the first kind is
 /// taken, with the least memory.
 pub(crate) fn consider(
     layout: &Layout,
     machine: &Machine,
     shape: StepShape,
+    data: u64,
     wanted: Wanted,
 ) -> Vec<Considered> {
     let mut kinds: Vec<Considered> = Vec::new();
@@ -130,7 +131,7 @@ pub(crate) fn consider(
             for inputs in places(machine, wanted, recompute) {
                 let plans = sweeps(shape, machine, wanted).map(|(micro_batches, summed)| {
                     let sweeps = SweepOptions { micro_batches, summed, recompute, inputs };
-                    consider_one(layout, machine, shape, Choice { placement, sweeps })
+                    consider_one(layout, machine, shape, data, Choice { placement, sweeps })
                 });
                 kinds.extend(best(plans.collect()));
             }
@@ -181,8 +182,15 @@ fn sweeps(shape: StepShape, machine: &Machine, wanted: Wanted) -> impl Iterator<
     })
 }
 
-fn consider_one(layout: &Layout, machine: &Machine, shape: StepShape, choice: Choice) -> Considered {
+fn consider_one(
+    layout: &Layout,
+    machine: &Machine,
+    shape: StepShape,
+    data: u64,
+    choice: Choice,
+) -> Considered {
     let estimate = Estimate::new(layout, machine, choice, shape);
+    let estimate = Estimate { host: estimate.host.beside(data), ..estimate };
     let over = |needed: u64, there: Option<u64>| there.map_or(0, |there| needed.saturating_sub(there));
     let missing = Missing {
         device: over(estimate.device.map_or(0, |m: MemoryUse| m.total), machine.device_memory),
@@ -235,7 +243,7 @@ mod tests {
     fn plans(machine: &Machine, rows: usize) -> (Vec<Considered>, Layout) {
         let layout = Layout::new(&preset("tele-flm-52b").unwrap()).with_bf16_weights();
         let shape = StepShape { rows, micro_rows: 1, context: 2048 };
-        (consider(&layout, machine, shape, Wanted::default()), layout)
+        (consider(&layout, machine, shape, 0, Wanted::default()), layout)
     }
 
     #[test]
@@ -272,7 +280,11 @@ mod tests {
                 ..machine
             };
             let shape = StepShape { rows: 1024, micro_rows: 1, context: 2048 };
-            assert!(consider_one(&layout, &more, shape, plan.choice).fits);
+            assert!(consider_one(&layout, &more, shape, 0, plan.choice).fits);
+            // what the rows of data take is missing too
+            let beside = consider_one(&layout, &more, shape, 1_000_000, plan.choice);
+            assert_eq!((beside.missing.total(), beside.estimate.host.data), (1_000_000, 1_000_000));
+            assert_eq!(beside.estimate.host.total, plan.estimate.host.total + 1_000_000);
         }
     }
 

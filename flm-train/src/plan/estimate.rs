@@ -64,13 +64,20 @@ pub struct MemoryUse {
     pub activations: u64,
     /// Logits, and what the program itself needs.
     pub workspace: u64,
+    /// Rows of training data, which stay for the whole run; none where a plan is made from shapes alone.
+    pub data: u64,
     /// Sum of the above: the most at a time.
     pub total: u64,
 }
 
 impl MemoryUse {
     fn new(parameters: u64, activations: u64, workspace: u64) -> Self {
-        Self { parameters, activations, workspace, total: parameters + activations + workspace }
+        Self { parameters, activations, workspace, data: 0, total: parameters + activations + workspace }
+    }
+
+    /// The same beside `data` bytes of training data.
+    pub(crate) fn beside(self, data: u64) -> Self {
+        Self { data: self.data + data, total: self.total + data, ..self }
     }
 
     fn larger(self, other: Self) -> Self {

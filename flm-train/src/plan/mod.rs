@@ -67,6 +67,8 @@ pub struct PlanReport {
     pub rows: usize,
     /// Rows to validate on.
     pub validation_rows: usize,
+    /// Bytes of host memory that the rows of both take during the whole run.
+    pub data_memory: u64,
     /// The part of all positions that hold a token.
     pub packing_efficiency: f64,
     /// Tokens of a row.
@@ -182,7 +184,7 @@ impl Plan {
             context: data.context.min(dataset.rows.iter().map(|r| r.packed.len()).max().unwrap_or(0)),
         };
         let wanted = Wanted::of(&options)?;
-        let considered = consider(&layout, &machine, shape, wanted);
+        let considered = consider(&layout, &machine, shape, dataset.memory(), wanted);
         let Some(choice) = considered.iter().find(|plan| plan.chosen).map(|plan| plan.choice) else {
             return Err(TrainError::DoesNotFit { table: refusal(&considered) });
         };
@@ -296,6 +298,7 @@ impl Plan {
             data: self.dataset.statistics.clone(),
             rows: self.dataset.rows.len(),
             validation_rows: self.dataset.validation.len(),
+            data_memory: self.dataset.memory(),
             packing_efficiency: self.dataset.packing_efficiency(self.context),
             context: self.context,
             steps_per_epoch: self.steps_per_epoch(),

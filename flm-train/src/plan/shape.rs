@@ -12,7 +12,7 @@ use flm_checkpoint::TeleFlmConfig;
 
 /// What a run of `steps` steps would be, from shapes alone.
 ///
-/// Rows count as full and every token as learned; see [`crate::Estimate`] for the arithmetic.
+/// Rows count as full and every token as learned, and the data takes no memory; see [`crate::Estimate`] for the arithmetic.
 #[derive(Debug, Serialize)]
 pub struct ShapePlan {
     /// Parameters that are trained.
@@ -54,7 +54,7 @@ impl ShapePlan {
             WeightDtype::F32 => Layout::new(config),
             WeightDtype::Bf16 => Layout::new(config).with_bf16_weights(),
         };
-        let plans = consider(&layout, &machine, shape, Wanted::default());
+        let plans = consider(&layout, &machine, shape, 0, Wanted::default());
         let Some(chosen) = plans.iter().find(|plan| plan.chosen).copied() else {
             return Err(TrainError::DoesNotFit { table: refusal(&plans) });
         };

@@ -122,6 +122,32 @@ fn what_a_template_renders_of_a_message_is_learned_and_what_it_does_not_is_refus
     }
 }
 
+/// `count` questions and answers, with a message of the system before them.
+fn long_conversation(count: usize) -> String {
+    let turns = (0..count).map(|i| {
+        format!(r#",{{"role":"user","content":"q {i}"}},{{"role":"assistant","content":"answer {}"}}"#, i * i)
+    });
+    format!(r#"{{"messages":[{{"role":"system","content":"s"}}{}]}}"#, turns.collect::<String>())
+}
+
+#[test]
+fn all_of_a_long_conversation_is_learned_as_its_parts_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant: {% endif %}";
+    let plan = |line: &str| {
+        let path = dir.path().join("template.jinja");
+        fs::write(&path, template).unwrap();
+        let template = format!("data.chat_template={}", path.display());
+        let changes = [template.as_str(), "data.truncation=\"right\""];
+        Plan::new(recipe(dir.path(), &[line], &changes).unwrap()).unwrap()
+    };
+    // rows hold 48 tokens: the first turns of a long conversation are a short one's
+    let (short, long) = (plan(&long_conversation(5)), plan(&long_conversation(40)));
+    assert!(short.dataset.statistics.longest == 48 && long.dataset.statistics.longest == 48);
+    assert_eq!(short.dataset.rows[0].packed, long.dataset.rows[0].packed);
+}
+
 #[test]
 fn a_run_tells_what_it_left_out_and_which_limit_ends_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -136,6 +162,30 @@ fn a_run_tells_what_it_left_out_and_which_limit_ends_it() {
         "train.epochs = 3 ends the run at step 3",
     ] {
         assert!(notes.iter().any(|note| note.contains(says)), "{notes:?}");
+    }
+}
+
+#[test]
+fn the_memory_of_the_data_is_counted_in_every_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!(r#"{{"text":"{}"}}"#, "天地玄黄，宇宙洪荒。".repeat(400));
+    let plan = Plan::new(recipe(dir.path(), &[LINES[0], &long], &["data.validation=0.3"]).unwrap()).unwrap();
+    let (rows, data) = (plan.dataset.rows.iter().chain(&plan.dataset.validation), plan.dataset.memory());
+    let tokens: usize = rows.map(|row| row.packed.len()).sum();
+    assert!(!plan.dataset.validation.is_empty() && data >= 12 * tokens as u64, "{data} for {tokens}");
+    assert_eq!(plan.report().data_memory, data);
+    for considered in &plan.considered {
+        let host = considered.estimate.host;
+        assert_eq!(host.data, data);
+        assert_eq!(host.total, host.parameters + host.activations + host.workspace + data);
+    }
+    // a budget without it is too small
+    let least = plan.considered.iter().map(|plan| plan.estimate.host.total).min().unwrap();
+    for (budget, fits) in [(least, true), (least - data / 2, false)] {
+        let budget = format!("memory.budget={budget}");
+        let changes = ["data.validation=0.3", budget.as_str()];
+        let plan = recipe(dir.path(), &[LINES[0], &long], &changes).and_then(Plan::new);
+        assert_eq!(plan.is_ok(), fits, "{budget}");
     }
 }
 

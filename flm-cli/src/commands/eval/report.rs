@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::Args;
 
 use crate::output::{Output, size};
-use crate::output_file::{self, Kind};
+use crate::output_file::{self, Kind, Page};
 use crate::report::evaluation::page;
 use crate::report::markdown::markdown;
 use flm_eval::{Report, find};
@@ -50,7 +50,7 @@ impl MakeReport {
             if first.is_dir() { first.join("report.html") } else { first.with_extension("html") }
         });
         let html = page(&report)?;
-        output_file::write(&out, Kind::Page, html.as_bytes(), self.force)?;
+        output_file::write(&out, Kind::Page(Page::Evaluation), html.as_bytes(), self.force)?;
         output.result(&report, |report| {
             if self.markdown {
                 markdown(report)

@@ -10,6 +10,9 @@ use flm_train::{Content, read_samples};
 
 use crate::arguments::read_start;
 
+/// The most bytes of a text that is measured whole: it is in memory, with its tokens.
+const MAX_TEXT: u64 = 1 << 30;
+
 /// A file with the name under which it is reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TextFile {
@@ -68,6 +71,19 @@ impl TextFile {
         Ok(paths.into_iter().map(|path| Self { name: stem(&path), path }).collect())
     }
 
+    /// The whole of a file that is one text. A regular file that is too long is told before it is read.
+    fn whole(&self) -> anyhow::Result<String> {
+        let long = self.path.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > MAX_TEXT);
+        let text = if long { None } else { Some(read_start(&self.path, MAX_TEXT)?) };
+        let text = text.filter(|(_, whole)| *whole).map(|(text, _)| text);
+        text.with_context(|| {
+            format!(
+                "{} has more than {MAX_TEXT} bytes: give --max-bytes N, or split it into several files",
+                self.path.display()
+            )
+        })
+    }
+
     /// Its texts: of a .jsonl file the `text` of every line, of any other file the whole. With
     /// `max_bytes`, only the first that many bytes, cut between characters.
     ///
@@ -88,7 +104,10 @@ impl TextFile {
             }
             texts
         } else {
-            vec![read_start(&self.path, max_bytes.map_or(u64::MAX >> 1, |n| n as u64))?.0]
+            match max_bytes {
+                Some(bytes) => vec![read_start(&self.path, bytes as u64)?.0],
+                None => vec![self.whole()?],
+            }
         };
         let mut left = max_bytes.unwrap_or(usize::MAX);
         for text in &mut texts {
@@ -151,6 +170,13 @@ mod tests {
         // 6 bytes and 1; in the second character
         assert_eq!(lines.texts(Some(7)).unwrap(), ["天地", "a"]);
         assert_eq!(lines.texts(Some(5)).unwrap(), ["天", ""]);
+        // an endless file ends where it is told to, and one that is too long is not read
+        let zero = TextFile { name: "x".into(), path: "/dev/zero".into() };
+        assert_eq!(zero.texts(Some(7)).unwrap(), ["\0".repeat(7)]);
+        let long = file("long.txt", "");
+        std::fs::File::options().write(true).open(&long.path).unwrap().set_len(MAX_TEXT + 1).unwrap();
+        let said = long.texts(None).unwrap_err().to_string();
+        assert!(said.contains("more than 1073741824 bytes: give --max-bytes"), "{said}");
         let whole = file("a.md", "{\"text\": 1}\n");
         assert_eq!(whole.texts(None).unwrap(), ["{\"text\": 1}\n"]);
         let chat = file("b.jsonl", "{\"text\": \"a\"}\n{\"instruction\": \"a\", \"output\": \"b\"}");

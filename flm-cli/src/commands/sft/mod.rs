@@ -246,6 +246,7 @@ fn describe(report: &PlanReport) -> String {
          time                {}\n\
          checkpoints         {} of disk at most\n\
          memory budget       {}\n\
+         data in memory      {} of it, for the whole run; counted below\n\
          plan                {}\n\
          bound by            {}: the fastest plan that fits\n\n",
         count(report.parameters),
@@ -273,6 +274,7 @@ fn describe(report: &PlanReport) -> String {
         ),
         size(report.checkpoint_disk),
         size(report.budget),
+        size(report.data_memory),
         report.plans.iter().find(|plan| plan.chosen).map_or_else(String::new, plan::in_words),
         report.bound,
     );

@@ -118,7 +118,7 @@ fn describe(plan: &ShapePlan) -> String {
         lines.push(("on the GPU", groups));
     }
     let used = |name, memory: MemoryUse, there: u64| {
-        let MemoryUse { parameters, activations, workspace, total } = memory;
+        let MemoryUse { parameters, activations, workspace, total, .. } = memory;
         let parts = [("parameters", parameters), ("activations", activations), ("workspace", workspace)];
         let parts: Vec<String> =
             parts.iter().map(|(name, bytes)| format!("{} {name}", size(*bytes))).collect();

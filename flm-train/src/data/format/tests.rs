@@ -117,6 +117,31 @@ fn arrays_and_compressed_files_are_read_and_other_formats_named() {
 }
 
 #[test]
+fn what_has_no_end_is_read_no_further_than_a_row_may_be_long() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let endless = "a".repeat(2 * MAX_LINE as usize);
+    for (begin, says) in [
+        ("[{\"text\":\"", "endless.json:1: element 1 of the array: cannot be read: more than 1048576 bytes"),
+        ("[{\"text\":\"b\"},{\"text\":\"", "element 2 of the array: cannot be read: more than"),
+        ("{\"text\":\"", "endless.json:1: more than 1048576 bytes in one line"),
+    ] {
+        let path = dir.path().join("endless.json");
+        let mut file =
+            flate2::write::GzEncoder::new(std::fs::File::create(&path).unwrap(), Default::default());
+        file.write_all(format!("{begin}{endless}").as_bytes()).unwrap();
+        file.finish().unwrap();
+        let error = read_samples(&path).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    // each element has the bound to itself
+    let row = format!("{{\"text\":\"{}\"}}", "a".repeat(MAX_LINE as usize / 2));
+    let path = dir.path().join("long.json");
+    std::fs::write(&path, format!("[{row},{row},{row}]")).unwrap();
+    assert_eq!(read_samples(&path).unwrap().len(), 3);
+}
+
+#[test]
 fn rows_of_parquet_tables_are_those_of_json_lines() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/parquet");
     for codec in ["snappy", "zstd", "gzip"] {
@@ -181,6 +206,53 @@ fn empty_answers_are_left_out_with_their_reason() {
     );
     assert_eq!(found.samples.iter().map(|s| s.line).collect::<Vec<_>>(), [3, 4]);
     assert_eq!(found.left_out, BTreeMap::from([("rows with an empty answer".into(), 2)]));
+}
+
+#[test]
+fn conversations_without_an_answer_are_left_out_and_counted() {
+    let found = data(
+        r#"{"messages":[{"role":"user","content":"a"}]}
+{"messages":[]}
+{"conversations":[{"from":"system","value":"a"},{"from":"human","value":"b"}]}
+{"prompt":[{"role":"user","content":"a"}],"completion":[]}
+{"instruction":"a","output":"b"}"#,
+    );
+    assert_eq!(found.samples.iter().map(|s| s.line).collect::<Vec<_>>(), [5]);
+    assert_eq!(found.left_out, BTreeMap::from([("conversations without an assistant turn".into(), 4)]));
+}
+
+#[test]
+fn prompts_and_completions_may_be_lists_of_turns() {
+    let found = data(
+        r#"{"prompt":[{"role":"user","content":"a"}],"completion":[{"role":"assistant","content":"b"}]}
+{"prompt":[{"role":"user","content":"a"}],"completion":"b"}
+{"prompt":"a","response":[{"role":"assistant","content":"b"}]}"#,
+    );
+    let expected = Conversation::new(vec![ChatMessage::new("user", "a"), ChatMessage::new("assistant", "b")]);
+    assert_eq!(found.samples.len(), 3);
+    assert!(found.samples.iter().all(|sample| chat(sample) == &expected), "{found:?}");
+    // the completion is learned, however many turns it has, and nothing of the prompt
+    let found = data(
+        r#"{"system":"s","prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"x"},{"role":"user","content":"y"}],"completion":[{"role":"assistant","content":"b"},{"role":"tool","content":"c"},{"role":"assistant","content":"d"}],"tools":"[{\"name\":\"f\"}]"}"#,
+    );
+    let chat = chat(&found.samples[0]);
+    assert_eq!(chat.messages[0], ChatMessage::new("system", "s"));
+    assert_eq!(chat.learned, [false, false, false, false, true, false, true]);
+    assert_eq!(chat.tools, Some(serde_json::json!([{"name": "f"}])));
+    let wrong = read(r#"{"prompt":[{"role":"user","content":"a"}],"completion":7}"#).unwrap_err();
+    assert!(wrong.contains("`completion` is not a list"), "{wrong}");
+}
+
+#[test]
+fn an_empty_list_of_tools_is_none_in_every_form() {
+    for tools in ["[]", "null", r#""""#, r#""[]""#, r#"" [ ] ""#, r#""null""#] {
+        let found = data(&format!(r#"{{"instruction":"a","output":"b","tools":{tools}}}"#));
+        assert_eq!(chat(&found.samples[0]).tools, None, "{tools}");
+    }
+    for (tools, says) in [(r#""{}""#, "`tools` is not a list"), (r#""[""#, "`tools` is not JSON")] {
+        let error = read(&format!(r#"{{"instruction":"a","output":"b","tools":{tools}}}"#)).unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]
@@ -269,7 +341,6 @@ fn what_is_wrong_is_told_with_its_line() {
         ("{\"prompt\":\"a\"}", "data.jsonl:1: expected `messages`"),
         ("{\"text\":1}", "`text` is not a string"),
         ("{\"messages\":{}}", "`messages` is not a list"),
-        ("{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", "no assistant turn"),
         ("{\"messages\":[{\"role\":\"usr\",\"content\":\"a\"}]}", "messages[0]: unknown role \"usr\""),
         ("{\"messages\":[{\"role\":\"user\"}]}", "messages[0]: `content` is not a string"),
         ("{\"instruction\":\"a\",\"input\":3,\"output\":\"b\"}", "`input` is not a string"),
